@@ -1,0 +1,79 @@
+"""Configuration: where `conf/` is, the resolvers that it uses, and composing it without a command line.
+
+Nothing here imports torch, verl or ray, so `python -m unify_posttrain.train --cfg job` answers at once on any machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def conf_dir() -> Path:
+    """Absolute folder of `conf/`: inside the package when installed from a wheel, beside it in a checkout."""
+    for folder in (PACKAGE / "conf", PACKAGE.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"no conf/train.yaml in {PACKAGE} or beside it; reinstall unify_posttrain")
+
+
+def _verl_conf() -> str:
+    """verl's own configuration folder, found without importing verl (which takes seconds and imports torch)."""
+    spec = find_spec("verl")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("verl is not installed; pip install verl==0.7.1")
+    return str(Path(spec.submodule_search_locations[0]) / "trainer" / "config")
+
+
+def _seed_key(value: Any, default: Any) -> Any:
+    """A released spelling (such as trainer.switch_gate) if it is set, else our default."""
+    return default if value is None else value
+
+
+def _verl_agg(mode: str) -> str:
+    """verl's name for an aggregation; it has no constant divisor, and uses the name for metrics only."""
+    return "seq-mean-token-sum-norm" if mode == "sum-norm" else mode
+
+
+def _ray_cpus(ranks: int) -> int:
+    """Ray's CPU slots: a worker, an engine and an agent loop per rank, and the driver's own actors. Slots, not cores."""
+    return max(4 * int(ranks) + 4, os.cpu_count() or 1)
+
+
+def _threads_per_rank(ranks: int) -> str:
+    """Cores for each rank; generation and training take turns, so both may use them."""
+    return str(max(1, len(os.sched_getaffinity(0)) // int(ranks)))
+
+
+def register_resolvers() -> None:
+    """Make the interpolations of `conf/` known to OmegaConf; harmless when repeated."""
+    resolvers = {
+        "verl_conf": _verl_conf,
+        "conf_dir": lambda: str(conf_dir()),
+        "seed_key": _seed_key,
+        "verl_agg": _verl_agg,
+        "ray_cpus": _ray_cpus,
+        "threads_per_rank": _threads_per_rank,
+        "add": lambda *numbers: sum(numbers),
+        "tokens_per_gpu": lambda prompt, response: 2 * (prompt + response),
+    }
+    for name, function in resolvers.items():
+        OmegaConf.register_new_resolver(name, function, replace=True)
+
+
+def compose_config(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
+    """Compose a configuration as the command line would, e.g. `compose_config(["algorithm=luffy", "model=qwen3_8b"])`."""
+    register_resolvers()
+    if GlobalHydra.instance().is_initialized():
+        GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base=None, config_dir=str(conf_dir())):
+        return compose(config_name=config_name, overrides=list(overrides))

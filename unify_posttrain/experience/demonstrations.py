@@ -1,0 +1,196 @@
+"""Demonstration rows from target columns, by tokenisation alone: no demonstration passes through a generation engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+OVERLONG_POLICIES = ("drop", "truncate", "error")
+SELECTIONS = ("first", "random")
+TARGET_COLUMNS = ("target", "target_lst")
+THINK_OPENING = "<think>\n"
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A tokenised target for one prompt.
+
+    Attributes:
+        row_id: position of the prompt in the concatenated training files (stable over runs).
+        target_index: which of several targets.
+        prompt_ids: rendered prompt.
+        response_ids: target tokens, then EOS if the target is complete.
+    """
+
+    row_id: int
+    target_index: int
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Identifies the demonstration over steps and runs; its score is cached under it."""
+        return self.row_id, self.target_index
+
+
+@dataclass(frozen=True)
+class DemonstrationReader:
+    """Turns target columns into `Demonstration`s.
+
+    Attributes:
+        encode: text -> token ids, adding no special tokens.
+        render: prompt messages -> (text, token ids) with the generation prompt.
+        eos_id: appended to every complete target.
+        max_length: longest response in tokens, EOS included (T).
+        overlong: what happens to a longer one: `drop` (as if missing), `truncate` (first T ids; EOS is *not* forced in, the
+            model is not taught to stop where the text does not), or `error`.
+        select: which of several targets: `first`, or `random`, drawn from (seed, step, row_id).
+        seed: seed of the draw.
+    """
+
+    encode: Callable[[str], list[int]]
+    render: Callable[[Sequence[Mapping[str, Any]]], tuple[str, list[int]]]
+    eos_id: int
+    max_length: int
+    overlong: str = "drop"
+    select: str = "first"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.overlong not in OVERLONG_POLICIES:
+            raise ValueError(f"fusion.demo.overlong={self.overlong!r}; choose one of {', '.join(OVERLONG_POLICIES)}")
+        if self.select not in SELECTIONS:
+            raise ValueError(f"fusion.demo.select={self.select!r}; choose one of {', '.join(SELECTIONS)}")
+        if self.max_length < 1:
+            raise ValueError(f"fusion.demo.max_length={self.max_length} must be at least 1")
+
+    def read(self, row_id: int, prompt: Sequence[Mapping[str, Any]], row: Mapping[str, Any], step: int) -> Reading:
+        """One prompt's demonstration at a training step.
+
+        Args:
+            row_id: see `Demonstration`.
+            prompt: messages of the prompt.
+            row: the data row; `target` (messages, JSON of messages, text, or null) and/or `target_lst` (list of text).
+            step: training step, for the random draw.
+
+        Raises:
+            ValueError: overlong target under `overlong=error`, or a target of a wrong type; names the row.
+        """
+        texts = target_texts(row, row_id)
+        if not texts:
+            return Reading(None, missing=True)
+        index = 0
+        if self.select == "random" and len(texts) > 1:
+            index = int(np.random.default_rng([self.seed, step, row_id]).integers(len(texts)))
+        prompt_text, prompt_ids = self.render(prompt)
+        text = texts[index]
+        if prompt_text.endswith(THINK_OPENING) and text.startswith(THINK_OPENING):
+            text = text[len(THINK_OPENING) :]
+        ids = [*self.encode(text), self.eos_id]
+        overlong = len(ids) > self.max_length
+        if overlong and self.overlong == "error":
+            raise ValueError(
+                f"training row {row_id}: the demonstration has {len(ids)} tokens with EOS, data.max_response_length allows "
+                f"{self.max_length}; raise it, or set fusion.demo.overlong=drop or truncate"
+            )
+        if overlong and self.overlong == "drop":
+            return Reading(None, overlong=True)
+        demonstration = Demonstration(row_id, index, tuple(prompt_ids), tuple(ids[: self.max_length]))
+        return Reading(demonstration, overlong=overlong)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Result of reading a target: the demonstration if there is a usable one, and what was wrong with it."""
+
+    demonstration: Demonstration | None
+    missing: bool = False
+    overlong: bool = False
+
+
+def target_texts(row: Mapping[str, Any], row_id: int) -> list[str]:
+    """All non-empty target texts of a data row: `target` first, then `target_lst`.
+
+    Raises:
+        KeyError: the row has neither column.
+        ValueError: a target is neither text, nor a list of {role, content} with text content, nor null.
+    """
+    if not any(column in row for column in TARGET_COLUMNS):
+        raise KeyError(f"training row {row_id}: no column 'target' (or 'target_lst'); this algorithm trains demonstrations")
+    texts = [_text(row.get("target"), row_id)]
+    several = row.get("target_lst")
+    texts += [_text(target, row_id) for target in (several if several is not None else [])]
+    return [text for text in dict.fromkeys(texts) if text]
+
+
+def _text(target: Any, row_id: int) -> str:
+    """A target as text; messages must be one assistant turn (multi-turn targets need a rollout's packing code)."""
+    if target is None:
+        return ""
+    if isinstance(target, str):
+        stripped = target.lstrip()
+        if stripped.startswith("[{"):
+            try:
+                return _text(json.loads(stripped), row_id)
+            except json.JSONDecodeError:
+                return target  # a text that happens to begin like JSON
+        return target
+    if isinstance(target, Sequence | np.ndarray):
+        messages = list(target)
+        if not messages:
+            return ""
+        contents = [message.get("content") for message in messages if isinstance(message, Mapping)]
+        if len(contents) == len(messages) == 1 and isinstance(contents[0], str):
+            return contents[0]
+    raise ValueError(
+        f"training row {row_id}: column 'target' must be text, null, or one message {{role, content}} with text content, "
+        f"not {type(target).__name__} {str(target)[:80]!r}"
+    )
+
+
+def demonstration_tensors(
+    demonstrations: Sequence[Demonstration], prompt_length: int, response_length: int, pad_id: int
+) -> dict[str, Tensor]:
+    """Pack demonstrations exactly as verl's agent loop packs rollouts: prompts padded left, responses right.
+
+    Args:
+        demonstrations: B of them.
+        prompt_length, response_length: L_p and T in tokens.
+        pad_id: padding token.
+
+    Returns:
+        prompts (B, L_p), responses (B, T), input_ids / attention_mask / position_ids (B, L_p+T), all int64; response_mask
+        (B, T) int64 and prefix_mask (B, T) bool, both set through EOS and nowhere else.
+
+    Raises:
+        ValueError: a prompt or response does not fit.
+    """
+    rows, width = len(demonstrations), prompt_length + response_length
+    input_ids = torch.full((rows, width), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros((rows, width), dtype=torch.long)
+    for row, demonstration in enumerate(demonstrations):
+        p, r = len(demonstration.prompt_ids), len(demonstration.response_ids)
+        if p > prompt_length or r > response_length:
+            raise ValueError(
+                f"training row {demonstration.row_id}: prompt of {p} and demonstration of {r} tokens do not fit "
+                f"data.max_prompt_length={prompt_length}, data.max_response_length={response_length}"
+            )
+        ids = torch.tensor([*demonstration.prompt_ids, *demonstration.response_ids], dtype=torch.long)
+        input_ids[row, prompt_length - p : prompt_length + r] = ids
+        attention_mask[row, prompt_length - p : prompt_length + r] = 1
+    response_mask = attention_mask[:, prompt_length:].clone()
+    return {
+        "prompts": input_ids[:, :prompt_length].clone(),
+        "responses": input_ids[:, prompt_length:].clone(),
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "position_ids": (attention_mask.cumsum(dim=-1) - 1).clamp(min=0),
+        "response_mask": response_mask,
+        "prefix_mask": response_mask.bool(),
+    }

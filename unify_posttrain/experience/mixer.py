@@ -1,0 +1,183 @@
+"""The mixer carries out a gate plan: drops rollouts, joins demonstration rows, pads, deals, and attaches the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from unify_posttrain.experience.gate import GatePlan
+from unify_posttrain.experience.row_plan import deal, plan_rows
+from unify_posttrain.experience.rows import Rows, assemble, object_column
+
+ROLLOUT, DEMONSTRATION, PADDING = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A mixed batch. `kinds` (B,) int8 says what each row is; `padding` counts the zero-weight rows."""
+
+    rows: Rows
+    kinds: np.ndarray
+    reordered: bool
+
+    @property
+    def padding(self) -> int:
+        return int((self.kinds == PADDING).sum())
+
+
+def mix(
+    plan: GatePlan,
+    rollouts: Rows | None,
+    demonstrations: Rows | None,
+    ranks: int = 1,
+    mini_batches: int = 1,
+) -> Mixed:
+    """Apply a plan to a batch.
+
+    Args:
+        plan: one group per prompt.
+        rollouts: generated rows with column `uid`; None if nothing was generated.
+        demonstrations: one row per (uid, demonstration), column `uid`, with the tensors of `demonstration_tensors`; rows of
+            groups that the plan gives no demonstration are ignored. None if there are none.
+        ranks, mini_batches: R data-parallel ranks and S optimizer steps.
+
+    Returns:
+        Rows with the added streams prefix_mask (B, T) bool, rl_weight and sft_weight (B,) float32. If the plan keeps exactly the
+        rollouts and no padding is needed, their order is untouched.
+
+    Raises:
+        ValueError: nothing at all to train on and nothing to pad with, or a demonstration that the plan asks for is absent.
+    """
+    rollout_picks = _picked_rollouts(plan, rollouts)
+    demo_picks = _picked_demonstrations(plan, demonstrations)
+    routed = len(rollout_picks) + len(demo_picks)
+    row_plan = plan_rows(routed, ranks, mini_batches)
+    if not plan.changes_rows and not row_plan.padding and rollouts is not None and len(rollouts) == routed:
+        rows, kinds = rollouts, np.full(routed, ROLLOUT, dtype=np.int8)
+        _attach_streams(rows, kinds, plan)
+        return Mixed(rows, kinds, reordered=False)
+
+    sources = [source for source in (rollouts, demonstrations) if source is not None and len(source)]
+    if not sources:
+        raise ValueError("a batch without rollouts and without demonstrations: nothing to train on")
+    shortest_source, shortest_row = min(
+        ((source, int(np.argmin(source.lengths))) for source in sources), key=lambda pair: pair[0].lengths[pair[1]]
+    )
+    pad_picks = np.full(row_plan.padding, shortest_row)
+    lengths = np.concatenate(
+        [
+            rollouts.lengths[rollout_picks] if rollouts is not None else np.zeros(0, int),
+            demonstrations.lengths[demo_picks] if demonstrations is not None else np.zeros(0, int),
+            shortest_source.lengths[pad_picks],
+        ]
+    )
+    kinds = np.repeat(
+        np.array([ROLLOUT, DEMONSTRATION, PADDING], dtype=np.int8), [len(rollout_picks), len(demo_picks), row_plan.padding]
+    )
+    order = deal(lengths, kinds, ranks, mini_batches)
+    positions = np.empty_like(order)
+    positions[order] = np.arange(len(order))
+    at = {kind: positions[kinds == kind] for kind in (ROLLOUT, DEMONSTRATION, PADDING)}
+    # The first part is the template: rollouts know every column of the engine, demonstrations only their own.
+    parts = []
+    if rollouts is not None:
+        parts.append((rollouts, rollout_picks, at[ROLLOUT]))
+    if demonstrations is not None:
+        parts.append((demonstrations, demo_picks, at[DEMONSTRATION]))
+    parts.append((shortest_source, pad_picks, at[PADDING]))
+    rows = assemble(parts, row_plan.rows)
+    kinds = kinds[order]
+    _silence_padding(rows, kinds)
+    _attach_streams(rows, kinds, plan)
+    return Mixed(rows, kinds, reordered=True)
+
+
+def _picked_rollouts(plan: GatePlan, rollouts: Rows | None) -> np.ndarray:
+    if rollouts is None:
+        return np.zeros(0, dtype=int)
+    kept = {group.uid for group in plan if group.kept}
+    return np.flatnonzero([uid in kept for uid in rollouts.columns["uid"]])
+
+
+def _picked_demonstrations(plan: GatePlan, demonstrations: Rows | None) -> np.ndarray:
+    wanted = {group.uid: group.demonstrations for group in plan if group.demonstrations}
+    uids: Sequence[str] = [] if demonstrations is None else list(demonstrations.columns["uid"])
+    picked = []
+    for row, uid in enumerate(uids):
+        if wanted.get(uid, 0) > 0:
+            wanted[uid] -= 1
+            picked.append(row)
+    absent = [uid for uid, count in wanted.items() if count]
+    if absent:
+        raise ValueError(f"the gate plan asks for demonstrations of groups {absent[:3]} that the batch does not hold")
+    return np.asarray(picked, dtype=int)
+
+
+def _silence_padding(rows: Rows, kinds: np.ndarray) -> None:
+    """Padding rows: attended like the row they copy (the model needs tokens), but trained nowhere, scored 0, in no group."""
+    padding = np.flatnonzero(kinds == PADDING)
+    if not len(padding):
+        return
+    index = torch.from_numpy(padding)
+    for name in ("response_mask", "prefix_mask", "rm_scores", "rollout_log_probs"):
+        if name in rows.tensors:
+            rows.tensors[name][index] = 0
+    rows.columns["uid"][padding] = object_column([f"padding-{number}" for number in range(len(padding))])
+
+
+def _attach_streams(rows: Rows, kinds: np.ndarray, plan: GatePlan) -> None:
+    mask = rows.tensors["response_mask"].bool()
+    is_demo = torch.from_numpy(kinds == DEMONSTRATION)
+    rows.tensors["prefix_mask"] = mask & is_demo.unsqueeze(-1)
+    groups = {group.uid: group for group in plan}
+    rl_weight = np.zeros(len(rows), dtype=np.float32)
+    sft_weight = np.zeros(len(rows), dtype=np.float32)
+    for row, (uid, kind) in enumerate(zip(rows.columns["uid"], kinds, strict=True)):
+        if kind == ROLLOUT:
+            rl_weight[row] = groups[uid].on_weight
+        elif kind == DEMONSTRATION:
+            rl_weight[row], sft_weight[row] = groups[uid].off_weight, groups[uid].sft_weight
+    rows.tensors["rl_weight"] = torch.from_numpy(rl_weight)
+    rows.tensors["sft_weight"] = torch.from_numpy(sft_weight)
+
+
+def plan_metrics(plan: GatePlan, group_size: int) -> Mapping[str, float]:
+    """`fusion/*` of the plan: prompts by zone (they sum to the number of prompts), histogram of successes, mean coefficients."""
+    n = max(1, len(plan))
+    solved = sum(group.successes for group in plan)
+    rollouts = sum(group.rollouts for group in plan)
+    metrics = {f"fusion/prompts_{zone}": float(count) for zone, count in plan.zones().items()}
+    for s in range(group_size + 1):
+        metrics[f"fusion/gate_hist/{s}"] = float(sum(group.successes == s for group in plan if group.rollouts))
+    metrics["fusion/solve_rate"] = solved / rollouts if rollouts else 0.0
+    metrics["fusion/solve_none"] = sum(group.rollouts > 0 and group.successes == 0 for group in plan) / n
+    metrics["fusion/solve_all"] = sum(group.rollouts > 0 and group.successes == group.rollouts for group in plan) / n
+    metrics["fusion/coef_on_mean"] = sum(group.on_weight for group in plan) / n
+    metrics["fusion/coef_off_mean"] = sum(group.off_weight for group in plan) / n
+    metrics["fusion/coef_sft_mean"] = sum(group.sft_weight for group in plan) / n
+    return metrics
+
+
+def row_metrics(mixed: Mixed, scores: np.ndarray) -> Mapping[str, float]:
+    """`fusion/*` of the mixed rows: how many and how long the demonstrations are, and what they score.
+
+    Args:
+        mixed: the batch.
+        scores: (B,) row scores.
+    """
+    mask = mixed.rows.tensors["response_mask"].sum(dim=-1).numpy()
+    demo, on = mixed.kinds == DEMONSTRATION, mixed.kinds == ROLLOUT
+    tokens_demo, tokens_on = float(mask[demo].sum()), float(mask[on].sum())
+    return {
+        "fusion/demo_row_ratio": float(demo.sum() / max(1, demo.sum() + on.sum())),
+        "fusion/demo_token_ratio": tokens_demo / max(1.0, tokens_demo + tokens_on),
+        "fusion/tokens_on": tokens_on,
+        "fusion/tokens_demo": tokens_demo,
+        "fusion/rows_on": float(on.sum()),
+        "fusion/rows_demo": float(demo.sum()),
+        "fusion/rows_padding": float(mixed.padding),
+        "fusion/demo_score": float(scores[demo].mean()) if demo.any() else 0.0,
+    }

@@ -1,0 +1,80 @@
+"""A batch as plain data: tensors and columns that share their first dimension. What the adapter's DataProto looks like here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Rows:
+    """B rows: `tensors` name -> (B, ...) and `columns` name -> (B,) array, mostly of objects."""
+
+    tensors: dict[str, Tensor]
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        for tensor in self.tensors.values():
+            return int(tensor.shape[0])
+        for column in self.columns.values():
+            return len(column)
+        return 0
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(B,) attended tokens per row."""
+        return self.tensors["attention_mask"].sum(dim=-1).numpy()
+
+
+def assemble(parts: list[tuple[Rows, np.ndarray, np.ndarray]], total: int) -> Rows:
+    """Build `total` rows from several sources in one copy per tensor.
+
+    Args:
+        parts: (source, picked, positions) triples: source row `picked[i]` goes to output row `positions[i]`. The first part
+            decides which tensors and columns exist, with which dtype and width; a later part that lacks one contributes
+            zeros or None there. Positions of all parts cover 0..total-1 once.
+        total: output rows.
+
+    Raises:
+        ValueError: a tensor of a later part has another width.
+    """
+    template = parts[0][0]
+    tensors = {}
+    for name, like in template.tensors.items():
+        out = torch.zeros((total, *like.shape[1:]), dtype=like.dtype)
+        for source, picked, positions in parts:
+            if name not in source.tensors or not len(picked):
+                continue
+            values = source.tensors[name]
+            if values.shape[1:] != like.shape[1:]:
+                raise ValueError(f"tensor {name!r}: rows of {tuple(values.shape[1:])} cannot join {tuple(like.shape[1:])}")
+            out.index_copy_(0, torch.from_numpy(positions), values[torch.from_numpy(picked)].to(like.dtype))
+        tensors[name] = out
+    columns = {}
+    for name, like in template.columns.items():
+        out_column = np.zeros(total, dtype=like.dtype) if like.dtype != object else np.full(total, None, dtype=object)
+        for source, picked, positions in parts:
+            if name not in source.columns:
+                continue
+            values = _as_dtype(source.columns[name][picked], like.dtype)
+            # One by one for objects: numpy would unpack lists and dicts of equal length.
+            for position, value in zip(positions, values, strict=True):
+                out_column[position] = value
+        columns[name] = out_column
+    return Rows(tensors, columns)
+
+
+def object_column(values: list[Any]) -> np.ndarray:
+    """(B,) object array whose elements are exactly `values`, lists and dicts included."""
+    column = np.empty(len(values), dtype=object)
+    for index, value in enumerate(values):
+        column[index] = value
+    return column
+
+
+def _as_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    return values if dtype == object or values.dtype == dtype else values.astype(dtype)

@@ -1,0 +1,146 @@
+"""The public entry of the estimator: count members globally, then sum the terms.
+
+    counts = count_members(terms, whole_mini_batch)            # on many ranks: all-reduce the numbers
+    for micro_batch in micro_batches:
+        loss, metrics = compute_loss(terms, {**micro_batch, **model_outputs}, counts)
+        loss.backward()                                        # FSDP averages gradients: multiply by the number of ranks
+
+Because every contribution is divided by its global count, the sum over micro-batches and ranks does not depend on how the
+mini-batch was split, ordered, padded or sharded. With `counts=None` the tensors given are the whole mini-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from unify_posttrain.objective.aggregation import Count, at_least_one
+from unify_posttrain.objective.references import LOG_RATIO_BOUND
+from unify_posttrain.objective.streams import stream, token_class
+from unify_posttrain.objective.terms import Members, PolicyGradient, Term
+
+Counts = Mapping[str, Count]
+
+# Counted for every objective, so that statistics per token class exist even where no term acts on it.
+_STATISTICS = (Members("on"), Members("demo"))
+
+
+def member_sets(terms: Sequence[Term]) -> list[Members]:
+    """The distinct member sets of an objective, in a fixed order: what has to be counted."""
+    sets = [*_STATISTICS, *(term.members for term in terms), *(term.normaliser for term in terms)]
+    return list({members.key: members for members in sets}.values())
+
+
+def count_members(terms: Sequence[Term], tensors: Mapping[str, Tensor]) -> dict[str, Count]:
+    """Tokens and rows of every member set.
+
+    Args:
+        terms: the objective.
+        tensors: at least `response_mask` (B, T), `prefix_mask` (B, T) if there is one, and the row-weight streams named.
+
+    Returns:
+        key of a member set -> Count of 0-dim float64 tensors (exact for any number of tokens, and additive over ranks).
+    """
+    counts = {}
+    for members in member_sets(terms):
+        mask = members.mask(tensors)
+        counts[members.key] = Count(mask.sum(dtype=torch.float64), mask.any(dim=-1).sum(dtype=torch.float64))
+    return counts
+
+
+def compute_loss(
+    terms: Sequence[Term],
+    tensors: Mapping[str, Tensor],
+    counts: Counts | None = None,
+    scales: Mapping[str, float] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Σ_k scale_k · coefficient_k · L_k for the rows given, each L_k normalised by its global count.
+
+    Args:
+        terms: the objective; names must be distinct.
+        tensors: streams by name (see `objective.streams`); `log_probs` (B, T) carries the gradient.
+        counts: global counts from `count_members`; None counts the tensors given.
+        scales: factors by term name, for coefficients that are only known with the batch (HPT's share of prompts); 1 if absent.
+
+    Returns:
+        (loss, metrics): a 0-dim tensor to call `backward()` on, and detached 0-dim tensors by name. Both are *additive
+        shares*: summed over the micro-batches and ranks that `counts` covers they are the global values. Per term
+        `NAME_loss` (before coefficient and scale); for policy-gradient terms `NAME_ratio` (mean π_θ/π_ref), `NAME_kept` (share
+        of tokens that the stabiliser keeps) and, under PPO clip, `NAME_clipfrac` and `NAME_clipfrac_lower`; plus `total_loss`
+        and per token class the mean probability (`on_p`, `demo_p`), the mean effective ρ of all terms (`on_rho`, `demo_rho`),
+        `demo_nll`, and `ppo_kl` = mean of log π_old - log π_θ over sampled tokens.
+
+    Raises:
+        KeyError: a stream that a term reads is missing.
+        ValueError: shapes disagree, or two terms bear one name.
+    """
+    _check(terms, tensors)
+    counts = count_members(terms, tensors) if counts is None else counts
+    log_probs = tensors["log_probs"]
+    # Connected to the graph even when every term is empty: each rank must run the same number of backward passes.
+    total = 0.0 * torch.where(token_class(tensors, "trained"), log_probs, 0.0).sum()
+    metrics: dict[str, Tensor] = {}
+    effective_rho = torch.zeros_like(log_probs, requires_grad=False)
+    for term in terms:
+        members, row_weight = term.members.mask(tensors), term.members.weight(tensors)
+        count = _to_dtype(counts[term.normaliser.key], log_probs)
+        value = term.aggregation(term.loss.token_loss(tensors), members, row_weight, count)
+        scale = 1.0 if scales is None else scales.get(term.name, 1.0)
+        total = total + value * (term.coefficient * scale)
+        metrics[f"{term.name}_loss"] = value.detach()
+        if isinstance(term.loss, PolicyGradient):
+            own = at_least_one(_to_dtype(counts[term.members.key], log_probs).tokens)
+            for name, quantity in term.loss.statistics(tensors).items():
+                metrics[f"{term.name}_{name}"] = torch.where(members, quantity, 0.0).sum() / own
+            rho = torch.where(members, term.loss.rho(tensors), 0.0) * (term.coefficient * scale)
+            effective_rho += rho if row_weight is None else rho * row_weight.unsqueeze(-1)
+    metrics["total_loss"] = total.detach()
+    metrics.update(_statistics(tensors, counts, effective_rho))
+    return total, metrics
+
+
+def _statistics(tensors: Mapping[str, Tensor], counts: Counts, rho: Tensor) -> dict[str, Tensor]:
+    """Means over on-policy and over demonstration tokens."""
+    log_probs = tensors["log_probs"].detach()
+    on, demo = (token_class(tensors, which) for which in ("on", "demo"))
+    n_on, n_demo = (at_least_one(_to_dtype(counts[which], log_probs).tokens) for which in ("on", "demo"))
+    p = log_probs.exp()
+    statistics = {
+        "on_p": torch.where(on, p, 0.0).sum() / n_on,
+        "on_rho": torch.where(on, rho, 0.0).sum() / n_on,
+        "demo_p": torch.where(demo, p, 0.0).sum() / n_demo,
+        "demo_rho": torch.where(demo, rho, 0.0).sum() / n_demo,
+        "demo_nll": torch.where(demo, -log_probs, 0.0).sum() / n_demo,
+    }
+    if "old_log_probs" in tensors:
+        difference = torch.clamp(tensors["old_log_probs"] - log_probs, min=-LOG_RATIO_BOUND, max=LOG_RATIO_BOUND)
+        statistics["ppo_kl"] = torch.where(on, difference, 0.0).sum() / n_on
+    return statistics
+
+
+def _to_dtype(count: Count, like: Tensor) -> Count:
+    """Counts as scalars of the loss's dtype and device: float64 would promote the whole backward pass."""
+    tokens, rows = (
+        value.to(device=like.device, dtype=like.dtype) if isinstance(value, Tensor) else like.new_tensor(value)
+        for value in count
+    )
+    return Count(tokens, rows)
+
+
+def _check(terms: Sequence[Term], tensors: Mapping[str, Tensor]) -> None:
+    shape = stream(tensors, "log_probs", "the objective").shape
+    if len(shape) != 2:
+        raise ValueError(f"log_probs must be (B, T), got {tuple(shape)}")
+    for name, value in tensors.items():
+        if value.ndim == 2 and value.shape != shape and name in _TOKEN_STREAMS:
+            raise ValueError(f"stream {name!r} has shape {tuple(value.shape)}, log_probs has {tuple(shape)}")
+    names = [term.name for term in terms]
+    if len(set(names)) != len(names):
+        raise ValueError(f"two terms bear one name: {names}")
+
+
+_TOKEN_STREAMS = frozenset(
+    "old_log_probs ref_log_prob entropys advantages response_mask prefix_mask uniforms target_probs".split()
+)

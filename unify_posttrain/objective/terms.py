@@ -1,0 +1,197 @@
+"""Terms: what an algorithm's objective is a list of.
+
+A `Term` says *which tokens* (a `Members` set), *what per-token loss* (`PolicyGradient`, `Entropy` or `KL`), *how it is
+averaged* (an `Aggregation` and the member set that is counted) and with which coefficient. There is no other kind of loss
+in this package; an algorithm is a tuple of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from unify_posttrain.objective.aggregation import Aggregation
+from unify_posttrain.objective.references import Reference
+from unify_posttrain.objective.stabilisers import NoStabiliser, Stabiliser
+from unify_posttrain.objective.streams import TOKEN_CLASSES, stream, token_class
+
+
+@dataclass(frozen=True)
+class Members:
+    """A set of tokens: a token class, restricted to the rows whose weight (if a weight stream is named) is not zero.
+
+    Raises:
+        ValueError: unknown token class.
+    """
+
+    tokens: str
+    row_weight: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens not in TOKEN_CLASSES:
+            raise ValueError(f"unknown token class {self.tokens!r}; choose one of {', '.join(TOKEN_CLASSES)}")
+
+    @property
+    def key(self) -> str:
+        """Name under which the set is counted."""
+        return self.tokens if self.row_weight is None else f"{self.tokens}*{self.row_weight}"
+
+    def weight(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        """(B,) row weights, or None where every row weighs 1."""
+        return None if self.row_weight is None else stream(tensors, self.row_weight, self)
+
+    def mask(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """(B, T) bool: the tokens of the set."""
+        mask = token_class(tensors, self.tokens)
+        weight = self.weight(tensors)
+        return mask if weight is None else mask & (weight != 0).unsqueeze(-1)
+
+
+class TokenLoss(Protocol):
+    """Something with a value per token; (B, T)."""
+
+    def token_loss(self, tensors: Mapping[str, Tensor]) -> Tensor: ...
+
+    @property
+    def streams(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """-Â·u(log π_θ) under a stabiliser; its gradient is -1_stable·(π_θ/π_ref)·Â on ∇log π_θ (arXiv 2509.04419 eq. 5).
+
+    `advantage` is the name of a (B, T) stream, or a constant (1 for maximum likelihood). `token_weight` names a (B, T)
+    stream that multiplies the advantage, or is None.
+    """
+
+    reference: Reference
+    advantage: str | float
+    stabiliser: Stabiliser = NoStabiliser()
+    token_weight: str | None = None
+
+    def _advantage(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        log_probs = stream(tensors, "log_probs", self)
+        if isinstance(self.advantage, str):
+            value = stream(tensors, self.advantage, self)
+        else:
+            value = torch.full_like(log_probs, self.advantage, requires_grad=False)
+        return value if self.token_weight is None else value * stream(tensors, self.token_weight, self)
+
+    def token_loss(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return self.stabiliser.token_loss(self._advantage(tensors), self.reference.surrogate(tensors))
+
+    def stable(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """1_stable: (B, T) bool, false where the stabiliser takes the gradient away."""
+        with torch.no_grad():
+            return self.stabiliser.mask(self._advantage(tensors), self.reference.surrogate(tensors))
+
+    def rho(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """ρ = 1_stable·(π_θ/π_ref)·Â: the coefficient on ∇log π_θ in closed form, (B, T), no graph."""
+        with torch.no_grad():
+            rho = self._advantage(tensors) * self.reference.ratio(tensors)
+            return torch.where(self.stable(tensors), rho, 0.0)
+
+    def statistics(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """(B, T) quantities worth a mean: `ratio` = π_θ/π_ref, `kept` = 1_stable, and what the stabiliser reports."""
+        with torch.no_grad():
+            advantage, surrogate = self._advantage(tensors), self.reference.surrogate(tensors)
+            return {
+                "ratio": self.reference.ratio(tensors),
+                "kept": self.stabiliser.mask(advantage, surrogate).to(surrogate.dtype),
+                **self.stabiliser.fractions(advantage, surrogate),
+            }
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Batch streams that must be shipped for this loss, besides masks and `log_probs`."""
+        named = [self.advantage] if isinstance(self.advantage, str) else []
+        named += [self.token_weight] if self.token_weight else []
+        kind = type(self.reference).__name__
+        named += ["old_log_probs"] if kind == "OldPolicy" else []
+        shape = getattr(self.reference, "name", None)
+        named += {"reject": ["uniforms"], "target_prob": ["target_probs"]}.get(shape or "", [])
+        return tuple(named)
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """Token entropy H(π_θ(·|s_t)) in nats; give the term a negative coefficient for a bonus."""
+
+    def token_loss(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return stream(tensors, "entropys", self)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return ()
+
+
+KL_ESTIMATORS = ("k1", "k2", "k3")
+_KL_ALIASES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"}  # verl's names
+
+
+@dataclass(frozen=True)
+class KL:
+    """Per-token estimate of KL(π_θ‖π_reference) with d = lp - lp_ref: k1 = d, k2 = d²/2, k3 = e^-d + d - 1.
+
+    Source: Schulman, "Approximating KL divergence" (2020). verl's names (kl, mse, low_var_kl) are accepted. As in verl, k3
+    clamps d to ±20 and itself to ±10.
+
+    Raises:
+        ValueError: unknown estimator.
+    """
+
+    estimator: str = "k3"
+
+    def __post_init__(self) -> None:
+        canonical = _KL_ALIASES.get(self.estimator, self.estimator)
+        if canonical not in KL_ESTIMATORS:
+            known = ", ".join((*KL_ESTIMATORS, *_KL_ALIASES))
+            raise ValueError(f"actor.kl_loss_type={self.estimator!r} is unknown; choose one of {known}")
+        object.__setattr__(self, "estimator", canonical)
+
+    def token_loss(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        log_probs, reference = stream(tensors, "log_probs", self), stream(tensors, "ref_log_prob", self)
+        if self.estimator == "k1":
+            return log_probs - reference
+        if self.estimator == "k2":
+            return 0.5 * (log_probs - reference).square()
+        difference = torch.clamp(reference - log_probs, min=-20, max=20)
+        return torch.clamp(torch.exp(difference) - difference - 1, min=-10, max=10)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return ("ref_log_prob",)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One component of an objective: coefficient × aggregation of a token loss over its members.
+
+    `counted` is the member set whose global size normalises the term; by default its own members. LUFFY's two terms both
+    count all trained tokens, which makes their sum one mean over on- and off-policy tokens.
+    """
+
+    name: str
+    loss: TokenLoss
+    members: Members
+    aggregation: Aggregation
+    coefficient: float = 1.0
+    counted: Members | None = None
+
+    @property
+    def normaliser(self) -> Members:
+        return self.counted or self.members
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Every stream that this term reads from the batch, besides masks and the model's own outputs."""
+        weights = [self.members.row_weight, self.normaliser.row_weight]
+        return (*self.loss.streams, *(weight for weight in weights if weight))
+
+    @property
+    def needs_entropy(self) -> bool:
+        return isinstance(self.loss, Entropy)

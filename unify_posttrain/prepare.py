@@ -1,0 +1,84 @@
+"""Write a task's data, and build the tiny base model where the model group asks for one.
+
+    python -m unify_posttrain.prepare task=arithmetic                   # data and, with the default model, the base model
+    python -m unify_posttrain.prepare task=arithmetic model=qwen3_4b    # data only
+
+Both are cached: equal settings do nothing, different ones rebuild.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from unify_posttrain.config import conf_dir, register_resolvers
+
+logger = logging.getLogger(__name__)
+
+register_resolvers()
+
+Progress = Callable[[int, int, float], None]
+
+
+def prepare_data(config: DictConfig) -> dict[str, Path]:
+    """Write the data of `prepare.task`; returns file name -> path.
+
+    Raises:
+        ValueError: the task group has nothing to prepare, or its settings are contradictory.
+    """
+    from unify_posttrain.tasks import PREPARERS
+
+    settings = _settings(config, "task")
+    if settings is None:
+        raise ValueError("this task group prepares no data: it reads data.train_files and data.val_files of your own")
+    if settings["name"] not in PREPARERS:
+        raise ValueError(f"prepare.task.name={settings['name']!r} is unknown; choose one of {', '.join(sorted(PREPARERS))}")
+    return PREPARERS[settings["name"]](Path(settings["folder"]), settings)
+
+
+def prepare_model(config: DictConfig, progress: Progress | None = None) -> Path | None:
+    """Build the base model of `prepare.model`; None if the model group names an existing model."""
+    from unify_posttrain.tasks.tiny_model import build_base_model
+
+    settings = _settings(config, "model")
+    return None if settings is None else build_base_model(Path(settings["folder"]), settings, progress)
+
+
+def _settings(config: DictConfig, part: str) -> dict[str, Any] | None:
+    node = OmegaConf.select(config, f"prepare.{part}")
+    return None if node is None else OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]
+
+
+@hydra.main(config_path=str(conf_dir()), config_name="train", version_base=None)
+def _main(config: DictConfig) -> None:
+    from rich.progress import Progress as Bar
+
+    try:
+        for name, path in prepare_data(config).items():
+            logger.info("%s: %s", name, path)
+        with Bar(transient=True) as bar:
+            task = bar.add_task("pretraining the tiny base model", total=None)
+
+            def advance(step: int, total: int, loss: float) -> None:
+                bar.update(task, completed=step, total=total, description=f"pretraining the tiny base model, loss {loss:.3f}")
+
+            model = prepare_model(config, advance)
+        if model is not None:
+            logger.info("base model: %s", model)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def main() -> None:
+    """Entry point of `unify-prepare`."""
+    _main()
+
+
+if __name__ == "__main__":
+    main()

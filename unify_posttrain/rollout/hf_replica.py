@@ -1,0 +1,82 @@
+"""verl's two halves of a generation engine for `rollout.name=hf`: the replica (driver side) and the adapter (worker side)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import ray
+import torch
+from omegaconf import OmegaConf
+from transformers import AutoConfig, GenerationConfig
+from verl.utils import hf_tokenizer
+from verl.workers.rollout.base import BaseRollout
+from verl.workers.rollout.replica import RolloutReplica
+
+from unify_posttrain.rollout.hf_server import HFServer
+
+
+def server_name(replica_rank: int) -> str:
+    """Ray name of a replica's server; unique within the job, whose namespace is its own."""
+    return f"unify_hf_server_{replica_rank}"
+
+
+class HFReplica(RolloutReplica):
+    """One `HFServer` per rank."""
+
+    async def launch_servers(self) -> None:
+        if self.world_size != 1:
+            raise ValueError("rollout.name=hf has no tensor parallelism; set rollout.tensor_model_parallel_size=1")
+        path = self.model_config.path
+        tokenizer = hf_tokenizer(path, trust_remote_code=False)
+        server = (
+            ray.remote(HFServer)
+            .options(name=server_name(self.replica_rank), max_concurrency=self.max_concurrency, num_cpus=0)
+            .remote(
+                model_path=path,
+                pad_id=tokenizer.pad_token_id,
+                eos_ids=_eos_ids(path, tokenizer.eos_token_id),
+                response_length=self.config.response_length,
+                max_context=self.config.max_model_len or self.config.prompt_length + self.config.response_length,
+                max_batch=self.config.max_num_seqs,
+                gather_seconds=(self.config.custom or {})["gather_seconds"],
+                dtype=self.config.dtype,
+                override_config=OmegaConf.to_container(OmegaConf.create(self.model_config.get("override_config", {}))),
+            )
+        )
+        self.servers = [server]
+        self._server_handle, self._server_address = server, server_name(self.replica_rank)
+
+
+def _eos_ids(path: str, tokenizer_eos: int) -> list[int]:
+    """The tokenizer's EOS first, then the others that the model's generation settings stop at."""
+    try:
+        configured = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:
+        configured = AutoConfig.from_pretrained(path).eos_token_id
+    several = configured if isinstance(configured, list) else [configured]
+    return list(dict.fromkeys(token for token in (tokenizer_eos, *several) if token is not None))
+
+
+class HFServerAdapter(BaseRollout):
+    """Pushes this rank's weights to its server. FSDP ranks gather each tensor together, so every rank must iterate to the end."""
+
+    def __init__(self, config: Any, model_config: Any, device_mesh: Any, **_: Any) -> None:
+        super().__init__(config, model_config, device_mesh)
+        self.replica_rank = int(os.environ["RANK"])
+        self.is_leader_rank = True
+
+    async def resume(self, tags: list[str]) -> None:
+        return None
+
+    async def release(self) -> None:
+        return None
+
+    async def update_weights(
+        self, weights: Iterable[tuple[str, torch.Tensor]], peft_config: Any = None, **_: Any
+    ) -> None:
+        if peft_config is not None:
+            raise ValueError("rollout.name=hf does not take LoRA adapters; use rollout.name=vllm, or model.lora_rank=0")
+        state = {name: tensor.detach().cpu() for name, tensor in weights}
+        await ray.get_actor(server_name(self.replica_rank)).load_weights.remote(state)

@@ -1,0 +1,212 @@
+"""A transformers generation server: a Ray actor that batches concurrent requests. For laptops and tests, not for throughput."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LogitsProcessorList
+from verl.workers.rollout.replica import TokenOutput
+
+from unify_posttrain.rollout.sampling import SamplingParams, SeededSampler
+from unify_posttrain.workers import cpu_compat
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Request:
+    prompt_ids: list[int]
+    params: SamplingParams
+    want_log_probs: bool
+    answer: asyncio.Future
+
+
+class HFServer:
+    """Holds its own copy of the model; weights arrive from the trainer and are checked for completeness.
+
+    Args:
+        model_path: folder of the model, for its architecture, tokens and generation settings.
+        pad_id, eos_ids: token ids.
+        response_length: limit where a request sets none.
+        max_context: prompt and response together.
+        max_batch: rows decoded at once.
+        gather_seconds: a batch starts when no request has arrived for this long.
+        dtype: of the weights.
+        override_config: settings of the model configuration, e.g. attn_implementation.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        pad_id: int,
+        eos_ids: list[int],
+        response_length: int,
+        max_context: int,
+        max_batch: int,
+        gather_seconds: float,
+        dtype: str,
+        override_config: Mapping[str, Any],
+    ) -> None:
+        cpu_compat.install()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        config = AutoConfig.from_pretrained(model_path, **override_config)
+        self.model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).to(self.device).eval()
+        self.pad_id, self.eos_ids = pad_id, eos_ids
+        self.response_length, self.max_context = response_length, max_context
+        self.max_batch, self.gather_seconds = max_batch, gather_seconds
+        self.loaded = False
+        self.waiting: list[_Request] = []
+        self.batcher: asyncio.Task | None = None
+        self.pool = ThreadPoolExecutor(max_workers=1)
+
+    # Weights
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> int:
+        """Copy a full set of weights into the model. Names may be those of a checkpoint (as verl sends them) or of the module.
+
+        Raises:
+            ValueError: a parameter is missing (tied ones excepted), unknown, or of another shape. Nothing is half loaded: names
+                and shapes are checked first.
+        """
+        own = dict(self.model.named_parameters(remove_duplicate=False))
+        own.update(self.model.named_buffers())
+        # Persistent tensors only: rotary frequencies and the like are computed, not sent.
+        own = {name: own[name] for name in self.model.state_dict() if name in own}
+        named = {self._module_name(name, own): tensor for name, tensor in weights.items()}
+        unexpected = sorted(set(named) - set(own))
+        tied = set(getattr(self.model, "_tied_weights_keys", None) or ())
+        missing = sorted(name for name in set(own) - set(named) if name not in tied)
+        wrong = sorted(name for name in set(own) & set(named) if own[name].shape != named[name].shape)
+        if unexpected or missing or wrong:
+            raise ValueError(
+                f"weight update does not fit the rollout model: missing {missing[:5]}, unexpected {unexpected[:5]}, "
+                f"wrong shape {wrong[:5]}"
+            )
+        with torch.no_grad():
+            for name, tensor in named.items():
+                own[name].copy_(tensor)
+        self.loaded = True
+        return len(named)
+
+    def _module_name(self, name: str, own: Mapping[str, torch.Tensor]) -> str:
+        if name in own:
+            return name
+        for pattern, replacement in (getattr(self.model, "_checkpoint_conversion_mapping", None) or {}).items():
+            renamed, changed = re.subn(pattern, replacement, name)
+            if changed:
+                return renamed
+        return name
+
+    # Generation
+
+    async def generate(
+        self,
+        request_id: str,
+        prompt_ids: list[int],
+        sampling_params: dict[str, Any],
+        image_data: list[Any] | None = None,
+        video_data: list[Any] | None = None,
+    ) -> TokenOutput:
+        """One request; batched with those that wait beside it. Same signature as verl's vLLM server.
+
+        Raises:
+            RuntimeError: no weights have been loaded yet.
+            ValueError: images or videos, or a prompt that leaves no room for a token.
+        """
+        if not self.loaded:
+            raise RuntimeError("rollout.name=hf: generation asked for before the first weight update")
+        if image_data or video_data:
+            raise ValueError("rollout.name=hf generates from text; use rollout.name=vllm for images")
+        room = self.max_context - len(prompt_ids)
+        if room < 1:
+            raise ValueError(f"prompt of {len(prompt_ids)} tokens leaves no room in a context of {self.max_context}")
+        params = SamplingParams.from_request(sampling_params, min(self.response_length, room))
+        request = _Request(prompt_ids, params, bool(sampling_params.get("logprobs")), asyncio.get_running_loop().create_future())
+        self.waiting.append(request)
+        if self.batcher is None or self.batcher.done():
+            self.batcher = asyncio.create_task(self._serve())
+        return await request.answer
+
+    async def _serve(self) -> None:
+        """Answer everything that waits, in batches, until nothing does."""
+        loop = asyncio.get_running_loop()
+        while self.waiting:
+            seen = -1
+            while seen != len(self.waiting):  # until it is quiet
+                seen = len(self.waiting)
+                await asyncio.sleep(self.gather_seconds)
+            # The order of arrival is a matter of chance; the order of decoding must not be, for runs to repeat.
+            self.waiting.sort(key=lambda r: (len(r.prompt_ids), r.prompt_ids, r.params.seed or 0))
+            batch, self.waiting = self.waiting[: self.max_batch], self.waiting[self.max_batch :]
+            try:
+                outputs = await loop.run_in_executor(self.pool, self._decode, batch)
+            except Exception as error:  # every waiting caller must hear of it, whatever it is
+                logger.exception("generation failed")
+                for request in batch:
+                    request.answer.set_exception(error)
+                continue
+            for request, output in zip(batch, outputs, strict=True):
+                if not request.answer.done():
+                    request.answer.set_result(output)
+
+    @torch.inference_mode()
+    def _decode(self, batch: list[_Request]) -> list[TokenOutput]:
+        width = max(len(request.prompt_ids) for request in batch)
+        input_ids = torch.full((len(batch), width), self.pad_id)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, request in enumerate(batch):
+            input_ids[row, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
+            attention_mask[row, width - len(request.prompt_ids) :] = 1
+        sampler = SeededSampler([request.params for request in batch], self.eos_ids[0], self.device)
+        generated = self.model.generate(
+            input_ids=input_ids.to(self.device),
+            attention_mask=attention_mask.to(self.device),
+            logits_processor=LogitsProcessorList([sampler]),
+            generation_config=GenerationConfig(
+                do_sample=False,
+                max_new_tokens=int(sampler.max_tokens.max()),
+                eos_token_id=self.eos_ids,
+                pad_token_id=self.pad_id,
+            ),
+        )[:, width:].cpu()
+        log_probs = sampler.log_probs.cpu()
+        return [self._output(request, generated[row], log_probs[row]) for row, request in enumerate(batch)]
+
+    def _output(self, request: _Request, tokens: torch.Tensor, log_probs: torch.Tensor) -> TokenOutput:
+        ids = tokens[: request.params.max_tokens].tolist()
+        length = next((position + 1 for position, token in enumerate(ids) if token in self.eos_ids), len(ids))
+        return TokenOutput(
+            token_ids=ids[:length],
+            log_probs=log_probs[:length].tolist() if request.want_log_probs else None,
+            stop_reason="completed",
+        )
+
+    # Control methods of verl's replicas: the model shares no memory with the trainer, so there is nothing to free.
+
+    async def wake_up(self) -> None:
+        return None
+
+    async def sleep(self) -> None:
+        return None
+
+    async def clear_kv_cache(self) -> None:
+        return None
+
+    async def abort_all_requests(self) -> None:
+        return None
+
+    async def resume_generation(self) -> None:
+        return None
+
+    async def start_profile(self, **_: Any) -> None:
+        return None
+
+    async def stop_profile(self, **_: Any) -> None:
+        return None

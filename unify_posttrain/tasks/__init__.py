@@ -1,0 +1,14 @@
+"""Tasks: data, verifiers and small models that a run can be prepared from without any download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from unify_posttrain.tasks.arithmetic import write_splits
+
+# prepare.task.name -> writer of the task's data files.
+PREPARERS: dict[str, Callable[[Path, Mapping[str, Any]], dict[str, Path]]] = {"arithmetic": write_splits}
+
+__all__ = ["PREPARERS"]

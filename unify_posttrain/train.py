@@ -1,0 +1,52 @@
+"""Compose, check, run.
+
+    python -m unify_posttrain.train algorithm=hpt model=qwen2_5_math_7b hardware=node_8gpu trainer.switch_gate=0
+    python -m unify_posttrain.train --cfg job algorithm=luffy      # print the configuration
+    python -m unify_posttrain.train algorithm=hpt +dry_run=true    # run every start-up check and print the plan
+
+verl and torch are imported only after the configuration has been composed and checked.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from unify_posttrain.config import conf_dir, register_resolvers
+
+logger = logging.getLogger(__name__)
+
+register_resolvers()
+
+
+@hydra.main(config_path=str(conf_dir()), config_name="train", version_base=None)
+def _main(config: DictConfig) -> None:
+    from unify_posttrain.trainer.checks import check_config, check_data
+    from unify_posttrain.trainer.plan import describe_run
+
+    dry_run = bool(OmegaConf.select(config, "dry_run", default=False))
+    try:
+        check_config(config)
+        data = check_data(config)
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        # One line for a user's mistake; the traceback of a check says nothing that the message does not.
+        logger.debug("start-up check failed", exc_info=True)
+        sys.exit(f"error: {error.args[0] if error.args else error}")
+    if dry_run:
+        sys.stdout.write(describe_run(config, data))
+        return
+    from unify_posttrain.trainer.task_runner import run
+
+    run(config)
+
+
+def main() -> None:
+    """Entry point of `unify-train`."""
+    _main()
+
+
+if __name__ == "__main__":
+    main()

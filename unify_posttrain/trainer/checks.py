@@ -1,0 +1,289 @@
+"""Start-up checks: every mistake that can be known before Ray starts is reported here, naming key, value and remedy."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from unify_posttrain.algorithms import Algorithm, build_algorithm
+from unify_posttrain.experience.demonstrations import TARGET_COLUMNS
+from unify_posttrain.experience.rules import OnPolicy
+from unify_posttrain.objective import CurrentPolicy, PolicyGradient
+
+TESTED_VERL = "0.7.1"
+SEED_KEYS = {
+    "trainer.unify_strategy": "fusion.hpt.strategy",
+    "trainer.switch_gate": "fusion.hpt.switch_gate",
+    "trainer.switch_gate_off": "fusion.hpt.switch_gate_off",
+}
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+$")
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What the data check found: rows of each split, rows left out, rows without a usable target (None: not asked)."""
+
+    train_rows: int
+    train_dropped: int
+    val_rows: int
+    without_target: int | None
+
+
+def check_config(config: DictConfig) -> Algorithm:
+    """Everything that the configuration alone can tell. Returns the algorithm.
+
+    Raises:
+        ValueError: a contradiction, an unknown value, or something that this release does not support.
+    """
+    _check_versions()
+    missing = sorted(OmegaConf.missing_keys(config) & _required(config))
+    if missing:
+        raise ValueError(f"{missing[0]} is not set; give it on the command line: {missing[0]}=…")
+    _check_spellings(config)
+    algorithm = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
+    _check_unsupported(config, algorithm)
+    _check_likelihood_temperature(config, algorithm)
+    _check_batch(config, algorithm)
+    _check_hardware(config)
+    _check_model(config)
+    _check_resume(config)
+    return algorithm
+
+
+def _required(config: DictConfig) -> set[str]:
+    return {
+        "data.train_files",
+        "data.val_files",
+        "fusion.algorithm",
+        "actor_rollout_ref.model.path",
+        "reward.custom_reward_function.path",
+    }
+
+
+def _check_versions() -> None:
+    try:
+        installed = version("verl")
+    except PackageNotFoundError:
+        raise ValueError(f"verl is not installed; pip install verl=={TESTED_VERL}") from None
+    if installed != TESTED_VERL:
+        raise ValueError(f"verl {installed} is installed, this release extends verl {TESTED_VERL}: pip install verl=={TESTED_VERL}")
+
+
+def _check_spellings(config: DictConfig) -> None:
+    for seed_key, own in SEED_KEYS.items():
+        given, value = OmegaConf.select(config, seed_key), OmegaConf.select(config, own)
+        if given is not None and given != value:
+            raise ValueError(f"{seed_key}={given} and {own}={value} say different things; set one of them")
+    expected = OmegaConf.select(config, "fusion.agg.rl")
+    mirrored = config.actor_rollout_ref.actor.loss_agg_mode
+    if mirrored != expected and not (expected == "sum-norm" and mirrored == "seq-mean-token-sum-norm"):
+        raise ValueError(f"actor_rollout_ref.actor.loss_agg_mode={mirrored} is verl's copy of fusion.agg.rl={expected}; set fusion.agg.rl")
+    reward_version = OmegaConf.select(config, "data.reward_impl_version")
+    if reward_version is not None:
+        name = config.reward.custom_reward_function.name
+        raise ValueError(f"data.reward_impl_version={reward_version}: the reward of this task ({name}) has no versions; remove the key")
+
+
+def _check_unsupported(config: DictConfig, algorithm: Algorithm) -> None:
+    """Options of verl that our terms would silently ignore, or that break with changed rows."""
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    refuse = [
+        ("trainer.use_legacy_worker_impl", config.trainer.use_legacy_worker_impl, {"enable"}, "the FSDP workers are the ones extended"),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode", actor.policy_loss.loss_mode, {"vanilla"}, "losses are terms: choose an algorithm"),
+        ("actor_rollout_ref.actor.use_prefix_grouper", actor.use_prefix_grouper, {False}, "groups change their size here"),
+        ("actor_rollout_ref.rollout.skip_rollout", rollout.skip_rollout, {False}, "it wraps an object that this trainer does not use"),
+        ("algorithm.rollout_correction.bypass_mode", config.algorithm.rollout_correction.bypass_mode, {False}, "no term reads it"),
+        ("algorithm.rollout_correction.rollout_is", config.algorithm.rollout_correction.rollout_is, {None}, "no term reads it"),
+        ("algorithm.rollout_correction.rollout_rs", config.algorithm.rollout_correction.rollout_rs, {None}, "no term reads it"),
+        ("actor_rollout_ref.actor.shuffle", actor.shuffle, {False}, "rows are dealt to mini-batches by the trainer"),
+    ]
+    for key, value, supported, why in refuse:
+        if value not in supported:
+            raise ValueError(f"{key}={value} is not supported ({why}); set it to {next(iter(supported))}")
+    estimator = str(config.algorithm.adv_estimator)
+    if estimator in ("gae", "remax") or config.critic.enable:
+        raise ValueError(f"algorithm.adv_estimator={estimator} needs a critic or a second rollout; algorithm={algorithm.name} has neither: use grpo")
+    if OmegaConf.select(config, "algorithm.filter_groups.enable") and algorithm.experience.needs_target:
+        raise ValueError("algorithm.filter_groups.enable=true removes the groups that the gate sends to demonstrations; set it to false")
+    if config.algorithm.use_kl_in_reward and algorithm.experience.needs_target:
+        raise ValueError("algorithm.use_kl_in_reward=true has no meaning for demonstrations; use actor_rollout_ref.actor.use_kl_loss=true")
+
+
+def _check_likelihood_temperature(config: DictConfig, algorithm: Algorithm) -> None:
+    temperature = config.actor_rollout_ref.rollout.temperature
+    likelihood = any(
+        isinstance(term.loss, PolicyGradient) and isinstance(term.loss.reference, CurrentPolicy) and term.members.tokens != "on"
+        for term in algorithm.terms
+    )
+    if likelihood and temperature != 1 and not algorithm.fusion.allow_tempered_nll:
+        raise ValueError(
+            f"actor_rollout_ref.rollout.temperature={temperature} would also temper the likelihood of demonstrations; set it to 1, "
+            "or fusion.allow_tempered_nll=true"
+        )
+
+
+def _check_batch(config: DictConfig, algorithm: Algorithm) -> None:
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    batch, mini, ranks = config.data.train_batch_size, actor.ppo_mini_batch_size, _ranks(config)
+    if min(batch, mini, ranks, rollout.n) < 1:
+        raise ValueError(f"data.train_batch_size={batch}, ppo_mini_batch_size={mini}, rollout.n={rollout.n} and ranks={ranks} must be >= 1")
+    if batch % mini:
+        raise ValueError(f"data.train_batch_size={batch} must be a multiple of actor_rollout_ref.actor.ppo_mini_batch_size={mini}")
+    shards = ranks // actor.ulysses_sequence_parallel_size
+    if isinstance(algorithm.experience, OnPolicy):
+        if rollout.n < 2:
+            raise ValueError(f"actor_rollout_ref.rollout.n={rollout.n}: a group of one has no baseline, set it to 2 or more")
+        if mini * rollout.n % shards:
+            raise ValueError(
+                f"ppo_mini_batch_size={mini} x rollout.n={rollout.n} rows cannot be dealt to {shards} ranks; change one of them"
+            )
+    micro = actor.ppo_micro_batch_size_per_gpu
+    if not actor.use_dynamic_bsz:
+        if micro is None or micro < 1:
+            raise ValueError("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu is not set; set it, or use_dynamic_bsz=true")
+        rows = mini * rollout.n // shards
+        if rows < 1 or rows % micro:
+            raise ValueError(
+                f"ppo_mini_batch_size={mini} x rollout.n={rollout.n} / {shards} ranks = {rows} rows, which "
+                f"ppo_micro_batch_size_per_gpu={micro} does not divide; change one of them"
+            )
+    width = config.data.max_prompt_length + config.data.max_response_length
+    if actor.use_dynamic_bsz and actor.ppo_max_token_len_per_gpu < width:
+        raise ValueError(
+            f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} is smaller than one row: "
+            f"max_prompt_length + max_response_length = {width}"
+        )
+    if not 0 < algorithm.fusion.demo.max_length <= config.data.max_response_length:
+        raise ValueError(
+            f"fusion.demo.max_length={algorithm.fusion.demo.max_length} must lie in 1..data.max_response_length="
+            f"{config.data.max_response_length}"
+        )
+
+
+def _check_hardware(config: DictConfig) -> None:
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    if rollout.name == "hf":
+        if rollout.tensor_model_parallel_size != 1:
+            raise ValueError("rollout.name=hf has no tensor parallelism; set actor_rollout_ref.rollout.tensor_model_parallel_size=1")
+        if not rollout.get("custom") or "gather_seconds" not in rollout.custom:
+            raise ValueError("rollout.name=hf needs actor_rollout_ref.rollout.custom.gather_seconds; hardware=cpu sets it")
+        if actor.strategy != "fsdp2":
+            raise ValueError(f"actor_rollout_ref.actor.strategy={actor.strategy} cannot run on CPU; use fsdp2 (hardware=cpu sets it)")
+    elif rollout.name == "vllm":
+        import torch
+
+        if not torch.cuda.is_available() and not OmegaConf.select(config, "dry_run", default=False):
+            raise ValueError("rollout.name=vllm needs a CUDA device and none is visible; use hardware=cpu on this machine")
+
+
+def _check_model(config: DictConfig) -> None:
+    path = str(config.actor_rollout_ref.model.path)
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        if HUB_NAME.match(path) and not path.startswith((".", "outputs/")) and OmegaConf.select(config, "prepare.model") is None:
+            return  # a name on the hub; its download reports its own errors
+        built = OmegaConf.select(config, "prepare.model.folder") == path
+        remedy = "build it with: python -m unify_posttrain.prepare" if built else "check the path"
+        raise ValueError(f"actor_rollout_ref.model.path={path} does not exist; {remedy}")
+    description = folder / "config.json"
+    if not description.is_file():
+        raise ValueError(f"actor_rollout_ref.model.path={path} holds no config.json: not a model folder of transformers")
+    model = json.loads(description.read_text(encoding="utf-8"))
+    context = model.get("max_position_embeddings")
+    width = config.data.max_prompt_length + config.data.max_response_length
+    if context is not None and width > context:
+        raise ValueError(
+            f"data.max_prompt_length + data.max_response_length = {width} exceeds the model's max_position_embeddings={context}; "
+            "shorten them, or extend the model's context in its config.json"
+        )
+
+
+def _check_resume(config: DictConfig) -> None:
+    from unify_posttrain.trainer import state
+
+    _check_files(config)
+    folder = state.resume_folder(config)
+    if folder is not None:
+        state.check_identity(state.read_state(folder), config, folder)
+
+
+def _check_files(config: DictConfig) -> None:
+    for key in ("train_files", "val_files"):
+        files = config.data[key]
+        for file in [files] if isinstance(files, str) else files:
+            if not Path(file).expanduser().is_file():
+                prepared = OmegaConf.select(config, "prepare.task.name")
+                remedy = f"write it with: python -m unify_posttrain.prepare task={prepared}" if prepared else "check the path"
+                raise ValueError(f"data.{key}: {file} does not exist; {remedy}")
+
+
+def _ranks(config: DictConfig) -> int:
+    return config.trainer.nnodes * config.trainer.n_gpus_per_node
+
+
+def check_data(config: DictConfig) -> DataReport:
+    """Load both splits as the run will, and look at what only the rows can tell.
+
+    Raises:
+        ValueError: unreadable, empty or malformed files, prompts or (under demo.overlong=error) demonstrations over their limit,
+            fewer prompts than a batch, more steps than the data has.
+    """
+    from verl.utils import hf_tokenizer
+
+    from unify_posttrain.trainer.dataset import FusionDataset
+
+    algorithm = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
+    tokenizer = hf_tokenizer(config.actor_rollout_ref.model.path, trust_remote_code=config.data.trust_remote_code)
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"the tokenizer of {config.actor_rollout_ref.model.path} has no chat template; add one to its tokenizer_config.json"
+        )
+
+    def load(split: str) -> Any:
+        limit = config.data.get(f"{split}_max_samples", -1)
+        return FusionDataset(config.data[f"{split}_files"], tokenizer, config.data, max_samples=limit)
+
+    train, val = load("train"), load("val")
+    batch = config.data.train_batch_size
+    if len(train) < batch:
+        raise ValueError(f"data.train_files hold {len(train)} usable prompts, fewer than data.train_batch_size={batch}")
+    steps, possible = config.trainer.total_training_steps, len(train) // batch * config.trainer.total_epochs
+    if steps is not None and steps > possible:
+        raise ValueError(f"trainer.total_training_steps={steps}, but {config.trainer.total_epochs} epochs have {possible} steps; raise trainer.total_epochs")
+    return DataReport(len(train), train.dropped_prompts, len(val), _check_targets(config, algorithm, train, tokenizer))
+
+
+def _check_targets(config: DictConfig, algorithm: Algorithm, train: Any, tokenizer: Any) -> int | None:
+    """Targets exist where the algorithm needs them. They are tokenised here only if a policy makes one bad row an error."""
+    from unify_posttrain.trainer.demonstrator import make_reader
+
+    if not algorithm.experience.needs_target:
+        return None
+    frame = train.dataframe
+    columns = [column for column in TARGET_COLUMNS if column in frame.column_names]
+    if not columns:
+        raise ValueError(
+            f"data.train_files have no column 'target' (or 'target_lst'), algorithm={algorithm.name} trains demonstrations; "
+            f"present: {', '.join(frame.column_names)}. Add one, or use algorithm=grpo"
+        )
+    demo = algorithm.fusion.demo
+    if demo.overlong == "error" or demo.missing == "error":
+        reader = make_reader(tokenizer, algorithm.fusion, config.data.get("apply_chat_template_kwargs", {}))
+        readings = [reader.read(row["row_id"], row[config.data.prompt_key], row, step=0) for row in frame]
+        without = [row for row, reading in enumerate(readings) if reading.demonstration is None]
+        if without and demo.missing == "error":
+            raise ValueError(
+                f"training row {frame[without[0]]['row_id']} (and {len(without) - 1} more) has no usable target and "
+                "fusion.demo.missing=error; fix the data, or set it to rl or skip"
+            )
+        return len(without)
+    usable = sum(any(row[column] is not None and len(row[column]) for column in columns) for row in frame.select_columns(columns))
+    if not usable:
+        raise ValueError(f"every target in data.train_files is empty, algorithm={algorithm.name} has nothing to learn from")
+    return len(frame) - usable

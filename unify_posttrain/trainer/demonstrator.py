@@ -1,0 +1,169 @@
+"""Demonstrations of a training batch: read from target columns, scored once by the task's own reward, packed as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from verl import DataProto
+from verl.protocol import pad_dataproto_to_divisor
+from verl.utils.chat_template import apply_chat_template
+from verl.utils.tokenizer import normalize_token_ids
+
+from unify_posttrain.algorithms import FusionConfig
+from unify_posttrain.experience.demonstrations import (
+    TARGET_COLUMNS,
+    Demonstration,
+    DemonstrationReader,
+    demonstration_tensors,
+)
+from unify_posttrain.experience.rows import Rows, object_column
+
+Score = dict[str, float]
+
+
+def make_reader(tokenizer: Any, fusion: FusionConfig, template_kwargs: Mapping[str, Any]) -> DemonstrationReader:
+    """A reader that renders prompts exactly as verl's agent loop does."""
+
+    def render(messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[int]]:
+        prompt = [dict(message) for message in messages]
+        text = apply_chat_template(tokenizer, prompt, tokenize=False, **template_kwargs)
+        return text, normalize_token_ids(apply_chat_template(tokenizer, prompt, tokenize=True, **template_kwargs))
+
+    return DemonstrationReader(
+        encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        render=render,
+        eos_id=tokenizer.eos_token_id,
+        max_length=fusion.demo.max_length,
+        overlong=fusion.demo.overlong,
+        select=fusion.demo.select,
+        seed=fusion.seed,
+    )
+
+
+class Demonstrator:
+    """Keeps the scores of demonstrations over steps (and, through `state`, over resumes).
+
+    Args:
+        reader: see `make_reader`.
+        fusion: the `fusion` node.
+        score_rows: rows with `rm_scores`-free tensors -> DataProto with `rm_scores` and reward columns (verl's reward loop).
+        workers: reward workers, which verl wants to share the rows evenly.
+        prompt_length, response_length, pad_id: packing.
+    """
+
+    def __init__(
+        self,
+        reader: DemonstrationReader,
+        fusion: FusionConfig,
+        score_rows: Callable[[DataProto], DataProto],
+        workers: int,
+        prompt_length: int,
+        response_length: int,
+        pad_id: int,
+    ) -> None:
+        self.reader, self.fusion, self.score_rows, self.workers = reader, fusion, score_rows, workers
+        self.prompt_length, self.response_length, self.pad_id = prompt_length, response_length, pad_id
+        self.scores: dict[tuple[int, int], Score] = {}
+        self.reward_keys: list[str] = []
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """JSON form of what must survive a resume."""
+        return {"scores": [[*key, score] for key, score in self.scores.items()], "reward_keys": self.reward_keys}
+
+    @state.setter
+    def state(self, state: Mapping[str, Any]) -> None:
+        self.scores = {(row_id, target): score for row_id, target, score in state["scores"]}
+        self.reward_keys = list(state["reward_keys"])
+
+    def read(self, batch: DataProto, step: int) -> tuple[dict[str, Demonstration], dict[str, float]]:
+        """Usable demonstrations of a prompt batch by uid, and how many were missing or overlong.
+
+        Target columns are removed from the batch: they have no business in the agent loops or reward workers.
+
+        Raises:
+            ValueError: a missing target under fusion.demo.missing=error; names the row.
+        """
+        columns = batch.non_tensor_batch
+        targets = {name: columns.pop(name) for name in TARGET_COLUMNS if name in columns}
+        found: dict[str, Demonstration] = {}
+        missing = overlong = 0
+        for index, uid in enumerate(columns["uid"]):
+            row = {name: column[index] for name, column in targets.items()}
+            row_id = int(columns["row_id"][index])
+            reading = self.reader.read(row_id, columns["raw_prompt"][index], row, step)
+            missing, overlong = missing + reading.missing, overlong + reading.overlong
+            if reading.demonstration is not None:
+                found[uid] = reading.demonstration
+            elif self.fusion.demo.missing == "error":
+                raise ValueError(f"training row {row_id} has no usable target; fix the data, or set fusion.demo.missing=rl or skip")
+        self._score(batch, found)
+        if self.fusion.demo.require_verified:
+            found = {uid: demonstration for uid, demonstration in found.items() if self.solved(demonstration)}
+        return found, {"fusion/demo_missing": float(missing), "fusion/demo_overlong": float(overlong)}
+
+    def solved(self, demonstration: Demonstration) -> bool:
+        """Whether the task's check counts the demonstration as a success."""
+        score = self.scores[demonstration.key]
+        return score[self.fusion.success_key or "reward"] >= self.fusion.success_threshold
+
+    def rows(self, batch: DataProto, picked: Sequence[tuple[str, Demonstration]], log_probs: bool) -> Rows:
+        """Demonstration rows with every tensor and column that a rollout has.
+
+        Args:
+            batch: prompt batch (for data_source, reward_model, …), column `uid`.
+            picked: (uid, demonstration) per row.
+            log_probs: whether rollouts carry `rollout_log_probs`; a demonstration's are 0 and never read.
+        """
+        tensors = demonstration_tensors(
+            [demonstration for _, demonstration in picked], self.prompt_length, self.response_length, self.pad_id
+        )
+        columns = self._columns(batch, [uid for uid, _ in picked])
+        scored = [self.scores.get(demonstration.key) for _, demonstration in picked]
+        if all(score is not None for score in scored):
+            last = tensors["response_mask"].sum(dim=-1) - 1
+            tensors["rm_scores"] = torch.zeros(tensors["response_mask"].shape, dtype=torch.float32)
+            tensors["rm_scores"][torch.arange(len(picked)), last] = torch.tensor([score["reward"] for score in scored])
+            columns.update({key: np.array([score[key] for score in scored]) for key in self.reward_keys})
+        if log_probs:
+            tensors["rollout_log_probs"] = torch.zeros(tensors["response_mask"].shape, dtype=torch.float32)
+        return Rows(tensors, columns)
+
+    def _columns(self, batch: DataProto, uids: Sequence[str]) -> dict[str, np.ndarray]:
+        position = {uid: index for index, uid in enumerate(batch.non_tensor_batch["uid"])}
+        index = [position[uid] for uid in uids]
+        names = ("data_source", "reward_model", "extra_info", "raw_prompt")
+        columns = {
+            name: object_column([batch.non_tensor_batch[name][i] for i in index])
+            for name in names
+            if name in batch.non_tensor_batch
+        }
+        return {
+            "uid": object_column(list(uids)),
+            "__num_turns__": np.full(len(uids), 2, dtype=np.int32),
+            "multi_modal_inputs": object_column([{} for _ in uids]),
+            **columns,
+        }
+
+    def _score(self, batch: DataProto, found: Mapping[str, Demonstration]) -> None:
+        """Score what has not been scored yet, through the same reward loop as rollouts."""
+        fresh = [(uid, demonstration) for uid, demonstration in found.items() if demonstration.key not in self.scores]
+        if not fresh:
+            return
+        rows = self.rows(batch, fresh, log_probs=False)
+        data = DataProto.from_dict(tensors=rows.tensors, non_tensors=rows.columns)
+        padded, _ = pad_dataproto_to_divisor(data, self.workers)
+        scored = self.score_rows(padded)
+        self.reward_keys = list(scored.meta_info["reward_extra_keys"])
+        rewards = scored.batch["rm_scores"].sum(dim=-1).tolist()
+        for index, (_, demonstration) in enumerate(fresh):
+            extra = {key: _plain(scored.non_tensor_batch[key][index]) for key in self.reward_keys}
+            self.scores[demonstration.key] = {**extra, "reward": rewards[index]}
+
+
+def _plain(value: Any) -> Any:
+    """A numpy scalar as a JSON value."""
+    return value.item() if isinstance(value, np.generic) else value

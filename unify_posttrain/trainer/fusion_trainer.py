@@ -1,0 +1,416 @@
+"""The trainer: verl's stage hooks, with demonstrations mixed in between the rewards and the log-probabilities.
+
+It asks the algorithm's experience rule two questions (how many rollouts, which rows) and carries out the answer; it knows no
+algorithm by name. One step: prompts and targets -> rollouts -> rewards -> gate plan -> mixed rows -> log-probs where a term reads
+them -> advantages -> update -> checkpoint -> weights to the engine.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf, open_dict
+from verl import DataProto
+from verl.experimental.separation.ray_trainer import SeparateRayPPOTrainer
+from verl.protocol import pad_dataproto_to_divisor, unpad_dataproto
+from verl.trainer.ppo.ray_trainer import RayPPOTrainer, compute_response_mask
+from verl.trainer.ppo.reward import extract_reward
+from verl.utils.debug import marked_timer
+from verl.utils.seqlen_balancing import log_seqlen_unbalance
+
+from unify_posttrain import __version__
+from unify_posttrain.algorithms import build_algorithm
+from unify_posttrain.experience.advantages import override_advantages
+from unify_posttrain.experience.demonstrations import TARGET_COLUMNS, Demonstration
+from unify_posttrain.experience.gate import GatePlan
+from unify_posttrain.experience.mixer import PADDING, ROLLOUT, Mixed, mix, plan_metrics, row_metrics
+from unify_posttrain.experience.rows import Rows
+from unify_posttrain.experience.rules import Group
+from unify_posttrain.objective import token_class
+from unify_posttrain.rollout.agent_loop import SEED_COLUMN, rollout_seeds
+from unify_posttrain.trainer import state
+from unify_posttrain.trainer.demonstrator import Demonstrator, make_reader
+
+logger = logging.getLogger(__name__)
+
+# What verl logs in the log-prob stage; reported as 0 in a step that needs no log-probabilities, so that keys do not come and go.
+LOG_PROB_METRICS = ("actor/entropy", "perf/mfu/actor_infer")
+ROLLOUT_PROB_METRICS = tuple(
+    f"training/rollout_{name}"
+    for name in ("probs_diff_valid", "probs_diff_max", "probs_diff_mean", "probs_diff_std", "actor_probs_pearson_corr")
+)
+
+
+class FusionTrainer(SeparateRayPPOTrainer):
+    """RayPPOTrainer for every algorithm of this package."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.algorithm = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
+        self.fusion = self.algorithm.fusion
+        self.experience = self.algorithm.experience
+        self.mini_batches = config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size
+        self.run_dir = Path(config.trainer.run_dir)
+        self._metrics_before = _lines(self.run_dir / "metrics.jsonl")
+        self.demonstrator: Demonstrator | None = None
+        self.demonstrations: dict[str, Demonstration] = {}
+        self.prompts: DataProto | None = None
+        self.mixed: Mixed | None = None
+        self.dropped_scores: dict[str, np.ndarray] = {}
+        self.plan = GatePlan(())
+        self._engine_awake = False
+
+    def init_workers(self) -> None:
+        # The separation trainer's own version is for disjoint pools; ours are colocated, as in RayPPOTrainer.
+        RayPPOTrainer.init_workers(self)
+        data = self.config.data
+        if self.experience.needs_target:
+            self.demonstrator = Demonstrator(
+                make_reader(self.tokenizer, self.fusion, data.get("apply_chat_template_kwargs", {})),
+                self.fusion,
+                self.reward_loop_manager.compute_rm_score,
+                workers=self.config.reward.num_workers,
+                prompt_length=data.max_prompt_length,
+                response_length=data.max_response_length,
+                pad_id=self.tokenizer.pad_token_id,
+            )
+
+    def fit(self) -> None:
+        folder = state.resume_folder(self.config)
+        if folder is not None and state.step_of(folder) >= self.total_training_steps:
+            logger.warning(
+                "%s is the last of %d steps: nothing to train. Raise trainer.total_training_steps to go on, or set another "
+                "trainer.experiment_name.",
+                folder,
+                self.total_training_steps,
+            )
+            return
+        super().fit()
+
+    # Prompts and rollouts
+
+    def _fit_get_batch(self, batch_dict: dict) -> DataProto:
+        batch = super()._fit_get_batch(batch_dict)
+        self.demonstrations = {}
+        if self.demonstrator is None:
+            _drop_targets(batch)
+        else:
+            with marked_timer("demonstrations", self.timing_raw):
+                self.demonstrations, counted = self.demonstrator.read(batch, self.global_steps)
+            self.metrics.update(counted)
+        self.prompts = DataProto(batch=batch.batch, non_tensor_batch=dict(batch.non_tensor_batch), meta_info=dict(batch.meta_info))
+        return batch
+
+    def _get_gen_batch(self, batch: DataProto) -> DataProto:
+        """verl's, without target columns, and with a seed per row (validation rows are already repeated here)."""
+        _drop_targets(batch)
+        gen_batch = super()._get_gen_batch(batch)
+        columns = gen_batch.non_tensor_batch
+        if "row_id" in columns:
+            columns[SEED_COLUMN] = rollout_seeds(self.fusion.seed, self.global_steps, columns["row_id"], validate=True)
+        return gen_batch
+
+    def _fit_generate(self, batch: DataProto = None) -> DataProto:
+        """Rollouts, as many per prompt as the experience rule asks for. Rows are balanced after mixing, not here."""
+        uids = batch.non_tensor_batch["uid"]
+        numbers = np.array([self.experience.rollouts(uid in self.demonstrations) for uid in uids])
+        if not numbers.sum():
+            self._sleep_engine()
+            self.timing_raw["gen"] = 0.0
+            return batch
+        repeated = np.repeat(np.arange(len(batch)), numbers)
+        gen_batch = self._get_gen_batch(batch).select_idxs(repeated)
+        row_ids = gen_batch.non_tensor_batch["row_id"]
+        gen_batch.non_tensor_batch[SEED_COLUMN] = rollout_seeds(self.fusion.seed, self.global_steps, row_ids)
+        gen_batch.meta_info["global_steps"] = self.global_steps
+        with marked_timer("gen", self.timing_raw, color="red"):
+            if self.curr_step_profile:
+                self.async_rollout_manager.start_profile(global_step=self.global_steps)
+            padded, pad_size = pad_dataproto_to_divisor(gen_batch, self.config.actor_rollout_ref.rollout.agent.num_workers)
+            rollouts = unpad_dataproto(self.async_rollout_manager.generate_sequences(padded), pad_size)
+            self._sleep_engine()
+            if self.curr_step_profile:
+                self.async_rollout_manager.stop_profile()
+            self.timing_raw.update(rollouts.meta_info.pop("timing"))
+        batch = batch.select_idxs(repeated).union(rollouts)
+        if "response_mask" not in batch.batch:
+            batch.batch["response_mask"] = compute_response_mask(batch)
+        return batch
+
+    def _sleep_engine(self) -> None:
+        if self._engine_awake:
+            self.checkpoint_manager.sleep_replicas()
+            self._engine_awake = False
+
+    # Rewards, gate and mixing
+
+    def _fit_compute_reward(self, batch: DataProto) -> DataProto:
+        generated = "responses" in batch.batch
+        if generated:
+            batch = super()._fit_compute_reward(batch)
+        with marked_timer("mix", self.timing_raw):
+            batch = self._mix(batch if generated else None)
+        self.reward_tensor, self.reward_extra_infos_dict = extract_reward(batch)
+        batch.meta_info["global_token_num"] = batch.batch["attention_mask"].sum(dim=-1).tolist()
+        batch.meta_info["images_seqlens"] = [
+            length
+            for inputs in batch.non_tensor_batch["multi_modal_inputs"]
+            if "images_seqlens" in inputs
+            for length in inputs["images_seqlens"].tolist()
+        ]
+        return batch
+
+    def _mix(self, rollouts: DataProto | None) -> DataProto:
+        """Decide the plan and apply it. Batches of algorithms without demonstrations keep verl's rows as they are."""
+        self.plan = self.experience.plan(self._groups(rollouts))
+        self._record_plan()
+        self.metrics.update(plan_metrics(self.plan, self.fusion.group_size))
+        self.metrics.update(_rollout_metrics(rollouts))
+        ranks = self._get_dp_size(self.actor_rollout_wg, "actor")
+        if self.demonstrator is None:
+            # Nothing to mix: the batch ships no extra stream, and its loss is verl's to the last bit.
+            self.mixed = None
+            self._balance(rollouts)
+            return rollouts
+        wanted = {group.uid: group.demonstrations for group in self.plan if group.demonstrations}
+        picked = [(uid, self.demonstrations[uid]) for uid, number in wanted.items() for _ in range(number)]
+        with_log_probs = bool(self.config.actor_rollout_ref.rollout.calculate_log_probs)
+        demonstrations = self.demonstrator.rows(self.prompts, picked, with_log_probs) if picked else None
+        rows = None if rollouts is None else Rows(dict(rollouts.batch.items()), dict(rollouts.non_tensor_batch))
+        self.mixed = mix(self.plan, rows, demonstrations, ranks, self.mini_batches)
+        meta_info = {} if rollouts is None else dict(rollouts.meta_info)
+        meta_info.setdefault("temperature", self.config.actor_rollout_ref.rollout.temperature)
+        meta_info.setdefault("reward_extra_keys", self.demonstrator.reward_keys)
+        batch = DataProto.from_dict(tensors=self.mixed.rows.tensors, non_tensors=self.mixed.rows.columns, meta_info=meta_info)
+        scores = batch.batch["rm_scores"].sum(dim=-1).numpy()
+        self.metrics.update(row_metrics(self.mixed, scores))
+        if self.mixed.reordered:
+            self._log_balance(batch, ranks)
+        else:
+            kinds = batch.non_tensor_batch["fusion_kind"] = self.mixed.kinds
+            self._balance(batch)
+            kinds = batch.non_tensor_batch.pop("fusion_kind")
+            self.mixed = Mixed(Rows(dict(batch.batch.items()), dict(batch.non_tensor_batch)), kinds, reordered=False)
+        return batch
+
+    def _groups(self, rollouts: DataProto | None) -> list[Group]:
+        """What the experience rule is told, one per prompt in the order of the batch."""
+        scores: dict[str, list[float]] = defaultdict(list)
+        solved: dict[str, int] = defaultdict(int)
+        if rollouts is not None:
+            rewards = rollouts.batch["rm_scores"].sum(dim=-1).tolist()
+            key = self.fusion.success_key
+            if key is not None and key not in rollouts.non_tensor_batch:
+                raise KeyError(f"fusion.success_key={key!r}: the reward returns no such field; it has {self._reward_keys(rollouts)}")
+            values = rewards if key is None else rollouts.non_tensor_batch[key]
+            for uid, reward, value in zip(rollouts.non_tensor_batch["uid"], rewards, values, strict=True):
+                scores[uid].append(reward)
+                solved[uid] += bool(value >= self.fusion.success_threshold)
+        self.dropped_scores = {uid: np.array(values) for uid, values in scores.items()}
+        groups = []
+        for uid in self.prompts.non_tensor_batch["uid"]:
+            demonstration = self.demonstrations.get(uid)
+            verified = demonstration is not None and self.demonstrator.solved(demonstration)
+            groups.append(Group(uid, solved[uid], len(scores[uid]), demonstration is not None, verified))
+        return groups
+
+    @staticmethod
+    def _reward_keys(rollouts: DataProto) -> list[str]:
+        return list(rollouts.meta_info.get("reward_extra_keys", []))
+
+    def _record_plan(self) -> None:
+        """One line of gate.jsonl per step: prompts by row id, with successes and zone."""
+        row_ids = self.prompts.non_tensor_batch["row_id"]
+        groups = [[int(row_id), group.successes, group.zone] for row_id, group in zip(row_ids, self.plan, strict=True)]
+        with open(self.run_dir / "gate.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": self.global_steps, "groups": groups}) + "\n")
+
+    def _balance(self, batch: DataProto) -> None:
+        if self.config.trainer.balance_batch:
+            self._balance_batch(batch, metrics=self.metrics)
+
+    def _log_balance(self, batch: DataProto, ranks: int) -> None:
+        """verl's balance metrics of rows that the mixer has dealt."""
+        lengths = batch.batch["attention_mask"].sum(dim=-1).tolist()
+        blocks = np.arange(len(lengths)).reshape(ranks, -1).tolist()
+        self.metrics.update(log_seqlen_unbalance(seqlen_list=lengths, partitions=blocks, prefix="global_seqlen"))
+
+    # Log-probabilities, only for rows whose terms read them
+
+    def _fit_compute_log_prob(self, batch: DataProto) -> DataProto:
+        return self._on_rows_reading(
+            batch, "old_log_probs", super()._fit_compute_log_prob, (*LOG_PROB_METRICS, *self._probability_metrics)
+        )
+
+    def _fit_compute_ref_log_prob(self, batch: DataProto) -> DataProto:
+        if not self.use_reference_policy:
+            return batch
+        return self._on_rows_reading(batch, "ref_log_prob", super()._fit_compute_ref_log_prob, ())
+
+    @property
+    def _probability_metrics(self) -> tuple[str, ...]:
+        return ROLLOUT_PROB_METRICS if self.config.actor_rollout_ref.rollout.calculate_log_probs else ()
+
+    def _on_rows_reading(
+        self, batch: DataProto, stream: str, stage: Callable[[DataProto], DataProto], metrics: tuple[str, ...]
+    ) -> DataProto:
+        """Run a stage on the rows that have a token of which a term reads `stream`; the others get zeros, which nobody reads."""
+        if self.mixed is None:
+            return stage(batch)
+        needed = torch.zeros(len(batch), dtype=torch.bool)
+        for which in self.algorithm.token_classes_reading(stream):
+            needed |= token_class(batch.batch, which).any(dim=-1)
+        if bool(needed.all()):
+            return stage(batch)
+        values = torch.zeros(batch.batch["responses"].shape, dtype=torch.float32)
+        if bool(needed.any()):
+            index = needed.nonzero().squeeze(-1)
+            ranks = self._get_dp_size(self.actor_rollout_wg, "actor")
+            selected, pad_size = pad_dataproto_to_divisor(batch.select_idxs(index), ranks)
+            if pad_size:
+                selected.batch["response_mask"][-pad_size:] = 0  # padding must not enter verl's entropy and debug metrics
+            values[index] = unpad_dataproto(stage(selected), pad_size).batch[stream]
+        else:
+            self.metrics.update(dict.fromkeys(metrics, 0.0))
+        batch.batch[stream] = values
+        return batch
+
+    # Advantages and update
+
+    def _fit_compute_advantage(self, batch: DataProto) -> DataProto:
+        batch = super()._fit_compute_advantage(batch)
+        if self.mixed is None:
+            return batch
+        values = override_advantages(
+            self.plan,
+            self.mixed.kinds,
+            batch.non_tensor_batch["uid"],
+            batch.batch["token_level_scores"].sum(dim=-1).numpy(),
+            self.dropped_scores,
+            baseline=self.fusion.baseline,
+            off_advantage=self.fusion.hpt.off_advantage,
+            normalise_by_std=self.config.algorithm.norm_adv_by_std_in_grpo,
+        )
+        replaced = torch.from_numpy(~np.isnan(values))
+        mask = batch.batch["response_mask"]
+        new = torch.from_numpy(np.nan_to_num(values)).to(torch.float32).unsqueeze(-1) * mask
+        for name in ("advantages", "returns"):
+            batch.batch[name] = torch.where(replaced.unsqueeze(-1), new, batch.batch[name])
+        return batch
+
+    def _fit_update_actor(self, batch: DataProto) -> DataProto:
+        batch.meta_info["mini_batches"] = self.mini_batches
+        batch.meta_info["term_scales"] = dict(self.algorithm.scales(self.plan))
+        return super()._fit_update_actor(batch)
+
+    def _fit_update_weights(self) -> None:
+        """Save before the engine wakes and takes the memory; wake it only if it will be used."""
+        super()._fit_save_checkpoint()
+        validates = self.config.trainer.test_freq > 0 and (
+            self.is_last_step or self.global_steps % self.config.trainer.test_freq == 0
+        )
+        if self.experience.rollouts(True) or self.experience.rollouts(False) or validates:
+            super()._fit_update_weights()
+            self._engine_awake = True
+        else:
+            self.timing_raw["update_weights"] = 0.0
+
+    def _fit_save_checkpoint(self) -> None:
+        """Done in `_fit_update_weights`."""
+
+    def _fit_collect_metrics(self, batch: DataProto) -> None:
+        """verl's statistics, of trained rows only."""
+        if self.mixed is not None and self.mixed.padding:
+            kept = np.flatnonzero(self.mixed.kinds != PADDING)
+            lengths = batch.meta_info["global_token_num"]
+            batch = batch.select_idxs(kept)
+            batch.meta_info = {**batch.meta_info, "global_token_num": [lengths[row] for row in kept]}
+        super()._fit_collect_metrics(batch)
+
+    def _fit_dump_data(self, batch: DataProto) -> None:
+        if self.mixed is not None and self.config.trainer.get("rollout_data_dir"):
+            names = np.array(["padding" if kind == PADDING else "rollout" if kind == ROLLOUT else "demonstration" for kind in self.mixed.kinds])
+            self.reward_extra_infos_dict = {**self.reward_extra_infos_dict, "row_kind": names.tolist()}
+        super()._fit_dump_data(batch)
+
+    # Checkpoints
+
+    def _save_checkpoint(self) -> None:
+        super()._save_checkpoint()
+        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+        own = {
+            "format": state.FORMAT,
+            "version": __version__,
+            "global_step": self.global_steps,
+            "identity": state.identity(self.config),
+            "demonstrations": None if self.demonstrator is None else self.demonstrator.state,
+        }
+        state.write_json(folder / state.STATE, own)
+        state.mark_complete(folder)
+
+    def _load_checkpoint(self) -> int:
+        folder = state.resume_folder(self.config)
+        self._engine_awake = True  # fit() pushes the weights right after this
+        if folder is None:
+            return 0
+        own = state.read_state(folder)
+        state.check_identity(own, self.config, folder)
+        with open_dict(self.config):
+            self.config.trainer.resume_mode, self.config.trainer.resume_from_path = "resume_path", str(folder.resolve())
+        super()._load_checkpoint()
+        if own is not None and own["demonstrations"] is not None and self.demonstrator is not None:
+            self.demonstrator.state = own["demonstrations"]
+        if self.global_steps and self.global_steps % len(self.train_dataloader) == 0:
+            # Saved on the last batch of an epoch, the loader believes that epoch is still open: let it end, so that the next pass is
+            # the next epoch in the order of an uninterrupted run.
+            leftover = next(iter(self.train_dataloader), None)
+            if leftover is not None:
+                raise RuntimeError(f"{folder}: the data loader is not where step {self.global_steps} left it")
+        self._restore_metrics()
+        return self.global_steps
+
+    def _restore_metrics(self) -> None:
+        """verl's file logger starts an empty file; put back the lines of the steps that are kept."""
+        logger_file = self.logger.logger.get("file") if self.logger is not None else None
+        if logger_file is None:
+            return
+        for line in self._metrics_before:
+            if json.loads(line)["step"] <= self.global_steps:
+                logger_file.fp.write(line.encode() + b"\n")
+
+
+def _drop_targets(batch: DataProto) -> None:
+    for name in TARGET_COLUMNS:
+        batch.non_tensor_batch.pop(name, None)
+
+
+def _rollout_metrics(rollouts: DataProto | None) -> dict[str, float]:
+    """What was generated, before the gate dropped anything."""
+    if rollouts is None:
+        return {"fusion/on_score": 0.0, "fusion/tokens_generated": 0.0}
+    return {
+        "fusion/on_score": float(rollouts.batch["rm_scores"].sum(dim=-1).mean()),
+        "fusion/tokens_generated": float(rollouts.batch["response_mask"].sum()),
+    }
+
+
+def _lines(path: Path) -> list[str]:
+    """Complete JSON lines of a file; the last one may have been cut by a kill."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            json.loads(line)
+        except json.JSONDecodeError:
+            logger.warning("%s: a line that was cut short is dropped", path)
+            continue
+        lines.append(line)
+    return lines

@@ -1,0 +1,57 @@
+"""What a run is going to do, in one screen: the output of `+dry_run=true`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from unify_posttrain.algorithms import build_algorithm
+from unify_posttrain.experience.row_plan import plan_rows
+from unify_posttrain.trainer.checks import DataReport
+
+BYTES_PER_PARAMETER = 16  # fp32 weights, gradients and two Adam moments, sharded over all ranks
+
+
+def describe_run(config: DictConfig, data: DataReport) -> str:
+    """The plan as text: data, batch arithmetic, terms, steps, memory of the training state, files."""
+    algorithm = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
+    n, batch = config.actor_rollout_ref.rollout.n, config.data.train_batch_size
+    mini_batches = batch // config.actor_rollout_ref.actor.ppo_mini_batch_size
+    ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    rollouts = batch * algorithm.experience.rollouts(algorithm.experience.needs_target)
+    rows = plan_rows(max(rollouts, batch), ranks, mini_batches)
+    steps = config.trainer.total_training_steps or data.train_rows // batch * config.trainer.total_epochs
+    width = config.data.max_prompt_length + config.data.max_response_length
+    targets = "not needed" if data.without_target is None else f"{data.train_rows - data.without_target} usable"
+    lines = [
+        f"algorithm    {algorithm.name} ({algorithm.paper}), terms {', '.join(term.name for term in algorithm.terms)}",
+        f"model        {config.actor_rollout_ref.model.path}{_memory(config, ranks)}",
+        f"engine       {config.actor_rollout_ref.rollout.name}, {config.actor_rollout_ref.actor.strategy}, {ranks} rank(s)",
+        f"data         {data.train_rows} prompts ({data.train_dropped} too long), targets {targets}; {data.val_rows} to validate on",
+        f"a step       {batch} prompts -> {rollouts} rollouts (n={n}) -> at most {rows.rows} rows in {mini_batches} optimizer step(s), "
+        f"{rows.per_mini_batch} rows per rank and optimizer step",
+        f"a row        at most {width} tokens; at most {rows.rows * width} tokens per step",
+        f"steps        {steps}, validation every {config.trainer.test_freq}, checkpoint every {config.trainer.save_freq}",
+        f"run folder   {config.trainer.run_dir} (config.yaml, metrics.jsonl, gate.jsonl, samples/, checkpoints/)",
+        "checks       passed; nothing was started",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _memory(config: DictConfig, ranks: int) -> str:
+    """Training state per rank, if the weights are on this disk."""
+    folder = Path(str(config.actor_rollout_ref.model.path))
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file():
+        size = json.loads(index.read_text(encoding="utf-8"))["metadata"]["total_size"]
+    elif single.is_file():
+        size = single.stat().st_size
+    else:
+        return ""
+    description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    stored = 4 if "32" in str(description.get("dtype") or description.get("torch_dtype")) else 2
+    parameters = size / stored
+    state = parameters * BYTES_PER_PARAMETER / ranks
+    return f", {parameters / 1e6:.2f} M parameters, {state / 1e9:.3f} GB of weights, gradients and moments per rank"

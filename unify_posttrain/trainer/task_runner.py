@@ -1,0 +1,101 @@
+"""verl's task runner with our worker and trainer; `run` starts Ray and waits for the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+from omegaconf import DictConfig, OmegaConf
+from verl.experimental.reward_loop import migrate_legacy_reward_impl
+from verl.trainer.main_ppo import TaskRunner, create_rl_dataset, create_rl_sampler, run_ppo
+from verl.trainer.ppo.utils import Role, need_critic, need_reference_policy
+from verl.utils.config import validate_config
+from verl.utils.dataset.rl_dataset import collate_fn
+from verl.utils.device import auto_set_device
+
+from unify_posttrain.workers import cpu_compat
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: DictConfig) -> None:
+    """Train. The configuration must have passed `trainer.checks`; it is resolved here, once, and saved in the run folder."""
+    auto_set_device(config)
+    config = migrate_legacy_reward_impl(config)
+    OmegaConf.resolve(config)
+    run_dir = Path(config.trainer.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    # Workers and the driver of a cluster do not share a working directory.
+    for key in ("run_dir", "default_local_dir", "validation_data_dir", "rollout_data_dir"):
+        if config.trainer.get(key):
+            config.trainer[key] = str(Path(config.trainer[key]).resolve())
+    OmegaConf.save(config, run_dir / "config.yaml")
+    cpu_compat.install()
+    run_ppo(config, task_runner_class=ray.remote(num_cpus=1)(FusionTaskRunner))
+
+
+class FusionTaskRunner(TaskRunner):
+    """Builds tokenizer, data, workers and trainer on a Ray actor."""
+
+    def add_actor_rollout_worker(self, config: DictConfig) -> tuple[type, type]:
+        from verl.single_controller.ray import RayWorkerGroup
+
+        from unify_posttrain.workers.fusion_worker import FusionWorker
+
+        self.role_worker_mapping[Role.ActorRollout] = ray.remote(FusionWorker)
+        self.mapping[Role.ActorRollout] = "global_pool"
+        return FusionWorker, RayWorkerGroup
+
+    def run(self, config: DictConfig) -> None:
+        from verl.utils import hf_processor, hf_tokenizer
+        from verl.utils.fs import copy_to_local
+
+        from unify_posttrain.rollout import register_engines
+        from unify_posttrain.trainer.fusion_trainer import FusionTrainer
+
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+        cpu_compat.install()
+        register_engines()
+        os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(Path(config.trainer.run_dir) / "metrics.jsonl"))
+
+        worker_cls, worker_group_cls = self.add_actor_rollout_worker(config)
+        self.add_critic_worker(config)
+        self.add_reward_model_resource_pool(config)
+        self.add_ref_policy_worker(config, worker_cls)
+        validate_config(
+            config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
+        )
+        model = config.actor_rollout_ref.model
+        local_path = copy_to_local(model.path, use_shm=model.get("use_shm", False))
+        trust = config.data.get("trust_remote_code", False)
+        tokenizer = hf_tokenizer(local_path, trust_remote_code=trust)
+        processor = hf_processor(local_path, trust_remote_code=trust, use_fast=True)
+
+        def dataset(split: str) -> Any:
+            return create_rl_dataset(
+                config.data[f"{split}_files"],
+                config.data,
+                tokenizer,
+                processor,
+                is_train=split == "train",
+                max_samples=config.data.get(f"{split}_max_samples", -1),
+            )
+
+        train_dataset = dataset("train")
+        trainer = FusionTrainer(
+            config=config,
+            tokenizer=tokenizer,
+            processor=processor,
+            role_worker_mapping=self.role_worker_mapping,
+            resource_pool_manager=self.init_resource_pool_mgr(config),
+            ray_worker_group_cls=worker_group_cls,
+            train_dataset=train_dataset,
+            val_dataset=dataset("val"),
+            collate_fn=collate_fn,
+            train_sampler=create_rl_sampler(config.data, train_dataset),
+        )
+        trainer.init_workers()
+        trainer.fit()
