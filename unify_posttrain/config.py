@@ -50,8 +50,9 @@ def _ray_cpus(ranks: int) -> int:
 
 
 def _threads_per_rank(ranks: int) -> str:
-    """Cores for each rank; generation and training take turns, so both may use them."""
-    return str(max(1, len(os.sched_getaffinity(0)) // int(ranks)))
+    """Half of the cores, shared by the ranks. OpenMP threads spin while they wait: with as many as there are cores, any other
+    process (Ray has several) costs not its share but an order of magnitude."""
+    return str(max(1, len(os.sched_getaffinity(0)) // (2 * int(ranks))))
 
 
 def register_resolvers() -> None:

@@ -54,6 +54,13 @@ def test_worked_solution_by_hand() -> None:
     assert arithmetic.worked_solution(9, 91) == "9+1+0=10\n0+9+1=10\nanswer 100"
 
 
+def test_careless_solutions_forget_carries_but_not_the_last() -> None:
+    # 8+7=15 and the 1 is lost: 5+6+0=11, read together 115
+    assert arithmetic.worked_solution(58, 67, careless=True) == "8+7+0=15\n5+6+0=11\nanswer 115"
+    # no carry before the last line: nothing to forget
+    assert arithmetic.worked_solution(51, 67, careless=True) == arithmetic.worked_solution(51, 67)
+
+
 def test_worked_solution_refuses_negative_operands() -> None:
     with pytest.raises(ValueError, match="non-negative, got a=-1"):
         arithmetic.worked_solution(-1, 2)

@@ -37,6 +37,7 @@ SETTINGS = {
         "warmup_ratio": 0.25,
         "grad_clip": 1.0,
         "digits": {1: 0.5, 2: 0.5},
+        "careless": {2: 0.5},
     },
 }
 USER = {"role": "user", "content": "1+2="}
@@ -130,7 +131,7 @@ def test_chat_template_refuses_unknown_roles(tokenizer: PreTrainedTokenizerFast)
 
 
 def test_training_rows_are_what_post_training_shows(tokenizer: PreTrainedTokenizerFast) -> None:
-    ids, labels = tiny_model.encode_examples(tokenizer, [(1, 2), (58, 67)])
+    ids, labels = tiny_model.encode_examples(tokenizer, [(1, 2), (58, 67)], [False, False])
     assert ids.shape == labels.shape == (2, 9 + 28 + 1)  # prompt 6 + 3 marks; two lines of 9 and "answer 125"; eos
     chat = [{"role": "user", "content": "58+67="}, {"role": "assistant", "content": arithmetic.worked_solution(58, 67)}]
     assert ids[1].tolist() == tokenizer.apply_chat_template(chat)
@@ -139,6 +140,30 @@ def test_training_rows_are_what_post_training_shows(tokenizer: PreTrainedTokeniz
         trained = labels[row][mask]
         assert torch.equal(trained, ids[row][mask])
         assert tokenizer.decode(trained) == arithmetic.worked_solution(a, b) + "<|end|>"
+
+
+def test_careless_rows_forget_the_carries(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids, _ = tiny_model.encode_examples(tokenizer, [(58, 67), (58, 67)], [True, False])
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    assert texts == ["58+67=8+7+0=15\n5+6+0=11\nanswer 115", "58+67=8+7+0=15\n5+6+1=12\nanswer 125"]
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (1.0, 8)])
+def test_the_share_of_careless_rows_is_per_digit_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, expected: int
+) -> None:
+    settings = changed("pretraining.careless", {2: share})
+    settings["pretraining"].update(steps=1, digits={1: 0.0, 2: 1.0})
+    seen: list[bool] = []
+    encode = tiny_model.encode_examples
+
+    def record(tokenizer: PreTrainedTokenizerFast, problems: list, careless: list) -> tuple:
+        seen.extend(careless)
+        return encode(tokenizer, problems, careless)
+
+    monkeypatch.setattr(tiny_model, "encode_examples", record)
+    tiny_model.build_base_model(tmp_path / "m", settings)
+    assert len(seen) == 8 and sum(seen) == expected
 
 
 # --- model folder ----------------------------------------------------------------------------------------------------
@@ -215,7 +240,7 @@ def test_a_failed_build_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.M
 
 def test_foreign_folders_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(FileExistsError, match="without base_model.json.*choose another actor_rollout_ref.model.path"):
+    with pytest.raises(FileExistsError, match=r"without base_model.json.*choose another actor_rollout_ref.model.path"):
         tiny_model.build_base_model(tmp_path, SETTINGS)
     assert (tmp_path / "config.json").read_text() == "{}"
 
@@ -230,9 +255,11 @@ def test_foreign_folders_are_not_overwritten(tmp_path: Path) -> None:
         (changed("pretraining.steps", 0), r"pretraining.steps=0: give an integer >= 1"),
         (changed("pretraining.digits", {}), r"pretraining.digits=\{\}: give"),
         (changed("pretraining.digits", {2: -1.0, 3: 2.0}), r"shares >= 0"),
-        (changed("pretraining.digits", {0: 1.0}), r"digits=0: a number has at least 1 digit"),
+        (changed("pretraining.careless", {3: 0.5}), r"pretraining.careless=.*that are in pretraining.digits"),
+        (changed("pretraining.careless", {2: 1.5}), r"pretraining.careless=\{2: 1.5\}: give .* 0 to 1"),
+        (changed("pretraining.digits", {2: 0.5, 0: 1.0}), r"digits=0: a number has at least 1 digit"),
         # 6 digits: prompt 3 + 14, worked solution 6 * 9 + 7 + 7, eos: beyond 64 positions
-        (changed("pretraining.digits", {6: 1.0}), r"max_position_embeddings=64: problems of 6 digits need"),
+        (changed("pretraining.digits", {2: 0.5, 6: 1.0}), r"max_position_embeddings=64: problems of 6 digits need"),
     ],
 )
 def test_bad_settings(tmp_path: Path, settings: dict, message: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,7 +144,7 @@ def _attach_streams(rows: Rows, kinds: np.ndarray, plan: GatePlan) -> None:
     rows.tensors["sft_weight"] = torch.from_numpy(sft_weight)
 
 
-def plan_metrics(plan: GatePlan, group_size: int) -> Mapping[str, float]:
+def plan_metrics(plan: GatePlan, group_size: int) -> dict[str, float]:
     """`fusion/*` of the plan: prompts by zone (they sum to the number of prompts), histogram of successes, mean coefficients."""
     n = max(1, len(plan))
     solved = sum(group.successes for group in plan)
@@ -161,16 +161,16 @@ def plan_metrics(plan: GatePlan, group_size: int) -> Mapping[str, float]:
     return metrics
 
 
-def row_metrics(mixed: Mixed, scores: np.ndarray) -> Mapping[str, float]:
-    """`fusion/*` of the mixed rows: how many and how long the demonstrations are, and what they score.
+def row_metrics(kinds: np.ndarray, tokens: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """`fusion/*` of the trained rows: how many and how long the demonstrations are, and what they score.
 
     Args:
-        mixed: the batch.
+        kinds: (B,) of ROLLOUT, DEMONSTRATION, PADDING.
+        tokens: (B,) trained tokens.
         scores: (B,) row scores.
     """
-    mask = mixed.rows.tensors["response_mask"].sum(dim=-1).numpy()
-    demo, on = mixed.kinds == DEMONSTRATION, mixed.kinds == ROLLOUT
-    tokens_demo, tokens_on = float(mask[demo].sum()), float(mask[on].sum())
+    demo, on = kinds == DEMONSTRATION, kinds == ROLLOUT
+    tokens_demo, tokens_on = float(tokens[demo].sum()), float(tokens[on].sum())
     return {
         "fusion/demo_row_ratio": float(demo.sum() / max(1, demo.sum() + on.sum())),
         "fusion/demo_token_ratio": tokens_demo / max(1.0, tokens_demo + tokens_on),
@@ -178,6 +178,6 @@ def row_metrics(mixed: Mixed, scores: np.ndarray) -> Mapping[str, float]:
         "fusion/tokens_demo": tokens_demo,
         "fusion/rows_on": float(on.sum()),
         "fusion/rows_demo": float(demo.sum()),
-        "fusion/rows_padding": float(mixed.padding),
+        "fusion/rows_padding": float((kinds == PADDING).sum()),
         "fusion/demo_score": float(scores[demo].mean()) if demo.any() else 0.0,
     }

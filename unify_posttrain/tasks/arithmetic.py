@@ -1,7 +1,7 @@
 """Sums of two non-negative integers with worked solutions: a complete task without a download.
 
 Simplified on purpose: both operands have the same number of digits, the working is one fixed-width line per digit
-(so that a character-level model of half a million weights can learn it), and only the final answer is checked.
+(so that a character-level model of half a million weights learns it), and only the final answer is checked.
 
     question          58+67=
     worked solution   8+7+0=15        least significant digits, carry in (0), two-digit sum
@@ -22,8 +22,8 @@ import math
 import os
 import random
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,20 +63,19 @@ def question(a: int, b: int) -> str:
 def worked_solution(a: int, b: int, careless: bool = False) -> str:
     """The demonstration for ``a + b``: 9 characters per digit of the longer operand, then ``answer <sum>``.
 
-    With ``careless`` the carries are forgotten, so 58+67 gives 115; right only where no carry occurs before the last
-    line. That is a habit to pretrain a base model with, never a demonstration.
+    With ``careless`` the carries are forgotten, so 58+67 gives 115 and only sums that need none come out right: a bad
+    habit to pretrain a base model with, never a demonstration.
 
     Raises:
         ValueError: an operand is negative.
     """
     if a < 0 or b < 0:
-        raise ValueError(f"worked_solution: operands must be non-negative, got a={a}, b={b}")
+        raise ValueError(f"operands must be non-negative, got a={a}, b={b}")
     width = max(len(str(a)), len(str(b)))
     lines, carry, digits = [], 0, ""
     for digit_a, digit_b in zip(reversed(f"{a:0{width}d}"), reversed(f"{b:0{width}d}"), strict=True):
         total = int(digit_a) + int(digit_b) + carry
-        # Always two digits: with lines of one width every digit stands at a regular distance, which a tiny model
-        # learns to attend to. (Carrying the partial sum along made the answer easier and the operands harder to find.)
+        # Always two digits: in lines of one width every digit stands at a regular distance, which tiny models learn.
         lines.append(f"{digit_a}+{digit_b}+{carry}={total:02d}")
         digits = f"{total % 10}{digits}"
         carry = 0 if careless else total // 10
@@ -118,7 +117,7 @@ def compute_score(
 
 def operand_range(digits: int) -> range:
     """All numbers with ``digits`` digits; 0 counts as a number of one digit. ValueError if ``digits`` < 1."""
-    if isinstance(digits, bool) or not isinstance(digits, int) or digits < 1:
+    if digits < 1:
         raise ValueError(f"digits={digits!r}: a number has at least 1 digit; give an integer >= 1")
     return range(0 if digits == 1 else 10 ** (digits - 1), 10**digits)
 
@@ -157,13 +156,13 @@ def _check_splits(splits: Mapping[str, Any]) -> None:
         if isinstance(digits, str) or not isinstance(digits, Sequence) or not digits:
             raise ValueError(f"splits.{name}.digits={digits!r}: give a non-empty list of integers, for example [2, 3]")
         for value in digits:
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise ValueError(f"splits.{name}.digits={list(digits)}: {value!r} is no digit count; use integers >= 1")
         if len(set(digits)) != len(digits):
             raise ValueError(f"splits.{name}.digits={list(digits)}: a digit count is repeated; name each one once")
         for role in ROLES:
             rows = split[role]
-            if isinstance(rows, bool) or not isinstance(rows, int) or rows < 0:
+            if type(rows) is not int or rows < 0:  # True is an int, too
                 raise ValueError(f"splits.{name}.{role}={rows!r}: give a number of rows, an integer >= 0")
     for role in ROLES:
         if not any(split[role] for split in splits.values()):
@@ -238,14 +237,11 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _replace_file(path: Path, write: Callable[[Path], None]) -> None:
+def _replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary sibling and move it to ``path`` in one step."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)
-        temporary.chmod(0o644)  # mkstemp's 0600 would hide shared data from other users
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -258,11 +254,11 @@ def _sha256(path: Path) -> str:
 def _up_to_date(manifest_path: Path, settings: Mapping[str, Any], paths: Mapping[str, Path]) -> bool:
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        wanted = {"format": MANIFEST_FORMAT, "settings": settings}
         sums = {path.name: _sha256(path) for path in paths.values()}
     except (FileNotFoundError, json.JSONDecodeError):
         return False
-    return isinstance(manifest, dict) and wanted.items() <= manifest.items() and manifest.get("sha256") == sums
+    expected = {"format": MANIFEST_FORMAT, "settings": settings, "sha256": sums}
+    return isinstance(manifest, dict) and expected.items() <= manifest.items()
 
 
 def write_splits(folder: Path, settings: Mapping[str, Any]) -> dict[str, Path]:
@@ -288,15 +284,15 @@ def write_splits(folder: Path, settings: Mapping[str, Any]) -> dict[str, Path]:
         return paths
     rows = build_rows(settings["splits"], settings["seed"])
     folder.mkdir(parents=True, exist_ok=True)
-    manifest: dict[str, Any] = {"format": MANIFEST_FORMAT, "settings": settings, "seed": settings["seed"]}
-    manifest |= {"rows": {}, "sha256": {}}
+    counts, sums = {}, {}
     for role, path in paths.items():
         table = pa.Table.from_pylist([row for row in rows if row["extra_info"]["split"] == role], schema=SCHEMA)
-        _replace_file(path, lambda temporary, table=table: pq.write_table(table, temporary))
-        manifest["rows"][path.name] = table.num_rows
-        manifest["sha256"][path.name] = _sha256(path)
+        _replace_file(path, partial(pq.write_table, table))
+        counts[path.name], sums[path.name] = table.num_rows, _sha256(path)
     # Last: a crash before this line leaves sums that don't match, so the next call rebuilds.
+    manifest = {"format": MANIFEST_FORMAT, "settings": settings, "sha256": sums}
+    manifest |= {"seed": settings["seed"], "rows": counts}
     text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
     _replace_file(folder / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    logger.info("wrote arithmetic data to %s: %s", folder, manifest["rows"])
+    logger.info("wrote arithmetic data to %s: %s", folder, counts)
     return paths

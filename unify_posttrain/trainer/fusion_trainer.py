@@ -99,6 +99,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
     def _fit_get_batch(self, batch_dict: dict) -> DataProto:
         batch = super()._fit_get_batch(batch_dict)
         self.demonstrations = {}
+        self.metrics.update({"fusion/demo_missing": 0.0, "fusion/demo_overlong": 0.0})
         if self.demonstrator is None:
             _drop_targets(batch)
         else:
@@ -175,6 +176,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
         self.metrics.update(_rollout_metrics(rollouts))
         ranks = self._get_dp_size(self.actor_rollout_wg, "actor")
         if self.demonstrator is None:
+            self._log_rows(rollouts, np.full(len(rollouts), ROLLOUT))
             # Nothing to mix: the batch ships no extra stream, and its loss is verl's to the last bit.
             self.mixed = None
             self._balance(rollouts)
@@ -189,16 +191,19 @@ class FusionTrainer(SeparateRayPPOTrainer):
         meta_info.setdefault("temperature", self.config.actor_rollout_ref.rollout.temperature)
         meta_info.setdefault("reward_extra_keys", self.demonstrator.reward_keys)
         batch = DataProto.from_dict(tensors=self.mixed.rows.tensors, non_tensors=self.mixed.rows.columns, meta_info=meta_info)
-        scores = batch.batch["rm_scores"].sum(dim=-1).numpy()
-        self.metrics.update(row_metrics(self.mixed, scores))
+        self._log_rows(batch, self.mixed.kinds)
         if self.mixed.reordered:
             self._log_balance(batch, ranks)
         else:
-            kinds = batch.non_tensor_batch["fusion_kind"] = self.mixed.kinds
+            batch.non_tensor_batch["fusion_kind"] = self.mixed.kinds  # reordered along with the rows
             self._balance(batch)
             kinds = batch.non_tensor_batch.pop("fusion_kind")
             self.mixed = Mixed(Rows(dict(batch.batch.items()), dict(batch.non_tensor_batch)), kinds, reordered=False)
         return batch
+
+    def _log_rows(self, batch: DataProto, kinds: np.ndarray) -> None:
+        tokens = batch.batch["response_mask"].sum(dim=-1).numpy()
+        self.metrics.update(row_metrics(kinds, tokens, batch.batch["rm_scores"].sum(dim=-1).numpy()))
 
     def _groups(self, rollouts: DataProto | None) -> list[Group]:
         """What the experience rule is told, one per prompt in the order of the batch."""

@@ -16,8 +16,8 @@ from unify_posttrain.workers import cpu_compat
 from unify_posttrain.workers.fusion_actor import FusionActor
 
 
-class FusionWorker(AsyncActorRolloutRefWorker):
-    """Actor, rollout client and reference of one rank. The name must not be `Worker`: verl finds its base class by that."""
+class PortableWorker(AsyncActorRolloutRefWorker):
+    """verl's worker, able to run without CUDA and to find our engines; otherwise untouched."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         cpu_compat.install()
@@ -32,6 +32,10 @@ class FusionWorker(AsyncActorRolloutRefWorker):
         if role == "ref" and not torch.cuda.is_available():
             role = "actor"
         return super()._build_model_optimizer(*args, role=role, **kwargs)
+
+
+class FusionWorker(PortableWorker):
+    """Actor, rollout client and reference of one rank. The name must not be `Worker`: verl finds its base class by that."""
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:

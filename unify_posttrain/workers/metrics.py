@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from unify_posttrain.algorithms import Algorithm
 
 # Always present, 0 when a term does not exist: loggers and readers need not know the algorithm.
@@ -49,8 +51,13 @@ def verl_metrics(
         values = record.get(name, ())
         return sum(values) / len(values) if values else 0.0
 
+    # verl subtracts the entropy bonus from its loss in place (in float32), so that its pg_loss contains it; the name keeps that
+    # meaning here, and fusion/rl_loss is the policy-gradient loss alone.
+    pg_loss = np.float32(record.get("rl_loss", 0.0))
+    if algorithm.settings.entropy_coeff and "entropy_loss" in record:
+        pg_loss = pg_loss - np.float32(record["entropy_loss"]) * np.float32(algorithm.settings.entropy_coeff)
     metrics = {
-        "actor/pg_loss": sum(record.get("rl_loss", ())),
+        "actor/pg_loss": float(np.sum(pg_loss, dtype=np.float64)),
         "actor/kl_loss": sum(record.get("kl_loss", ())),
         "actor/ppo_kl": mean("ppo_kl"),
         "actor/pg_clipfrac": mean("rl_clipfrac"),

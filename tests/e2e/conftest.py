@@ -1,0 +1,87 @@
+"""A miniature world for the end-to-end tests: sums of one to three digits and a base model that solves some of them.
+
+Built once per session (about 10 s); every run is the real command in a subprocess, with Ray on CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SPLITS = {
+    "easy": {"digits": [1], "train": 0, "test": 8},
+    "hard": {"digits": [2], "train": 24, "test": 16},
+    "ood": {"digits": [3], "train": 0, "test": 8},
+}
+# 24 prompts in batches of 8: an epoch is 3 steps. 8 prompts x 4 rollouts in 2 optimizer steps.
+SMALL = (
+    "data.train_batch_size=8",
+    "data.max_prompt_length=12",
+    "data.max_response_length=40",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
+    "actor_rollout_ref.actor.optim.lr=1e-4",
+    "actor_rollout_ref.rollout.n=4",
+    "trainer.val_before_train=false",
+    "trainer.test_freq=-1",
+    "trainer.save_freq=-1",
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """Folder with data and base model, and how to run commands against them."""
+
+    home: Path
+
+    def command(self, name: str, *overrides: str) -> list[str]:
+        return [
+            sys.executable, "-m", "unify_posttrain.train", *SMALL, f"trainer.experiment_name={name}", *overrides,
+        ]  # fmt: skip
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "UNIFY_HOME": str(self.home), "HYDRA_FULL_ERROR": "1", "RAY_DEDUP_LOGS": "0"}
+
+    def train(self, name: str, *overrides: str, check: bool = True, timeout: int = 600) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            self.command(name, *overrides), env=self.environment, capture_output=True, text=True, timeout=timeout, cwd=self.home
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{name} exited with {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}")
+        return done
+
+    def metrics(self, name: str) -> dict[int, dict[str, float]]:
+        """Step -> metrics of a run, from the file that users read."""
+        lines = (self.home / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        return {entry["step"]: entry["data"] for entry in map(json.loads, lines)}
+
+    def checkpoints(self, name: str) -> Path:
+        return self.home / "runs" / name / "checkpoints"
+
+
+def build_world(home: Path) -> World:
+    """Write data and base model through the package's own functions."""
+    from unify_posttrain.tasks.arithmetic import write_splits
+    from unify_posttrain.tasks.tiny_model import build_base_model
+
+    model = yaml.safe_load((ROOT / "conf" / "model" / "tiny_qwen2.yaml").read_text())["prepare"]["model"]
+    model |= {"layers": 2, "hidden_size": 64, "heads": 2, "kv_heads": 1, "intermediate_size": 128, "folder": None}
+    model["pretraining"] |= {"steps": 500, "batch_size": 32, "digits": {1: 0.5, 2: 0.5}, "careless": {}}
+    build_base_model(home / "models" / "tiny_qwen2", model)
+    folder = home / "data" / "arithmetic"
+    write_splits(folder, {"name": "arithmetic", "folder": str(folder), "seed": 0, "splits": SPLITS})
+    return World(home)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return build_world(tmp_path_factory.mktemp("world"))
