@@ -1,13 +1,13 @@
-"""Shared by all tests: one thread, repeatable hypothesis, the two hand-made batches of the specification, composed settings.
+"""Shared by all tests: one thread, repeatable hypothesis, two hand-made batches, composed settings.
 
-Helpers are session fixtures that return functions, so that tests work under any import mode and hypothesis may call them.
+Helpers are session fixtures that return functions: they work under any import mode, and hypothesis may call them.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -85,7 +85,7 @@ def fixture_g() -> Callable[[], Batch]:
     return build
 
 
-@lru_cache(maxsize=None)
+@cache
 def _composed(*overrides: str) -> DictConfig:
     return compose_config(overrides)
 

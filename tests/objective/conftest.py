@@ -15,7 +15,7 @@ Batch = dict[str, Tensor]
 
 @pytest.fixture(scope="session")
 def random_batch() -> Callable[..., Batch]:
-    """random_batch(seed, rows, width): rows of every length (0 too), rollouts, demonstrations and hinted rows, weights with 0."""
+    """random_batch(seed, rows, width): rows of every length (0 too) and every kind, some of weight 0."""
 
     def build(seed: int, rows: int, width: int, dtype: torch.dtype = torch.float64) -> Batch:
         generator = torch.Generator().manual_seed(seed)
@@ -26,7 +26,9 @@ def random_batch() -> Callable[..., Batch]:
         positions = torch.arange(width)
         ends = torch.randint(0, width + 1, (rows, 1), generator=generator)
         hints = torch.randint(0, width + 1, (rows, 1), generator=generator)
-        kind = torch.randint(0, 4, (rows, 1), generator=generator)  # 0, 1 rollout; 2 demonstration; 3 hint, then own tokens
+        kind = torch.randint(
+            0, 4, (rows, 1), generator=generator
+        )  # 0, 1 rollout; 2 demonstration; 3 hint, then own tokens
         inside = positions < ends
         is_hint = inside & (positions < hints) & (kind == 3)
         table = torch.tensor([0.0, 0.125, 0.5, 1.0], dtype=torch.float64)
@@ -54,8 +56,8 @@ def random_batch() -> Callable[..., Batch]:
 def loss_and_gradient() -> Callable[..., tuple[Tensor, Tensor]]:
     """loss_and_gradient(terms, batch, parts, ranks): global loss and its (B, T) gradient on `log_probs`.
 
-    `parts` are the row indices of the micro-batches (default: one). With `ranks`, part i belongs to rank i % ranks: counts are
-    added over ranks, each loss is multiplied by the number of ranks and gradients are averaged, as under FSDP.
+    `parts` are the rows of each micro-batch (default: one). Part i belongs to rank i % ranks: counts are added over
+    ranks, each loss is multiplied by the number of ranks and gradients are averaged, as under FSDP.
     """
 
     def run(

@@ -1,4 +1,4 @@
-"""What must not change a loss or its gradient: micro-batches, row order, padding, ranks, empty parts, rubbish under the mask."""
+"""What must not change a loss or its gradient: micro-batches, row order, padding, ranks, rubbish under the mask."""
 
 from __future__ import annotations
 
@@ -45,7 +45,13 @@ def every_term(mode: str) -> tuple[Term, ...]:
     aggregation = Aggregation(mode, horizon=6, divisor=2)
     return (
         *weighted_terms(mode),
-        Term("reject", PolicyGradient(Shaped("reject"), "advantages"), Members("demo"), aggregation, counted=Members("trained")),
+        Term(
+            "reject",
+            PolicyGradient(Shaped("reject"), "advantages"),
+            Members("demo"),
+            aggregation,
+            counted=Members("trained"),
+        ),
         Term("hint", PolicyGradient(CurrentPolicy(), 1.0), Members("hint"), aggregation, coefficient=0.1),
         Term("entropy", Entropy(), Members("trained"), aggregation, coefficient=-0.01),
         Term("kl", KL("k3"), Members("on"), aggregation, coefficient=0.05),
@@ -75,7 +81,14 @@ def test_micro_batches(
 
 @given(SEEDS, ROWS, WIDTHS, st.integers(1, 4), st.integers(1, 3), st.sampled_from(MODES))
 def test_ranks(
-    random_batch: Callable, loss_and_gradient: Callable, seed: int, rows: int, width: int, ranks: int, micro: int, mode: str
+    random_batch: Callable,
+    loss_and_gradient: Callable,
+    seed: int,
+    rows: int,
+    width: int,
+    ranks: int,
+    micro: int,
+    mode: str,
 ) -> None:
     """R ranks with `micro` micro-batches each, rows dealt like cards; some parts may be empty."""
     batch, terms = random_batch(seed, rows, width), every_term(mode)
@@ -84,7 +97,9 @@ def test_ranks(
 
 
 @given(SEEDS, ROWS, WIDTHS, st.sampled_from(MODES))
-def test_row_order(random_batch: Callable, loss_and_gradient: Callable, seed: int, rows: int, width: int, mode: str) -> None:
+def test_row_order(
+    random_batch: Callable, loss_and_gradient: Callable, seed: int, rows: int, width: int, mode: str
+) -> None:
     batch, terms = random_batch(seed, rows, width), every_term(mode)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
     loss, gradient = loss_and_gradient(terms, batch)
@@ -93,7 +108,14 @@ def test_row_order(random_batch: Callable, loss_and_gradient: Callable, seed: in
 
 @given(SEEDS, ROWS, WIDTHS, st.integers(1, 4), st.sampled_from(MODES), st.sampled_from(["mask", "weight", "both"]))
 def test_padding_rows(
-    random_batch: Callable, loss_and_gradient: Callable, seed: int, rows: int, width: int, extra: int, mode: str, by: str
+    random_batch: Callable,
+    loss_and_gradient: Callable,
+    seed: int,
+    rows: int,
+    width: int,
+    extra: int,
+    mode: str,
+    by: str,
 ) -> None:
     """Copies of other rows that are silenced by a zero mask, by zero weights (terms with weights), or by both."""
     batch, terms = random_batch(seed, rows, width), weighted_terms(mode) if by == "weight" else every_term(mode)
@@ -104,7 +126,9 @@ def test_padding_rows(
         padding.update({name: torch.zeros_like(padding[name]) for name in ("rl_weight", "sft_weight")})
     padded = {name: torch.cat([value, padding[name]]) for name, value in batch.items()}
     loss, gradient = loss_and_gradient(terms, batch)
-    same(loss_and_gradient(terms, padded), (loss, torch.cat([gradient, torch.zeros(extra, width, dtype=torch.float64)])))
+    same(
+        loss_and_gradient(terms, padded), (loss, torch.cat([gradient, torch.zeros(extra, width, dtype=torch.float64)]))
+    )
 
 
 @given(SEEDS, ROWS, WIDTHS, st.integers(1, 5), st.sampled_from(MODES))
@@ -119,7 +143,10 @@ def test_padded_width(
         for name, value in batch.items()
     }
     loss, gradient = loss_and_gradient(terms, batch)
-    same(loss_and_gradient(terms, wide), (loss, torch.cat([gradient, torch.zeros(rows, extra, dtype=torch.float64)], dim=1)))
+    same(
+        loss_and_gradient(terms, wide),
+        (loss, torch.cat([gradient, torch.zeros(rows, extra, dtype=torch.float64)], dim=1)),
+    )
 
 
 @given(SEEDS, st.integers(2, 9), WIDTHS, st.sampled_from(MODES))
@@ -155,12 +182,16 @@ def test_empty_components_are_zero_finite_and_connected(random_batch: Callable, 
     if kept == "nothing":
         assert loss.item() == 0.0
         assert all(value.item() == 0.0 for value in metrics.values())
-    empty = {"nothing": ["rl", "off", "sft"], "rollouts": ["off", "sft", "reject"], "demonstrations": ["rl", "kl"]}[kept]
+    empty = {"nothing": ["rl", "off", "sft"], "rollouts": ["off", "sft", "reject"], "demonstrations": ["rl", "kl"]}[
+        kept
+    ]
     assert all(metrics[f"{name}_loss"].item() == 0.0 for name in empty)
 
 
 @given(SEEDS, ROWS, WIDTHS)
-def test_sft_gradient_exists_exactly_where_a_demonstration_is(random_batch: Callable, seed: int, rows: int, width: int) -> None:
+def test_sft_gradient_exists_exactly_where_a_demonstration_is(
+    random_batch: Callable, seed: int, rows: int, width: int
+) -> None:
     batch = random_batch(seed, rows, width)
     leaf = batch["log_probs"].requires_grad_()
     loss, _ = compute_loss(weighted_terms("token-mean")[2:], batch)
@@ -187,7 +218,9 @@ def test_rubbish_outside_every_class_leaves_values_alone(random_batch: Callable,
 
 
 @pytest.mark.parametrize("name", TOKEN_STREAMS)
-def test_nan_outside_every_class_leaves_gradients_alone(random_batch: Callable, loss_and_gradient: Callable, name: str) -> None:
+def test_nan_outside_every_class_leaves_gradients_alone(
+    random_batch: Callable, loss_and_gradient: Callable, name: str
+) -> None:
     """0·NaN is NaN: a masked value is harmless only if it is replaced before it is multiplied, not after."""
     batch, terms = random_batch(23, rows=8, width=5), every_term("token-mean")
     dirty = {**batch, name: torch.where(_outside(batch), float("nan"), batch[name])}

@@ -82,7 +82,9 @@ def test_hpt_own_scales(switch: dict[str, Tensor]) -> None:
 
 def test_hpt_shares_of_prompts(switch: dict[str, Tensor]) -> None:
     # two prompts, one in each term: c_rl = c_sft = 1/2
-    loss, metrics = compute_loss(hpt_terms("seq-mean-token-sum-norm"), switch, scales={"rl": 0.5, "sft": 0.5, "off": 0.0})
+    loss, metrics = compute_loss(
+        hpt_terms("seq-mean-token-sum-norm"), switch, scales={"rl": 0.5, "sft": 0.5, "off": 0.0}
+    )
     number(metrics["rl_loss"], -0.11875)  # -.95/(2 rows * 4), before its scale
     number(metrics["sft_loss"], 1.033698)
     number(loss, 0.457474)  # (-.11875 + 1.033698)/2
@@ -160,7 +162,7 @@ def test_luffy_gradient_per_token_on_g(fixture_g: Callable[[], dict]) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_one_mean_over_both_classes_of_a_row_that_holds_both(mode: str) -> None:
-    """LUFFY with a prefix: a row begins with demonstration tokens and goes on with its own; S_i/n_i counts all of them."""
+    """LUFFY with a prefix: a row begins with demonstration tokens and goes on with its own; n_i counts both."""
     p = torch.tensor([[0.5, 0.2, 0.4, 0.8], [0.5, 0.9, 0.3, 1.0]], dtype=torch.float64)
     batch = {
         "log_probs": p.log(),
@@ -211,7 +213,13 @@ def test_metrics_are_the_same_keys_for_every_batch(switch: dict[str, Tensor]) ->
 
 def test_counts_of_f(switch: dict[str, Tensor]) -> None:
     counts = count_members(hpt_terms("sum-norm"), switch)
-    expected = {"on": (5, 2), "demo": (3, 1), "on*rl_weight": (5, 2), "demo*rl_weight": (0, 0), "demo*sft_weight": (3, 1)}
+    expected = {
+        "on": (5, 2),
+        "demo": (3, 1),
+        "on*rl_weight": (5, 2),
+        "demo*rl_weight": (0, 0),
+        "demo*sft_weight": (3, 1),
+    }
     assert {key: tuple(int(value) for value in count) for key, count in counts.items()} == expected
 
 
@@ -247,7 +255,9 @@ def test_float32_batches_stay_float32_whatever_the_counts(random_batch: Callable
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["log_probs", "old_log_probs", "advantages", "rl_weight", "sft_weight", "response_mask"])
+@pytest.mark.parametrize(
+    "name", ["log_probs", "old_log_probs", "advantages", "rl_weight", "sft_weight", "response_mask"]
+)
 def test_missing_stream_is_named(switch: dict[str, Tensor], name: str) -> None:
     with pytest.raises(KeyError, match=rf"stream \W*{name}\W* is missing"):
         compute_loss(hpt_terms("token-mean"), {key: value for key, value in switch.items() if key != name})

@@ -56,12 +56,14 @@ def test_ppo_clip_loses_its_gradient_only_where_it_would_go_too_far() -> None:
 
 def test_bounds_are_separate() -> None:
     # DAPO: low .2, high .28. r = 1.25 is inside 1.28 although outside 1.2
-    assert PPOClip(0.2, 0.28).mask(row(1, 1, -1, -1), row(1.25, 1.29, 0.81, 0.79)).tolist() == [[True, False, True, False]]
+    assert PPOClip(0.2, 0.28).mask(row(1, 1, -1, -1), row(1.25, 1.29, 0.81, 0.79)).tolist() == [
+        [True, False, True, False]
+    ]
     close(PPOClip(0.2, 0.28).token_loss(row(1.0), row(2.0)), row(-1.28))
 
 
 def test_dual_clip_bounds_the_loss_of_a_negative_advantage() -> None:
-    # A = -.5, c = 3: r = 5 would cost 2.5, costs .5*3 = 1.5; r = 2 costs 1.0; A = +.5, r = 5 is -.5*1.2 as without dual clip
+    # A = -.5, c = 3: r = 5 would cost 2.5, costs .5*3 = 1.5; r = 2 costs 1.0; A = +.5, r = 5 is -.5*1.2 as before
     advantage, ratio = row(-0.5, -0.5, -0.5, 0.5), row(5.0, 2.0, 0.5, 5.0)
     clip = PPOClip(0.2, 0.2, dual=3.0)
     close(clip.token_loss(advantage, ratio), row(1.5, 1.0, 0.4, -0.6))
@@ -84,7 +86,9 @@ def test_a_ratio_of_one_is_never_clipped() -> None:
     high=st.floats(0, 1),
     dual=st.none() | st.floats(1.01, 5),
 )
-def test_mask_says_where_the_gradient_is(advantage: float, ratio: float, low: float, high: float, dual: float | None) -> None:
+def test_mask_says_where_the_gradient_is(
+    advantage: float, ratio: float, low: float, high: float, dual: float | None
+) -> None:
     a, u = row(advantage), row(ratio)
     stabiliser = PPOClip(low, high, dual)
     expected = torch.where(stabiliser.mask(a, u), -a, 0.0)

@@ -1,4 +1,4 @@
-"""Terms: token classes, member sets, the table of ρ, KL estimators, token weights; ρ in closed form against autograd."""
+"""Terms: token classes, member sets, the table of ρ against autograd, KL estimators, token weights."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def test_without_prefix_mask_everything_trained_is_on_policy() -> None:
 
 
 def test_unknown_class_and_missing_mask() -> None:
-    with pytest.raises(ValueError, match="'off'.*on, demo, hint, trained"):
+    with pytest.raises(ValueError, match=r"'off'.*on, demo, hint, trained"):
         token_class({"response_mask": torch.ones(1, 1)}, "off")
-    with pytest.raises(ValueError, match="'off'.*on, demo, hint, trained"):
+    with pytest.raises(ValueError, match=r"'off'.*on, demo, hint, trained"):
         Members("off")
     with pytest.raises(KeyError, match="response_mask"):
         token_class({}, "on")

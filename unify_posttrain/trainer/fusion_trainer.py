@@ -364,6 +364,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
         folder = state.resume_folder(self.config)
         self._engine_awake = True  # fit() pushes the weights right after this
         if folder is None:
+            self._restore_logs()
             return 0
         own = state.read_state(folder)
         state.check_identity(own, self.config, folder)
@@ -378,17 +379,18 @@ class FusionTrainer(SeparateRayPPOTrainer):
             leftover = next(iter(self.train_dataloader), None)
             if leftover is not None:
                 raise RuntimeError(f"{folder}: the data loader is not where step {self.global_steps} left it")
-        self._restore_metrics()
+        self._restore_logs()
         return self.global_steps
 
-    def _restore_metrics(self) -> None:
-        """verl's file logger starts an empty file; put back the lines of the steps that are kept."""
+    def _restore_logs(self) -> None:
+        """Keep the lines of the steps that are kept, drop the others: verl's file logger starts an empty file, ours appends."""
         logger_file = self.logger.logger.get("file") if self.logger is not None else None
-        if logger_file is None:
-            return
-        for line in self._metrics_before:
-            if json.loads(line)["step"] <= self.global_steps:
+        if logger_file is not None:
+            for line in _upto(self._metrics_before, self.global_steps):
                 logger_file.fp.write(line.encode() + b"\n")
+        gate = self.run_dir / "gate.jsonl"
+        kept = _upto(_lines(gate), self.global_steps)
+        gate.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 def _drop_targets(batch: DataProto) -> None:
@@ -404,6 +406,11 @@ def _rollout_metrics(rollouts: DataProto | None) -> dict[str, float]:
         "fusion/on_score": float(rollouts.batch["rm_scores"].sum(dim=-1).mean()),
         "fusion/tokens_generated": float(rollouts.batch["response_mask"].sum()),
     }
+
+
+def _upto(lines: list[str], step: int) -> list[str]:
+    """Lines of steps that a resumed run keeps; a run from the start keeps none."""
+    return [line for line in lines if step and json.loads(line)["step"] <= step]
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,0 +1,116 @@
+"""A FusionActor on a tiny random model in one process, and batches to update it with."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from omegaconf import OmegaConf
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from verl import DataProto
+from verl.utils.config import omega_conf_to_dataclass
+
+from unify_posttrain.config import compose_config
+from unify_posttrain.experience.rows import object_column
+from unify_posttrain.workers import cpu_compat
+from unify_posttrain.workers.fusion_actor import FusionActor
+
+PROMPT, RESPONSE, VOCABULARY = 6, 10, 50
+BASE = (
+    "actor_rollout_ref.model.path=unused",
+    f"data.max_prompt_length={PROMPT}",
+    f"data.max_response_length={RESPONSE}",
+    "data.train_batch_size=8",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=64",
+    "actor_rollout_ref.rollout.n=4",
+    "actor_rollout_ref.actor.grad_clip=1e9",
+    "fusion.max_grad_norm=null",
+)
+
+
+class RecordingActor(FusionActor):
+    """Keeps the gradient of every optimizer step instead of taking it, so that each is a function of the batch alone."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.gradients: list[dict[str, torch.Tensor]] = []
+
+    def _clip_and_step(self):
+        def full(gradient):
+            return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient.clone()
+
+        named = {name: full(p.grad) for name, p in self.actor_module.named_parameters() if p.grad is not None}
+        self.gradients.append(named)
+        norm = torch.sqrt(sum(g.double().square().sum() for g in named.values()))
+        return float(norm), True
+
+
+def start_group(rank: int = 0, world: int = 1, port: int = 29611) -> None:
+    """A gloo process group, once per process."""
+    cpu_compat.install()
+    if not dist.is_initialized():
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        dist.init_process_group("gloo", rank=rank, world_size=world)
+
+
+def make_model() -> Qwen2ForCausalLM:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=48, max_position_embeddings=64, tie_word_embeddings=False,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config).float()
+
+
+def make_actor(*overrides: str, module=None, recording: bool = True):
+    start_group()
+    config = compose_config([*BASE, *overrides])
+    actor_config = omega_conf_to_dataclass(
+        OmegaConf.create(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
+    )
+    module = make_model() if module is None else module
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    return (RecordingActor if recording else FusionActor)(actor_config, module, optimizer)
+
+
+def make_batch(rows: int, demonstrations: int, padding: int = 0, seed: int = 0) -> DataProto:
+    """Random rows: `demonstrations` of them off-policy (first), `padding` silent (last), lengths from 1 to T."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, RESPONSE + 1, (rows,), generator=generator)
+    prompts = torch.randint(1, PROMPT + 1, (rows,), generator=generator)
+    input_ids = torch.randint(3, VOCABULARY, (rows, PROMPT + RESPONSE), generator=generator)
+    position = torch.arange(PROMPT + RESPONSE).expand(rows, -1)
+    attention = ((position >= PROMPT - prompts[:, None]) & (position < PROMPT + lengths[:, None])).long()
+    response_mask = attention[:, PROMPT:].clone()
+    kinds = torch.zeros(rows, dtype=torch.long)
+    kinds[:demonstrations] = 1
+    if padding:
+        kinds[-padding:] = 2
+        response_mask[-padding:] = 0
+    demo = kinds == 1
+    advantage = torch.randn(rows, 1, generator=generator)
+    tensors = {
+        "input_ids": input_ids * attention,
+        "responses": (input_ids * attention)[:, PROMPT:],
+        "attention_mask": attention,
+        "position_ids": (attention.cumsum(-1) - 1).clamp(min=0),
+        "response_mask": response_mask,
+        "prefix_mask": response_mask.bool() & demo[:, None],
+        "old_log_probs": -4 + torch.randn(rows, RESPONSE, generator=generator),
+        "ref_log_prob": -4 + torch.randn(rows, RESPONSE, generator=generator),
+        "advantages": advantage * response_mask,
+        "rl_weight": torch.where(kinds == 0, torch.rand(rows, generator=generator) + 0.5, 0.0),
+        "sft_weight": torch.where(demo, 1.0, 0.0),
+    }
+    uids = object_column([f"group-{row // 4}" for row in range(rows)])
+    meta = {"temperature": 1.0, "mini_batches": 1, "term_scales": {"rl": 0.75, "sft": 0.25}, "pad_token_id": 0}
+    return DataProto.from_dict(tensors=tensors, non_tensors={"uid": uids}, meta_info=meta)
+
+
+def gradient_distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Relative distance of two gradients in the 2-norm over all parameters."""
+    difference = sum((a[name].double() - b[name].double()).square().sum() for name in a)
+    size = sum(a[name].double().square().sum() for name in a)
+    return float((difference / size).sqrt())
