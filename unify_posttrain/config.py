@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 PACKAGE = Path(__file__).resolve().parent
+GROUPS = ("algorithm", "model", "task", "hardware")
 
 
 def conf_dir() -> Path:
@@ -71,9 +73,26 @@ def register_resolvers() -> None:
         OmegaConf.register_new_resolver(name, function, replace=True)
 
 
+def check_choices(arguments: Sequence[str]) -> None:
+    """Refuse an unknown choice of a group before Hydra does, listing ours only (verl's own files share the folder names).
+
+    Raises:
+        ValueError: e.g. for `algorithm=hpd`; lists the known ones and the nearest.
+    """
+    for argument in arguments:
+        group, separator, choice = argument.partition("=")
+        if separator and group in GROUPS:
+            known = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+            if choice not in known:
+                near = get_close_matches(choice, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"{argument} is unknown; choose one of {', '.join(known)}{hint}")
+
+
 def compose_config(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
     """Compose a configuration as the command line would, e.g. `compose_config(["algorithm=luffy", "model=qwen3_8b"])`."""
     register_resolvers()
+    check_choices(overrides)
     if GlobalHydra.instance().is_initialized():
         GlobalHydra.instance().clear()
     with initialize_config_dir(version_base=None, config_dir=str(conf_dir())):

@@ -17,7 +17,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from unify_posttrain.config import conf_dir, register_resolvers
+from unify_posttrain.config import check_choices, conf_dir, register_resolvers
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,10 @@ def _main(config: DictConfig) -> None:
 
 def main() -> None:
     """Entry point of `unify-prepare`."""
+    try:
+        check_choices(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     _main()
 
 

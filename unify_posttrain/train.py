@@ -15,7 +15,7 @@ import sys
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from unify_posttrain.config import conf_dir, register_resolvers
+from unify_posttrain.config import check_choices, conf_dir, register_resolvers
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,10 @@ def _main(config: DictConfig) -> None:
 
 def main() -> None:
     """Entry point of `unify-train`."""
+    try:
+        check_choices(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     _main()
 
 

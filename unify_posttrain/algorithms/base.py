@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from unify_posttrain.algorithms.settings import Settings
+from unify_posttrain.experience.advantages import BASELINES, OFF_ADVANTAGES
+from unify_posttrain.experience.demonstrations import OVERLONG_POLICIES, SELECTIONS
 from unify_posttrain.experience.gate import GatePlan
 from unify_posttrain.experience.rules import Experience
 from unify_posttrain.objective import (
@@ -46,12 +48,20 @@ class Algorithm(ABC):
         Raises:
             ValueError: names key, value and remedy.
         """
-        if self.fusion.clip not in CLIPS:
-            raise ValueError(f"fusion.clip={self.fusion.clip!r}; choose one of {', '.join(CLIPS)}")
-        if self.fusion.entropy_on not in ENTROPY_MEMBERS:
-            raise ValueError(f"fusion.entropy_on={self.fusion.entropy_on!r}; choose one of {', '.join(ENTROPY_MEMBERS)}")
-        if self.fusion.demo.missing not in ("rl", "skip", "error"):
-            raise ValueError(f"fusion.demo.missing={self.fusion.demo.missing!r}; choose one of rl, skip, error")
+        fusion = self.fusion
+        choices = {
+            "clip": (fusion.clip, CLIPS),
+            "baseline": (fusion.baseline, BASELINES),
+            "entropy_on": (fusion.entropy_on, tuple(ENTROPY_MEMBERS)),
+            "demo.missing": (fusion.demo.missing, ("rl", "skip", "error")),
+            "demo.overlong": (fusion.demo.overlong, OVERLONG_POLICIES),
+            "demo.select": (fusion.demo.select, SELECTIONS),
+            "hpt.off_advantage": (fusion.hpt.off_advantage, OFF_ADVANTAGES),
+        }
+        for key, (value, known) in choices.items():
+            if value not in known:
+                raise ValueError(f"fusion.{key}={value!r}; choose one of {', '.join(known)}")
+        self.terms  # noqa: B018 - builds every aggregation, shape and clip, each of which checks its own numbers
 
     @property
     @abstractmethod

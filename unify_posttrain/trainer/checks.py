@@ -22,6 +22,13 @@ SEED_KEYS = {
     "trainer.switch_gate": "fusion.hpt.switch_gate",
     "trainer.switch_gate_off": "fusion.hpt.switch_gate_off",
 }
+REQUIRED = (
+    "fusion.algorithm",
+    "data.train_files",
+    "data.val_files",
+    "actor_rollout_ref.model.path",
+    "reward.custom_reward_function.path",
+)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+$")
 
 
@@ -42,9 +49,9 @@ def check_config(config: DictConfig) -> Algorithm:
         ValueError: a contradiction, an unknown value, or something that this release does not support.
     """
     _check_versions()
-    missing = sorted(OmegaConf.missing_keys(config) & _required(config))
-    if missing:
-        raise ValueError(f"{missing[0]} is not set; give it on the command line: {missing[0]}=…")
+    for key in REQUIRED:
+        if OmegaConf.is_missing(config, key) or OmegaConf.select(config, key) is None:
+            raise ValueError(f"{key} is not set; give it on the command line: {key}=…")
     _check_spellings(config)
     algorithm = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
     _check_unsupported(config, algorithm)
@@ -54,16 +61,6 @@ def check_config(config: DictConfig) -> Algorithm:
     _check_model(config)
     _check_resume(config)
     return algorithm
-
-
-def _required(config: DictConfig) -> set[str]:
-    return {
-        "data.train_files",
-        "data.val_files",
-        "fusion.algorithm",
-        "actor_rollout_ref.model.path",
-        "reward.custom_reward_function.path",
-    }
 
 
 def _check_versions() -> None:
