@@ -17,8 +17,7 @@ from unify_posttrain.algorithms import ALGORITHMS, build_algorithm
 from unify_posttrain.config import compose_config, conf_dir
 
 GROUPS = {
-    name: sorted(path.stem for path in (conf_dir() / name).glob("*.yaml"))
-    for name in ("algorithm", "model", "hardware", "task")
+    name: sorted(path.stem for path in (conf_dir() / name).glob("*.yaml")) for name in ("algorithm", "model", "hardware", "task")
 }
 PATHS = {
     "tiny_qwen2": "outputs/models/tiny_qwen2",
@@ -98,9 +97,7 @@ def test_home_moves_every_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert config.trainer.run_dir == f"{tmp_path}/runs/x"
 
 
-@pytest.mark.parametrize(
-    "override", ["algorithm=hptt", "model=gpt2", "hardware=tpu", "fusion.sft_coef=1", "trainer.switch_gat=1"]
-)
+@pytest.mark.parametrize("override", ["algorithm=hptt", "model=gpt2", "hardware=tpu", "fusion.sft_coef=1", "trainer.switch_gat=1"])
 def test_what_does_not_exist_is_refused(override: str) -> None:
     with pytest.raises(Exception, match=re.escape(override.split("=")[0].rsplit(".", 1)[-1])):
         compose_config([override])
@@ -110,17 +107,13 @@ def test_printing_a_configuration_imports_neither_torch_nor_verl_nor_ray(tmp_pat
     command = [sys.executable, "-X", "importtime", "-m", "unify_posttrain.train", "--cfg", "job"]
     overrides = ["algorithm=luffy", "model=qwen3_8b", "hardware=node_8gpu"]
     environment = {**os.environ, "PYTHONPATH": str(Path(unify_posttrain.__file__).parents[1])}
-    done = subprocess.run(
-        [*command, *overrides], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([*command, *overrides], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     config = OmegaConf.create(done.stdout)
     assert (config.fusion.algorithm, config.trainer.n_gpus_per_node) == ("luffy", 8)
     assert config.actor_rollout_ref.model.path == "Qwen/Qwen3-8B-Base"
     imported = {
-        line.rsplit("|", 1)[-1].strip().split(".")[0]
-        for line in done.stderr.splitlines()
-        if line.startswith("import time:")
+        line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if line.startswith("import time:")
     }
     assert {"hydra", "omegaconf"} <= imported  # the listing is what it is taken for
     assert not imported & {"torch", "verl", "ray", "transformers", "vllm"}

@@ -51,10 +51,10 @@ def _ray_cpus(ranks: int) -> int:
     return max(4 * int(ranks) + 4, os.cpu_count() or 1)
 
 
-def _threads_per_rank(ranks: int) -> str:
+def threads_per_rank(ranks: int) -> int:
     """Half of the cores, shared by the ranks. OpenMP threads spin while they wait: with as many as there are cores, any other
     process (Ray has several) costs not its share but an order of magnitude."""
-    return str(max(1, len(os.sched_getaffinity(0)) // (2 * int(ranks))))
+    return max(1, len(os.sched_getaffinity(0)) // (2 * int(ranks)))
 
 
 def register_resolvers() -> None:
@@ -65,7 +65,7 @@ def register_resolvers() -> None:
         "seed_key": _seed_key,
         "verl_agg": _verl_agg,
         "ray_cpus": _ray_cpus,
-        "threads_per_rank": _threads_per_rank,
+        "threads_per_rank": threads_per_rank,
         "add": lambda *numbers: sum(numbers),
         "tokens_per_gpu": lambda prompt, response: 2 * (prompt + response),
     }

@@ -1,8 +1,8 @@
 """Print an algorithm's terms as a table of the Unified Policy Gradient Estimator.
 
-    python -m unify_posttrain.explain algorithm=luffy
-    python -m unify_posttrain.explain algorithm=all --json
-    python -m unify_posttrain.explain algorithm=hpt fusion.shaping.gamma=0.3      # any override of the configuration
+python -m unify_posttrain.explain algorithm=luffy
+python -m unify_posttrain.explain algorithm=all --json
+python -m unify_posttrain.explain algorithm=hpt fusion.shaping.gamma=0.3      # any override of the configuration
 """
 
 from __future__ import annotations

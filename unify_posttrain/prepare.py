@@ -17,7 +17,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from unify_posttrain.config import check_choices, conf_dir, register_resolvers
+from unify_posttrain.config import check_choices, conf_dir, register_resolvers, threads_per_rank
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +44,13 @@ def prepare_data(config: DictConfig) -> dict[str, Path]:
 
 def prepare_model(config: DictConfig, progress: Progress | None = None) -> Path | None:
     """Build the base model of `prepare.model`; None if the model group names an existing model."""
+    import torch
+
     from unify_posttrain.tasks.tiny_model import build_base_model
 
     settings = _settings(config, "model")
+    # Two threads on two cores spin against each other as soon as anything else runs; one core is enough for this model.
+    torch.set_num_threads(threads_per_rank(1))
     return None if settings is None else build_base_model(Path(settings["folder"]), settings, progress)
 
 

@@ -104,7 +104,9 @@ def _show(bar: Progress, task: int, metrics: Metrics, steps: int) -> None:
         bar.update(task, description="      accuracy before training measured; first step")
         return
     prompts = sum(last[f"fusion/prompts_{zone}"] for zone in ("rl", "sft", "off", "skipped"))
-    text = f"      solved {last['fusion/solve_rate']:4.0%}, demonstrations for {last['fusion/prompts_sft'] / prompts:4.0%} of prompts"
+    text = (
+        f"      solved {last['fusion/solve_rate']:4.0%}, demonstrations for {last['fusion/prompts_sft'] / prompts:4.0%} of prompts"
+    )
     bar.update(task, completed=step, total=steps, description=text)
 
 
@@ -125,10 +127,16 @@ def report(console: Console, runs: dict[str, Metrics], overrides: Sequence[str])
     for column in ("steps", "prompts trained on a demonstration", "on their rollouts", "rollouts solved"):
         gate.add_column(column, justify="left" if column == "steps" else "right")
     for steps in _parts(sorted(trained), parts=5):
-        mean = {name: sum(trained[s][f"fusion/{name}"] for s in steps) / len(steps) for name in ("prompts_sft", "prompts_rl", "solve_rate")}
+        mean = {
+            name: sum(trained[s][f"fusion/{name}"] for s in steps) / len(steps)
+            for name in ("prompts_sft", "prompts_rl", "solve_rate")
+        }
         prompts = mean["prompts_sft"] + mean["prompts_rl"]
         gate.add_row(
-            f"{steps[0]}-{steps[-1]}", f"{mean['prompts_sft'] / prompts:.0%}", f"{mean['prompts_rl'] / prompts:.0%}", f"{mean['solve_rate']:.0%}"
+            f"{steps[0]}-{steps[-1]}",
+            f"{mean['prompts_sft'] / prompts:.0%}",
+            f"{mean['prompts_rl'] / prompts:.0%}",
+            f"{mean['solve_rate']:.0%}",
         )
     console.print(gate)
     shares = [m["fusion/prompts_sft"] / max(1.0, m["fusion/prompts_sft"] + m["fusion/prompts_rl"]) for m in trained.values()]

@@ -24,9 +24,7 @@ def changed(settings: Settings, path: str, value: Any) -> Settings:
 
 
 def test_seed_keys_reach_the_gate(settings: Callable[..., Settings]) -> None:
-    hpt = settings(
-        "algorithm=hpt", "trainer.unify_strategy=soft", "trainer.switch_gate=2", "trainer.switch_gate_off=3"
-    ).fusion.hpt
+    hpt = settings("algorithm=hpt", "trainer.unify_strategy=soft", "trainer.switch_gate=2", "trainer.switch_gate_off=3").fusion.hpt
     assert (hpt.strategy, hpt.switch_gate, hpt.switch_gate_off) == ("soft", 2, 3)
     default = settings("algorithm=hpt").fusion.hpt
     assert (default.strategy, default.switch_gate, default.switch_gate_off) == ("switch", 0, None)

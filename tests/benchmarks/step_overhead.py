@@ -2,9 +2,9 @@
 
     python tests/benchmarks/step_overhead.py [--pairs 2] [--steps 12] [--only mixing]
 
-Prints a Markdown table: step time of our GRPO / plain verl's, of HPT with about half of the prompts gated / GRPO, the driver's time to gate
-and mix 128 x 8 rows of 8192 tokens, and peak memory. Runs are alternated, medians of the steps after the first two are compared.
-About 8 minutes on two cores.
+Prints a Markdown table: step time of our GRPO / plain verl's, of HPT with about half of the prompts gated / GRPO, the driver's
+time to gate and mix 128 x 8 rows of 8192 tokens, and peak memory. Runs are alternated; medians of the
+steps after the first two are compared. About 8 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def step_times(world: World, name: str, plain: bool, *overrides: str) -> dict[st
     if plain:
         script = [sys.executable, str(ROOT / "tests" / "e2e" / "plain_verl.py"), *SMALL]
         command = [*script, *SHAPE, *overrides, f"trainer.experiment_name={name}"]
-        subprocess.run(command, env=world.environment, cwd=world.home, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            command, env=world.environment, cwd=world.home, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
     else:
         world.train(name, *SHAPE, *overrides)
     metrics = [entry for step, entry in sorted(world.metrics(name).items()) if step > WARM_UP]
@@ -95,9 +97,13 @@ def half_solvable(world: World) -> str:
     """Training data of which half is within the base model's reach and half is not. Returns the override."""
     from unify_posttrain.tasks.arithmetic import write_splits
 
-    splits = {name: {"digits": digits, "train": train, "test": 4} for name, digits, train in (("easy", [2], 0), ("hard", [1, 3], 96), ("ood", [4], 0))}
+    splits = {
+        name: {"digits": digits, "train": train, "test": 4}
+        for name, digits, train in (("easy", [2], 0), ("hard", [1, 3], 96), ("ood", [4], 0))
+    }
     folder = world.home / "data" / "halves"
-    return f"data.train_files={write_splits(folder, {'name': 'arithmetic', 'folder': str(folder), 'seed': 1, 'splits': splits})['train']}"
+    files = write_splits(folder, {"name": "arithmetic", "folder": str(folder), "seed": 1, "splits": splits})
+    return f"data.train_files={files['train']}"
 
 
 def main() -> None:
@@ -107,7 +113,11 @@ def main() -> None:
     parser.add_argument("--only", choices=["mixing"])
     options = parser.parse_args()
     mixed = mixing()
-    print(f"gate + mix 128 x 8 rows of 8192 tokens: {mixed['seconds']:.3f} s ({mixed['batch_gb']:.2f} GB batch, +{mixed['extra_gb']:.2f} GB peak)", flush=True)
+    print(
+        f"gate + mix 128 x 8 rows of 8192 tokens: {mixed['seconds']:.3f} s "
+        f"({mixed['batch_gb']:.2f} GB batch, +{mixed['extra_gb']:.2f} GB peak)",
+        flush=True,
+    )
     if options.only:
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -135,7 +145,8 @@ def main() -> None:
     print("\n| figure | value | aim |\n|---|---|---|")
     print(f"| step time, our GRPO / verl's | {ratios('grpo', 'verl', 'step')} | <= 1.03 |")
     print(f"| actor update, our GRPO / verl's | {ratios('grpo', 'verl', 'update')} | |")
-    print(f"| step time, HPT with {results['hpt'][0]['gated']:.0%} of the prompts gated / GRPO | {ratios('hpt', 'grpo', 'step')} | < 0.85 |")
+    gated = f"{results['hpt'][0]['gated']:.0%}"
+    print(f"| step time, HPT with {gated} of the prompts gated / GRPO | {ratios('hpt', 'grpo', 'step')} | < 0.85 |")
     print(f"| actor update, HPT / GRPO | {ratios('hpt', 'grpo', 'update')} | |")
     print(f"| gate and mix 128 x 8 rows of 8192 tokens | {mixed['seconds']:.3f} s | < 0.5 s |")
     for kind in kinds:

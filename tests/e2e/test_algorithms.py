@@ -99,6 +99,4 @@ def test_switch_on_two_ranks_starts_as_on_one(world: World) -> None:
         for entry in entries.values():
             zones = [entry[f"fusion/prompts_{zone}"] for zone in ("rl", "sft", "off", "skipped")]
             histogram = [entry[f"fusion/gate_hist/{s}"] for s in range(5)]
-            assert zones == [sum(histogram[2:]), histogram[0], histogram[1], 0], (
-                "0 solved: SFT, 1: off-policy, more: RL"
-            )
+            assert zones == [sum(histogram[2:]), histogram[0], histogram[1], 0], "0 solved: SFT, 1: off-policy, more: RL"

@@ -29,15 +29,15 @@ def whole(world: World) -> World:
 
 def _kill_after_step(world: World, name: str, step: int, *overrides: str) -> None:
     """Start a run and SIGKILL the whole of it as soon as a step has been logged."""
-    log = open(world.home / f"{name}.log", "w")
-    process = subprocess.Popen(
-        world.command(name, *overrides),
-        env=world.environment,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-        cwd=world.home,
-    )
+    with open(world.home / f"{name}.log", "w") as log:
+        process = subprocess.Popen(
+            world.command(name, *overrides),
+            env=world.environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=world.home,
+        )
     metrics = world.home / "runs" / name / "metrics.jsonl"
     deadline = time.monotonic() + 400
     while process.poll() is None and time.monotonic() < deadline:
@@ -98,9 +98,7 @@ def test_export_loads_and_generates(whole: World, tmp_path: Path) -> None:
     moved = [not torch.allclose(a, b, atol=1e-2) for a, b in zip(model.parameters(), base.parameters(), strict=True)]
     changed = [bool((a != b).any()) for a, b in zip(model.parameters(), base.parameters(), strict=True)]
     assert all(changed) and not all(moved), "six small steps: every weight moved, none jumped"
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "3+4="}], add_generation_prompt=True, return_tensors="pt"
-    )
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "3+4="}], add_generation_prompt=True, return_tensors="pt")
     text = tokenizer.decode(
         model.generate(prompt, max_new_tokens=30, do_sample=False)[0, prompt.shape[1] :], skip_special_tokens=True
     )

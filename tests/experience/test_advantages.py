@@ -29,9 +29,7 @@ def luffy_group(k: int, n_on: int = 7) -> tuple[GatePlan, np.ndarray, np.ndarray
     return plan, kinds, np.array(["u"] * (n_on + 1), dtype=object), scores
 
 
-def combined(
-    plan: GatePlan, kinds: np.ndarray, uids: np.ndarray, scores: np.ndarray, with_std: bool, **keys: object
-) -> np.ndarray:
+def combined(plan: GatePlan, kinds: np.ndarray, uids: np.ndarray, scores: np.ndarray, with_std: bool, **keys: object) -> np.ndarray:
     """What the trainer uses: verl's mixed group, replaced where override_advantages gives a value."""
     keys.setdefault("dropped", {})
     own = override_advantages(plan, kinds, uids, scores, normalise_by_std=with_std, **keys)
@@ -56,9 +54,7 @@ def combined(
         (7, "group", True, 0.0, None),
     ],
 )
-def test_one_demonstration_and_seven_rollouts(
-    k: int, baseline: str, with_std: bool, demo: float, wrong: float | None
-) -> None:
+def test_one_demonstration_and_seven_rollouts(k: int, baseline: str, with_std: bool, demo: float, wrong: float | None) -> None:
     values = combined(*luffy_group(k), with_std, baseline=baseline)
     assert values[0] == pytest.approx(demo, abs=1e-6)
     assert values[1 : 1 + k] == pytest.approx([demo] * k, abs=1e-6)  # a solved rollout is worth as much
@@ -152,9 +148,7 @@ def test_reinforced_groups_do_not_depend_on_demonstrations_or_on_other_prompts(
         names += [group.uid] * len(rows)
         scores += rows
     names_ = np.array(names, dtype=object)
-    values = combined(plan, np.array(kinds), names_, np.array(scores), with_std, baseline=baseline)[
-        names_ == uids[pick]
-    ]
+    values = combined(plan, np.array(kinds), names_, np.array(scores), with_std, baseline=baseline)[names_ == uids[pick]]
     if successes[pick] == 0:
         assert values.tolist() == [0.0]
     else:

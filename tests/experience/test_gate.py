@@ -120,9 +120,7 @@ def test_group_of_eight_is_the_table_exactly(soft_type: int, solved: bool, k: in
     assert (group.rollouts, group.kept, group.demonstrations) == (7, 7, 1)
 
 
-@pytest.mark.parametrize(
-    ("k", "soft_type", "expected"), [(0, 0, (0, 0, 1)), (3, 0, (0.5, 0.5, 0.125)), (4, 2, (1, 0, 0))]
-)
+@pytest.mark.parametrize(("k", "soft_type", "expected"), [(0, 0, (0, 0, 1)), (3, 0, (0.5, 0.5, 0.125)), (4, 2, (1, 0, 0))])
 def test_specified_vectors_of_eight(k: int, soft_type: int, expected: tuple) -> None:
     assert soft_coefficients(k, 7, True, soft_type) == expected
 

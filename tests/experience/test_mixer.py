@@ -36,9 +36,7 @@ def rollouts(sizes: dict[str, int], lengths: list[int] | None = None) -> Rows:
 
 def demonstrations(uids: list[str]) -> Rows:
     """One complete demonstration per uid; number i has the token 200 + i in front and no rollout log-probs."""
-    tensors = demonstration_tensors(
-        [Demonstration(i, 0, (1,), (200 + i, 8, 2)) for i in range(len(uids))], PROMPT, WIDTH, pad_id=0
-    )
+    tensors = demonstration_tensors([Demonstration(i, 0, (1,), (200 + i, 8, 2)) for i in range(len(uids))], PROMPT, WIDTH, pad_id=0)
     tensors["rm_scores"] = torch.zeros(len(uids), WIDTH)
     tensors["rm_scores"][:, 2] = 1.0
     return Rows(tensors, {"uid": object_column(uids)})
@@ -46,9 +44,7 @@ def demonstrations(uids: list[str]) -> Rows:
 
 def names(mixed: Mixed) -> list[int]:
     """First response token of every row that is not padding: 100+ a rollout, 200+ a demonstration."""
-    return [
-        int(row[0]) for row, kind in zip(mixed.rows.tensors["responses"], mixed.kinds, strict=True) if kind != PADDING
-    ]
+    return [int(row[0]) for row, kind in zip(mixed.rows.tensors["responses"], mixed.kinds, strict=True) if kind != PADDING]
 
 
 def weights(mixed: Mixed) -> dict[int, tuple[float, float]]:

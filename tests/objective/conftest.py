@@ -26,9 +26,7 @@ def random_batch() -> Callable[..., Batch]:
         positions = torch.arange(width)
         ends = torch.randint(0, width + 1, (rows, 1), generator=generator)
         hints = torch.randint(0, width + 1, (rows, 1), generator=generator)
-        kind = torch.randint(
-            0, 4, (rows, 1), generator=generator
-        )  # 0, 1 rollout; 2 demonstration; 3 hint, then own tokens
+        kind = torch.randint(0, 4, (rows, 1), generator=generator)  # 0, 1 rollout; 2 demonstration; 3 hint, then own tokens
         inside = positions < ends
         is_hint = inside & (positions < hints) & (kind == 3)
         table = torch.tensor([0.0, 0.125, 0.5, 1.0], dtype=torch.float64)
@@ -60,17 +58,14 @@ def loss_and_gradient() -> Callable[..., tuple[Tensor, Tensor]]:
     ranks, each loss is multiplied by the number of ranks and gradients are averaged, as under FSDP.
     """
 
-    def run(
-        terms: Sequence[Term], batch: Batch, parts: Sequence[Tensor] | None = None, ranks: int = 1
-    ) -> tuple[Tensor, Tensor]:
+    def run(terms: Sequence[Term], batch: Batch, parts: Sequence[Tensor] | None = None, ranks: int = 1) -> tuple[Tensor, Tensor]:
         leaf = batch["log_probs"].detach().clone().requires_grad_()
         batch = {**batch, "log_probs": leaf}
         parts = [torch.arange(len(leaf))] if parts is None else parts
         pieces = [{name: value[part] for name, value in batch.items()} for part in parts]
         counted = [count_members(terms, piece) for piece in pieces]
         counts = {
-            key: type(first)(*(sum(piece[key][i] for piece in counted) for i in range(2)))
-            for key, first in counted[0].items()
+            key: type(first)(*(sum(piece[key][i] for piece in counted) for i in range(2))) for key, first in counted[0].items()
         }
         total, gradients = torch.zeros((), dtype=leaf.dtype), [torch.zeros_like(leaf) for _ in range(ranks)]
         for number, piece in enumerate(pieces):

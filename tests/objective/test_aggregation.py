@@ -103,9 +103,7 @@ def test_shares_of_any_split_add_up(seed: int, rows: int, width: int, cut: int, 
     count = Count(members.sum().double(), members.any(dim=-1).sum().double())
     aggregate = Aggregation(mode, horizon=7, divisor=3)
     whole = aggregate(loss, members, weight, count)
-    parts = sum(
-        aggregate(loss[rows_], members[rows_], weight[rows_], count) for rows_ in (slice(cut), slice(cut, None))
-    )
+    parts = sum(aggregate(loss[rows_], members[rows_], weight[rows_], count) for rows_ in (slice(cut), slice(cut, None)))
     assert parts.item() == pytest.approx(whole.item(), abs=1e-12)
 
 

@@ -97,9 +97,7 @@ def test_ranks(
 
 
 @given(SEEDS, ROWS, WIDTHS, st.sampled_from(MODES))
-def test_row_order(
-    random_batch: Callable, loss_and_gradient: Callable, seed: int, rows: int, width: int, mode: str
-) -> None:
+def test_row_order(random_batch: Callable, loss_and_gradient: Callable, seed: int, rows: int, width: int, mode: str) -> None:
     batch, terms = random_batch(seed, rows, width), every_term(mode)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
     loss, gradient = loss_and_gradient(terms, batch)
@@ -126,9 +124,7 @@ def test_padding_rows(
         padding.update({name: torch.zeros_like(padding[name]) for name in ("rl_weight", "sft_weight")})
     padded = {name: torch.cat([value, padding[name]]) for name, value in batch.items()}
     loss, gradient = loss_and_gradient(terms, batch)
-    same(
-        loss_and_gradient(terms, padded), (loss, torch.cat([gradient, torch.zeros(extra, width, dtype=torch.float64)]))
-    )
+    same(loss_and_gradient(terms, padded), (loss, torch.cat([gradient, torch.zeros(extra, width, dtype=torch.float64)])))
 
 
 @given(SEEDS, ROWS, WIDTHS, st.integers(1, 5), st.sampled_from(MODES))
@@ -139,8 +135,7 @@ def test_padded_width(
     rubbish = random_batch(seed + 1, rows, extra)
     masks = {name: torch.zeros_like(rubbish[name]) for name in ("response_mask", "prefix_mask")}
     wide = {
-        name: torch.cat([value, {**rubbish, **masks}[name]], dim=1) if value.ndim == 2 else value
-        for name, value in batch.items()
+        name: torch.cat([value, {**rubbish, **masks}[name]], dim=1) if value.ndim == 2 else value for name, value in batch.items()
     }
     loss, gradient = loss_and_gradient(terms, batch)
     same(
@@ -182,16 +177,12 @@ def test_empty_components_are_zero_finite_and_connected(random_batch: Callable, 
     if kept == "nothing":
         assert loss.item() == 0.0
         assert all(value.item() == 0.0 for value in metrics.values())
-    empty = {"nothing": ["rl", "off", "sft"], "rollouts": ["off", "sft", "reject"], "demonstrations": ["rl", "kl"]}[
-        kept
-    ]
+    empty = {"nothing": ["rl", "off", "sft"], "rollouts": ["off", "sft", "reject"], "demonstrations": ["rl", "kl"]}[kept]
     assert all(metrics[f"{name}_loss"].item() == 0.0 for name in empty)
 
 
 @given(SEEDS, ROWS, WIDTHS)
-def test_sft_gradient_exists_exactly_where_a_demonstration_is(
-    random_batch: Callable, seed: int, rows: int, width: int
-) -> None:
+def test_sft_gradient_exists_exactly_where_a_demonstration_is(random_batch: Callable, seed: int, rows: int, width: int) -> None:
     batch = random_batch(seed, rows, width)
     leaf = batch["log_probs"].requires_grad_()
     loss, _ = compute_loss(weighted_terms("token-mean")[2:], batch)
@@ -218,9 +209,7 @@ def test_rubbish_outside_every_class_leaves_values_alone(random_batch: Callable,
 
 
 @pytest.mark.parametrize("name", TOKEN_STREAMS)
-def test_nan_outside_every_class_leaves_gradients_alone(
-    random_batch: Callable, loss_and_gradient: Callable, name: str
-) -> None:
+def test_nan_outside_every_class_leaves_gradients_alone(random_batch: Callable, loss_and_gradient: Callable, name: str) -> None:
     """0·NaN is NaN: a masked value is harmless only if it is replaced before it is multiplied, not after."""
     batch, terms = random_batch(23, rows=8, width=5), every_term("token-mean")
     dirty = {**batch, name: torch.where(_outside(batch), float("nan"), batch[name])}

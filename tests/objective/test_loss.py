@@ -82,9 +82,7 @@ def test_hpt_own_scales(switch: dict[str, Tensor]) -> None:
 
 def test_hpt_shares_of_prompts(switch: dict[str, Tensor]) -> None:
     # two prompts, one in each term: c_rl = c_sft = 1/2
-    loss, metrics = compute_loss(
-        hpt_terms("seq-mean-token-sum-norm"), switch, scales={"rl": 0.5, "sft": 0.5, "off": 0.0}
-    )
+    loss, metrics = compute_loss(hpt_terms("seq-mean-token-sum-norm"), switch, scales={"rl": 0.5, "sft": 0.5, "off": 0.0})
     number(metrics["rl_loss"], -0.11875)  # -.95/(2 rows * 4), before its scale
     number(metrics["sft_loss"], 1.033698)
     number(loss, 0.457474)  # (-.11875 + 1.033698)/2
@@ -255,9 +253,7 @@ def test_float32_batches_stay_float32_whatever_the_counts(random_batch: Callable
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", ["log_probs", "old_log_probs", "advantages", "rl_weight", "sft_weight", "response_mask"]
-)
+@pytest.mark.parametrize("name", ["log_probs", "old_log_probs", "advantages", "rl_weight", "sft_weight", "response_mask"])
 def test_missing_stream_is_named(switch: dict[str, Tensor], name: str) -> None:
     with pytest.raises(KeyError, match=rf"stream \W*{name}\W* is missing"):
         compute_loss(hpt_terms("token-mean"), {key: value for key, value in switch.items() if key != name})

@@ -56,9 +56,7 @@ def test_ppo_clip_loses_its_gradient_only_where_it_would_go_too_far() -> None:
 
 def test_bounds_are_separate() -> None:
     # DAPO: low .2, high .28. r = 1.25 is inside 1.28 although outside 1.2
-    assert PPOClip(0.2, 0.28).mask(row(1, 1, -1, -1), row(1.25, 1.29, 0.81, 0.79)).tolist() == [
-        [True, False, True, False]
-    ]
+    assert PPOClip(0.2, 0.28).mask(row(1, 1, -1, -1), row(1.25, 1.29, 0.81, 0.79)).tolist() == [[True, False, True, False]]
     close(PPOClip(0.2, 0.28).token_loss(row(1.0), row(2.0)), row(-1.28))
 
 
@@ -86,9 +84,7 @@ def test_a_ratio_of_one_is_never_clipped() -> None:
     high=st.floats(0, 1),
     dual=st.none() | st.floats(1.01, 5),
 )
-def test_mask_says_where_the_gradient_is(
-    advantage: float, ratio: float, low: float, high: float, dual: float | None
-) -> None:
+def test_mask_says_where_the_gradient_is(advantage: float, ratio: float, low: float, high: float, dual: float | None) -> None:
     a, u = row(advantage), row(ratio)
     stabiliser = PPOClip(low, high, dual)
     expected = torch.where(stabiliser.mask(a, u), -a, 0.0)

@@ -148,9 +148,7 @@ def test_entropy(mode: str) -> None:
         (7, True, 0.0, 0.0),
     ],
 )
-def test_verls_estimator_gives_the_mixed_group_of_the_specification(
-    k: int, with_std: bool, demo: float, wrong: float
-) -> None:
+def test_verls_estimator_gives_the_mixed_group_of_the_specification(k: int, with_std: bool, demo: float, wrong: float) -> None:
     scores = torch.tensor([1.0] * (1 + k) + [0.0] * (7 - k), dtype=torch.float64).unsqueeze(-1)
     advantages, _ = core_algos.compute_grpo_outcome_advantage(
         scores, torch.ones(8, 1), np.array(["u"] * 8, dtype=object), norm_adv_by_std_in_grpo=with_std

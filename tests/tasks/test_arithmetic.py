@@ -259,9 +259,7 @@ def test_datasets_reads_the_files(tmp_path: Path) -> None:
     import datasets  # here, as it takes seconds to import and one test needs it
 
     paths, rows = arithmetic.write_splits(tmp_path / "data", SETTINGS), arithmetic.build_rows(SPLITS, 3)
-    loaded = datasets.load_dataset(
-        "parquet", data_files=str(paths["test"]), split="train", cache_dir=str(tmp_path / "cache")
-    )
+    loaded = datasets.load_dataset("parquet", data_files=str(paths["test"]), split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded[0]["prompt"] == [{"role": "user", "content": rows[40]["prompt"][0]["content"]}]
     assert loaded[0]["extra_info"] == {"index": 0, "split": "test", "digits": 1}
     assert sorted(set(loaded["data_source"])) == ["arithmetic_easy", "arithmetic_hard", "arithmetic_ood"]

@@ -177,9 +177,7 @@ def test_folder_is_an_ordinary_model(folder: Path, tokenizer: PreTrainedTokenize
     assert model.config.pad_token_id == model.generation_config.pad_token_id == tokenizer.pad_token_id
     assert model.config.vocab_size == len(tokenizer) == 96 + 3 + 4
     rows = [[USER], [{"role": "user", "content": "12+34="}]]
-    batch = tokenizer.apply_chat_template(
-        rows, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-    )
+    batch = tokenizer.apply_chat_template(rows, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True)
     out = model.generate(**batch, do_sample=True, max_new_tokens=5)
     assert out.shape[0] == 2 and out.shape[1] <= batch["input_ids"].shape[1] + 5
     assert sorted(path.name for path in folder.parent.iterdir()) == ["tiny"]  # no temporary folder left

@@ -16,7 +16,10 @@ from unify_posttrain.trainer.checks import check_config, check_data
 from unify_posttrain.trainer.plan import describe_run
 
 ROOT = Path(__file__).resolve().parents[2]
-SPLITS = {name: {"digits": [digits], "train": train, "test": 4} for name, digits, train in (("easy", 1, 0), ("hard", 2, 64), ("ood", 3, 0))}
+SPLITS = {
+    name: {"digits": [digits], "train": train, "test": 4}
+    for name, digits, train in (("easy", 1, 0), ("hard", 2, 64), ("ood", 3, 0))
+}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +117,9 @@ def check_all(config) -> None:
 
 
 def test_unknown_group_choice_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"algorithm=hpd is unknown; choose one of dr_grpo, grpo, hpt, luffy, sft; did you mean hpt"):
+    with pytest.raises(
+        ValueError, match=r"algorithm=hpd is unknown; choose one of dr_grpo, grpo, hpt, luffy, sft; did you mean hpt"
+    ):
         check_choices(["algorithm=hpd"])
     with pytest.raises(ValueError, match="hardware=gpu is unknown"):
         compose_config(["hardware=gpu"])
@@ -143,7 +148,7 @@ def test_missing_required_column(compose, train_file, column) -> None:
 
 
 def test_empty_unreadable_and_malformed_files(compose, train_file, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no rows|cannot be read"):
+    with pytest.raises(ValueError, match=r"no rows|cannot be read"):
         check_all(compose("algorithm=hpt", train_file(lambda frame: frame.iloc[:0])))
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"PAR1 this is no parquet file")

@@ -67,9 +67,7 @@ def make_model() -> Qwen2ForCausalLM:
 def make_actor(*overrides: str, module=None, recording: bool = True):
     start_group()
     config = compose_config([*BASE, *overrides])
-    actor_config = omega_conf_to_dataclass(
-        OmegaConf.create(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
-    )
+    actor_config = omega_conf_to_dataclass(OmegaConf.create(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True)))
     module = make_model() if module is None else module
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     return (RecordingActor if recording else FusionActor)(actor_config, module, optimizer)

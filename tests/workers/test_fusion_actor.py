@@ -103,9 +103,7 @@ def _unweighted(demonstrations: int):
 def test_demonstrations_matter_if_and_only_if_they_are_there() -> None:
     (dr_grpo,), _ = update(_unweighted(0), "algorithm=dr_grpo")
     (hpt,), _ = update(_unweighted(0), "algorithm=hpt")
-    assert all(torch.equal(hpt[name], dr_grpo[name]) for name in dr_grpo), (
-        "empty terms must not touch a bit of the gradient"
-    )
+    assert all(torch.equal(hpt[name], dr_grpo[name]) for name in dr_grpo), "empty terms must not touch a bit of the gradient"
     (one,), _ = update(_unweighted(1), "algorithm=hpt")
     silent = _unweighted(1)
     silent.batch["sft_weight"][:] = 0.0

@@ -8,7 +8,7 @@ carried out by `experience.mixer`, logged, and tested.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from math import floor
@@ -79,7 +79,7 @@ class GatePlan:
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __iter__(self):  # noqa: ANN204
+    def __iter__(self) -> Iterator[GroupPlan]:
         return iter(self.groups)
 
     @property
@@ -239,7 +239,7 @@ def _check(
     if switch_gate_off is not None:
         gates["trainer.switch_gate_off"] = switch_gate_off
     for key, value in gates.items():
-        if isinstance(value, bool) or int(value) != value or not -1 <= value <= group_size:
+        if not isinstance(value, int) or isinstance(value, bool) or not -1 <= value <= group_size:
             raise ValueError(f"{key}={value} must be an integer from -1 (pure RL) to rollout.n={group_size} (pure SFT)")
     if gate_rate is not None and not 0 <= gate_rate <= 1:
         raise ValueError(f"fusion.hpt.gate_rate={gate_rate} must lie in [0, 1]: it is a success rate")

@@ -36,7 +36,7 @@ def plan_rows(routed: int, ranks: int, mini_batches: int) -> RowPlan:
     return RowPlan(rows, rows - routed, rows // ranks, rows // unit)
 
 
-def deal(lengths: Sequence[int], kinds: Sequence[int], ranks: int, mini_batches: int) -> np.ndarray:
+def deal(lengths: Sequence[int] | np.ndarray, kinds: Sequence[int] | np.ndarray, ranks: int, mini_batches: int) -> np.ndarray:
     """Order rows so that rank r's mini-batch m is the contiguous block number r·S + m.
 
     Rows are sorted by kind and length and dealt like cards, forwards and backwards in turn: block sizes are equal, block token

@@ -55,14 +55,14 @@ def assemble(parts: list[tuple[Rows, np.ndarray, np.ndarray]], total: int) -> Ro
             out.index_copy_(0, torch.from_numpy(positions), values[torch.from_numpy(picked)].to(like.dtype))
         tensors[name] = out
     columns = {}
-    for name, like in template.columns.items():
-        out_column = np.zeros(total, dtype=like.dtype) if like.dtype != object else np.full(total, None, dtype=object)
+    for name, column in template.columns.items():
+        out_column = np.full(total, None if column.dtype.kind == "O" else 0, dtype=column.dtype)
         for source, picked, positions in parts:
             if name not in source.columns:
                 continue
-            values = _as_dtype(source.columns[name][picked], like.dtype)
+            chosen = _as_dtype(source.columns[name][picked], out_column.dtype)
             # One by one for objects: numpy would unpack lists and dicts of equal length.
-            for position, value in zip(positions, values, strict=True):
+            for position, value in zip(positions, chosen, strict=True):
                 out_column[position] = value
         columns[name] = out_column
     return Rows(tensors, columns)
@@ -77,4 +77,4 @@ def object_column(values: list[Any]) -> np.ndarray:
 
 
 def _as_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return values if dtype == object or values.dtype == dtype else values.astype(dtype)
+    return values if dtype.kind == "O" or values.dtype == dtype else values.astype(dtype)

@@ -31,7 +31,8 @@ class Group:
 class Experience(Protocol):
     """`rollouts` is asked before generation, `plan` after the rewards."""
 
-    needs_target: bool
+    @property
+    def needs_target(self) -> bool: ...
 
     def rollouts(self, has_demonstration: bool) -> int: ...
 
@@ -49,9 +50,7 @@ class OnPolicy:
         return self.group_size
 
     def plan(self, groups: Sequence[Group]) -> GatePlan:
-        return gate(
-            [group.successes for group in groups], self.group_size, "no", uids=[group.uid for group in groups]
-        )
+        return gate([group.successes for group in groups], self.group_size, "no", uids=[group.uid for group in groups])
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Aggregation:
         if self.mode == "sum-norm":
             return total / (self.horizon * self.divisor)  # type: ignore[operator]
         mean = total / at_least_one(count.rows)
-        return mean / self.horizon if self.mode == "seq-mean-token-sum-norm" else mean
+        return mean / self.horizon if self.mode == "seq-mean-token-sum-norm" and self.horizon else mean
 
 
 def at_least_one(count: Tensor | float) -> Tensor | float:

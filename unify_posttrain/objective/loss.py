@@ -123,8 +123,7 @@ def _statistics(tensors: Mapping[str, Tensor], counts: Counts, rho: Tensor) -> d
 def _to_dtype(count: Count, like: Tensor) -> Count:
     """Counts as scalars of the loss's dtype and device: float64 would promote the whole backward pass."""
     tokens, rows = (
-        value.to(device=like.device, dtype=like.dtype) if isinstance(value, Tensor) else like.new_tensor(value)
-        for value in count
+        value.to(device=like.device, dtype=like.dtype) if isinstance(value, Tensor) else like.new_tensor(value) for value in count
     )
     return Count(tokens, rows)
 
@@ -142,5 +141,5 @@ def _check(terms: Sequence[Term], tensors: Mapping[str, Tensor]) -> None:
 
 
 _TOKEN_STREAMS = frozenset(
-    "old_log_probs ref_log_prob entropys advantages response_mask prefix_mask uniforms target_probs".split()
+    ("old_log_probs", "ref_log_prob", "entropys", "advantages", "response_mask", "prefix_mask", "uniforms", "target_probs")
 )

@@ -8,7 +8,7 @@ in this package; an algorithm is a tuple of these.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -70,7 +70,7 @@ class PolicyGradient:
 
     reference: Reference
     advantage: str | float
-    stabiliser: Stabiliser = NoStabiliser()
+    stabiliser: Stabiliser = field(default_factory=NoStabiliser)
     token_weight: str | None = None
 
     def _advantage(self, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -73,9 +73,7 @@ class HFServerAdapter(BaseRollout):
     async def release(self) -> None:
         return None
 
-    async def update_weights(
-        self, weights: Iterable[tuple[str, torch.Tensor]], peft_config: Any = None, **_: Any
-    ) -> None:
+    async def update_weights(self, weights: Iterable[tuple[str, torch.Tensor]], peft_config: Any = None, **_: Any) -> None:
         if peft_config is not None:
             raise ValueError("rollout.name=hf does not take LoRA adapters; use rollout.name=vllm, or model.lora_rank=0")
         state = {name: tensor.detach().cpu() for name, tensor in weights}

@@ -171,8 +171,7 @@ def encode_examples(
     chats = [[{"role": "user", "content": question(a, b)}] for a, b in problems]
     prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True)
     solutions = [
-        worked_solution(a, b, careless=slip) + tokenizer.eos_token
-        for (a, b), slip in zip(problems, careless, strict=True)
+        worked_solution(a, b, careless=slip) + tokenizer.eos_token for (a, b), slip in zip(problems, careless, strict=True)
     ]
     targets = tokenizer(solutions, add_special_tokens=False)["input_ids"]
     width = max(len(prompt) + len(target) for prompt, target in zip(prompts, targets, strict=True))
@@ -202,11 +201,7 @@ def _pretrain(
     )
     model.train()
     for step in range(1, steps + 1):
-        rate = (
-            min(1.0, step / warmup)
-            if step <= warmup
-            else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-        )
+        rate = min(1.0, step / warmup) if step <= warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
         for group in optimizer.param_groups:
             group["lr"] = training["lr"] * rate
         digits = generator.choices(list(shares), weights=list(shares.values()), k=training["batch_size"])
@@ -215,9 +210,7 @@ def _pretrain(
         ids, labels = encode_examples(tokenizer, problems, slips)
         # Right padding under a causal mask: no trained token sees it, so no attention mask is needed.
         logits = model(input_ids=ids, use_cache=False).logits  # [B, T, V]
-        loss = torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX
-        )
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), training["grad_clip"])
@@ -247,9 +240,7 @@ def _move_into_place(built: Path, folder: Path) -> None:
     shutil.rmtree(old)
 
 
-def build_base_model(
-    folder: Path, settings: Mapping[str, Any], progress: Callable[[int, int, float], None] | None = None
-) -> Path:
+def build_base_model(folder: Path, settings: Mapping[str, Any], progress: Callable[[int, int, float], None] | None = None) -> Path:
     """Build, pretrain and save the tiny base model; nothing to do if ``folder`` holds one with equal ``settings``.
 
     Equal settings give equal weights on one machine with one number of threads; the caller's random state is kept.

@@ -80,21 +80,40 @@ def _check_spellings(config: DictConfig) -> None:
     expected = OmegaConf.select(config, "fusion.agg.rl")
     mirrored = config.actor_rollout_ref.actor.loss_agg_mode
     if mirrored != expected and not (expected == "sum-norm" and mirrored == "seq-mean-token-sum-norm"):
-        raise ValueError(f"actor_rollout_ref.actor.loss_agg_mode={mirrored} is verl's copy of fusion.agg.rl={expected}; set fusion.agg.rl")
+        raise ValueError(
+            f"actor_rollout_ref.actor.loss_agg_mode={mirrored} is verl's copy of fusion.agg.rl={expected}; set fusion.agg.rl"
+        )
     reward_version = OmegaConf.select(config, "data.reward_impl_version")
     if reward_version is not None:
         name = config.reward.custom_reward_function.name
-        raise ValueError(f"data.reward_impl_version={reward_version}: the reward of this task ({name}) has no versions; remove the key")
+        raise ValueError(
+            f"data.reward_impl_version={reward_version}: the reward of this task ({name}) has no versions; remove the key"
+        )
 
 
 def _check_unsupported(config: DictConfig, algorithm: Algorithm) -> None:
     """Options of verl that our terms would silently ignore, or that break with changed rows."""
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     refuse = [
-        ("trainer.use_legacy_worker_impl", config.trainer.use_legacy_worker_impl, {"enable"}, "the FSDP workers are the ones extended"),
-        ("actor_rollout_ref.actor.policy_loss.loss_mode", actor.policy_loss.loss_mode, {"vanilla"}, "losses are terms: choose an algorithm"),
+        (
+            "trainer.use_legacy_worker_impl",
+            config.trainer.use_legacy_worker_impl,
+            {"enable"},
+            "the FSDP workers are the ones extended",
+        ),
+        (
+            "actor_rollout_ref.actor.policy_loss.loss_mode",
+            actor.policy_loss.loss_mode,
+            {"vanilla"},
+            "losses are terms: choose an algorithm",
+        ),
         ("actor_rollout_ref.actor.use_prefix_grouper", actor.use_prefix_grouper, {False}, "groups change their size here"),
-        ("actor_rollout_ref.rollout.skip_rollout", rollout.skip_rollout, {False}, "it wraps an object that this trainer does not use"),
+        (
+            "actor_rollout_ref.rollout.skip_rollout",
+            rollout.skip_rollout,
+            {False},
+            "it wraps an object that this trainer does not use",
+        ),
         ("algorithm.rollout_correction.bypass_mode", config.algorithm.rollout_correction.bypass_mode, {False}, "no term reads it"),
         ("algorithm.rollout_correction.rollout_is", config.algorithm.rollout_correction.rollout_is, {None}, "no term reads it"),
         ("algorithm.rollout_correction.rollout_rs", config.algorithm.rollout_correction.rollout_rs, {None}, "no term reads it"),
@@ -105,11 +124,18 @@ def _check_unsupported(config: DictConfig, algorithm: Algorithm) -> None:
             raise ValueError(f"{key}={value} is not supported ({why}); set it to {next(iter(supported))}")
     estimator = str(config.algorithm.adv_estimator)
     if estimator in ("gae", "remax") or config.critic.enable:
-        raise ValueError(f"algorithm.adv_estimator={estimator} needs a critic or a second rollout; algorithm={algorithm.name} has neither: use grpo")
+        raise ValueError(
+            f"algorithm.adv_estimator={estimator} needs a critic or a second rollout; algorithm={algorithm.name} has neither: "
+            "use grpo"
+        )
     if OmegaConf.select(config, "algorithm.filter_groups.enable") and algorithm.experience.needs_target:
-        raise ValueError("algorithm.filter_groups.enable=true removes the groups that the gate sends to demonstrations; set it to false")
+        raise ValueError(
+            "algorithm.filter_groups.enable=true removes the groups that the gate sends to demonstrations; set it to false"
+        )
     if config.algorithm.use_kl_in_reward and algorithm.experience.needs_target:
-        raise ValueError("algorithm.use_kl_in_reward=true has no meaning for demonstrations; use actor_rollout_ref.actor.use_kl_loss=true")
+        raise ValueError(
+            "algorithm.use_kl_in_reward=true has no meaning for demonstrations; use actor_rollout_ref.actor.use_kl_loss=true"
+        )
 
 
 def _check_likelihood_temperature(config: DictConfig, algorithm: Algorithm) -> None:
@@ -129,7 +155,9 @@ def _check_batch(config: DictConfig, algorithm: Algorithm) -> None:
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     batch, mini, ranks = config.data.train_batch_size, actor.ppo_mini_batch_size, _ranks(config)
     if min(batch, mini, ranks, rollout.n) < 1:
-        raise ValueError(f"data.train_batch_size={batch}, ppo_mini_batch_size={mini}, rollout.n={rollout.n} and ranks={ranks} must be >= 1")
+        raise ValueError(
+            f"data.train_batch_size={batch}, ppo_mini_batch_size={mini}, rollout.n={rollout.n} and ranks={ranks} must be >= 1"
+        )
     if batch % mini:
         raise ValueError(f"data.train_batch_size={batch} must be a multiple of actor_rollout_ref.actor.ppo_mini_batch_size={mini}")
     shards = ranks // actor.ulysses_sequence_parallel_size
@@ -167,11 +195,15 @@ def _check_hardware(config: DictConfig) -> None:
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     if rollout.name == "hf":
         if rollout.tensor_model_parallel_size != 1:
-            raise ValueError("rollout.name=hf has no tensor parallelism; set actor_rollout_ref.rollout.tensor_model_parallel_size=1")
+            raise ValueError(
+                "rollout.name=hf has no tensor parallelism; set actor_rollout_ref.rollout.tensor_model_parallel_size=1"
+            )
         if not rollout.get("custom") or "gather_seconds" not in rollout.custom:
             raise ValueError("rollout.name=hf needs actor_rollout_ref.rollout.custom.gather_seconds; hardware=cpu sets it")
         if actor.strategy != "fsdp2":
-            raise ValueError(f"actor_rollout_ref.actor.strategy={actor.strategy} cannot run on CPU; use fsdp2 (hardware=cpu sets it)")
+            raise ValueError(
+                f"actor_rollout_ref.actor.strategy={actor.strategy} cannot run on CPU; use fsdp2 (hardware=cpu sets it)"
+            )
     elif rollout.name == "vllm":
         import torch
 
@@ -252,7 +284,10 @@ def check_data(config: DictConfig) -> DataReport:
         raise ValueError(f"data.train_files hold {len(train)} usable prompts, fewer than data.train_batch_size={batch}")
     steps, possible = config.trainer.total_training_steps, len(train) // batch * config.trainer.total_epochs
     if steps is not None and steps > possible:
-        raise ValueError(f"trainer.total_training_steps={steps}, but {config.trainer.total_epochs} epochs have {possible} steps; raise trainer.total_epochs")
+        raise ValueError(
+            f"trainer.total_training_steps={steps}, but {config.trainer.total_epochs} epochs have {possible} steps; "
+            "raise trainer.total_epochs"
+        )
     return DataReport(len(train), train.dropped_prompts, len(val), _check_targets(config, algorithm, train, tokenizer))
 
 

@@ -7,9 +7,7 @@ them -> advantages -> update -> checkpoint -> weights to the engine.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,15 +25,11 @@ from verl.utils.seqlen_balancing import log_seqlen_unbalance
 
 from unify_posttrain import __version__
 from unify_posttrain.algorithms import build_algorithm
-from unify_posttrain.experience.advantages import override_advantages
 from unify_posttrain.experience.demonstrations import TARGET_COLUMNS, Demonstration
-from unify_posttrain.experience.gate import GatePlan
-from unify_posttrain.experience.mixer import PADDING, ROLLOUT, Mixed, mix, plan_metrics, row_metrics
-from unify_posttrain.experience.rows import Rows
-from unify_posttrain.experience.rules import Group
 from unify_posttrain.objective import token_class
 from unify_posttrain.rollout.agent_loop import SEED_COLUMN, rollout_seeds
-from unify_posttrain.trainer import state
+from unify_posttrain.trainer import run_logs, state
+from unify_posttrain.trainer.batch_mixer import KIND_COLUMN, BatchMixer, kind_names, without_padding
 from unify_posttrain.trainer.demonstrator import Demonstrator, make_reader
 
 logger = logging.getLogger(__name__)
@@ -58,13 +52,10 @@ class FusionTrainer(SeparateRayPPOTrainer):
         self.experience = self.algorithm.experience
         self.mini_batches = config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size
         self.run_dir = Path(config.trainer.run_dir)
-        self._metrics_before = _lines(self.run_dir / "metrics.jsonl")
+        self._metrics_before = run_logs.complete_lines(self.run_dir / "metrics.jsonl")
         self.demonstrator: Demonstrator | None = None
         self.demonstrations: dict[str, Demonstration] = {}
         self.prompts: DataProto | None = None
-        self.mixed: Mixed | None = None
-        self.dropped_scores: dict[str, np.ndarray] = {}
-        self.plan = GatePlan(())
         self._engine_awake = False
 
     def init_workers(self) -> None:
@@ -81,6 +72,14 @@ class FusionTrainer(SeparateRayPPOTrainer):
                 response_length=data.max_response_length,
                 pad_id=self.tokenizer.pad_token_id,
             )
+        self.mixer = BatchMixer(
+            self.algorithm,
+            self.demonstrator,
+            self.mini_batches,
+            temperature=self.config.actor_rollout_ref.rollout.temperature,
+            log_probs=bool(self.config.actor_rollout_ref.rollout.calculate_log_probs),
+            normalise_by_std=self.config.algorithm.norm_adv_by_std_in_grpo,
+        )
 
     def fit(self) -> None:
         folder = state.resume_folder(self.config)
@@ -169,73 +168,18 @@ class FusionTrainer(SeparateRayPPOTrainer):
         return batch
 
     def _mix(self, rollouts: DataProto | None) -> DataProto:
-        """Decide the plan and apply it. Batches of algorithms without demonstrations keep verl's rows as they are."""
-        self.plan = self.experience.plan(self._groups(rollouts))
-        self._record_plan()
-        self.metrics.update(plan_metrics(self.plan, self.fusion.group_size))
-        self.metrics.update(_rollout_metrics(rollouts))
+        """Decide the plan, record it, apply it, and spread the rows over ranks."""
         ranks = self._get_dp_size(self.actor_rollout_wg, "actor")
-        if self.demonstrator is None:
-            self._log_rows(rollouts, np.full(len(rollouts), ROLLOUT))
-            # Nothing to mix: the batch ships no extra stream, and its loss is verl's to the last bit.
-            self.mixed = None
-            self._balance(rollouts)
-            return rollouts
-        wanted = {group.uid: group.demonstrations for group in self.plan if group.demonstrations}
-        picked = [(uid, self.demonstrations[uid]) for uid, number in wanted.items() for _ in range(number)]
-        with_log_probs = bool(self.config.actor_rollout_ref.rollout.calculate_log_probs)
-        demonstrations = self.demonstrator.rows(self.prompts, picked, with_log_probs) if picked else None
-        rows = None if rollouts is None else Rows(dict(rollouts.batch.items()), dict(rollouts.non_tensor_batch))
-        self.mixed = mix(self.plan, rows, demonstrations, ranks, self.mini_batches)
-        meta_info = {} if rollouts is None else dict(rollouts.meta_info)
-        meta_info.setdefault("temperature", self.config.actor_rollout_ref.rollout.temperature)
-        meta_info.setdefault("reward_extra_keys", self.demonstrator.reward_keys)
-        batch = DataProto.from_dict(tensors=self.mixed.rows.tensors, non_tensors=self.mixed.rows.columns, meta_info=meta_info)
-        self._log_rows(batch, self.mixed.kinds)
-        if self.mixed.reordered:
+        batch, dealt, metrics = self.mixer.mix(self.prompts, rollouts, self.demonstrations, ranks)
+        self.metrics.update(metrics)
+        row_ids = self.prompts.non_tensor_batch["row_id"]
+        groups = [[int(row_id), group.successes, group.zone] for row_id, group in zip(row_ids, self.mixer.plan, strict=True)]
+        run_logs.append(self.run_dir / "gate.jsonl", {"step": self.global_steps, "groups": groups})
+        if dealt:
             self._log_balance(batch, ranks)
         else:
-            batch.non_tensor_batch["fusion_kind"] = self.mixed.kinds  # reordered along with the rows
             self._balance(batch)
-            kinds = batch.non_tensor_batch.pop("fusion_kind")
-            self.mixed = Mixed(Rows(dict(batch.batch.items()), dict(batch.non_tensor_batch)), kinds, reordered=False)
         return batch
-
-    def _log_rows(self, batch: DataProto, kinds: np.ndarray) -> None:
-        tokens = batch.batch["response_mask"].sum(dim=-1).numpy()
-        self.metrics.update(row_metrics(kinds, tokens, batch.batch["rm_scores"].sum(dim=-1).numpy()))
-
-    def _groups(self, rollouts: DataProto | None) -> list[Group]:
-        """What the experience rule is told, one per prompt in the order of the batch."""
-        scores: dict[str, list[float]] = defaultdict(list)
-        solved: dict[str, int] = defaultdict(int)
-        if rollouts is not None:
-            rewards = rollouts.batch["rm_scores"].sum(dim=-1).tolist()
-            key = self.fusion.success_key
-            if key is not None and key not in rollouts.non_tensor_batch:
-                raise KeyError(f"fusion.success_key={key!r}: the reward returns no such field; it has {self._reward_keys(rollouts)}")
-            values = rewards if key is None else rollouts.non_tensor_batch[key]
-            for uid, reward, value in zip(rollouts.non_tensor_batch["uid"], rewards, values, strict=True):
-                scores[uid].append(reward)
-                solved[uid] += bool(value >= self.fusion.success_threshold)
-        self.dropped_scores = {uid: np.array(values) for uid, values in scores.items()}
-        groups = []
-        for uid in self.prompts.non_tensor_batch["uid"]:
-            demonstration = self.demonstrations.get(uid)
-            verified = demonstration is not None and self.demonstrator.solved(demonstration)
-            groups.append(Group(uid, solved[uid], len(scores[uid]), demonstration is not None, verified))
-        return groups
-
-    @staticmethod
-    def _reward_keys(rollouts: DataProto) -> list[str]:
-        return list(rollouts.meta_info.get("reward_extra_keys", []))
-
-    def _record_plan(self) -> None:
-        """One line of gate.jsonl per step: prompts by row id, with successes and zone."""
-        row_ids = self.prompts.non_tensor_batch["row_id"]
-        groups = [[int(row_id), group.successes, group.zone] for row_id, group in zip(row_ids, self.plan, strict=True)]
-        with open(self.run_dir / "gate.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self.global_steps, "groups": groups}) + "\n")
 
     def _balance(self, batch: DataProto) -> None:
         if self.config.trainer.balance_batch:
@@ -267,7 +211,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
         self, batch: DataProto, stream: str, stage: Callable[[DataProto], DataProto], metrics: tuple[str, ...]
     ) -> DataProto:
         """Run a stage on the rows that have a token of which a term reads `stream`; the others get zeros, which nobody reads."""
-        if self.mixed is None:
+        if KIND_COLUMN not in batch.non_tensor_batch:
             return stage(batch)
         needed = torch.zeros(len(batch), dtype=torch.bool)
         for which in self.algorithm.token_classes_reading(stream):
@@ -291,28 +235,12 @@ class FusionTrainer(SeparateRayPPOTrainer):
 
     def _fit_compute_advantage(self, batch: DataProto) -> DataProto:
         batch = super()._fit_compute_advantage(batch)
-        if self.mixed is None:
-            return batch
-        values = override_advantages(
-            self.plan,
-            self.mixed.kinds,
-            batch.non_tensor_batch["uid"],
-            batch.batch["token_level_scores"].sum(dim=-1).numpy(),
-            self.dropped_scores,
-            baseline=self.fusion.baseline,
-            off_advantage=self.fusion.hpt.off_advantage,
-            normalise_by_std=self.config.algorithm.norm_adv_by_std_in_grpo,
-        )
-        replaced = torch.from_numpy(~np.isnan(values))
-        mask = batch.batch["response_mask"]
-        new = torch.from_numpy(np.nan_to_num(values)).to(torch.float32).unsqueeze(-1) * mask
-        for name in ("advantages", "returns"):
-            batch.batch[name] = torch.where(replaced.unsqueeze(-1), new, batch.batch[name])
+        self.mixer.replace_advantages(batch)
         return batch
 
     def _fit_update_actor(self, batch: DataProto) -> DataProto:
         batch.meta_info["mini_batches"] = self.mini_batches
-        batch.meta_info["term_scales"] = dict(self.algorithm.scales(self.plan))
+        batch.meta_info["term_scales"] = dict(self.algorithm.scales(self.mixer.plan))
         return super()._fit_update_actor(batch)
 
     def _fit_update_weights(self) -> None:
@@ -332,17 +260,12 @@ class FusionTrainer(SeparateRayPPOTrainer):
 
     def _fit_collect_metrics(self, batch: DataProto) -> None:
         """verl's statistics, of trained rows only."""
-        if self.mixed is not None and self.mixed.padding:
-            kept = np.flatnonzero(self.mixed.kinds != PADDING)
-            lengths = batch.meta_info["global_token_num"]
-            batch = batch.select_idxs(kept)
-            batch.meta_info = {**batch.meta_info, "global_token_num": [lengths[row] for row in kept]}
-        super()._fit_collect_metrics(batch)
+        super()._fit_collect_metrics(without_padding(batch))
 
     def _fit_dump_data(self, batch: DataProto) -> None:
-        if self.mixed is not None and self.config.trainer.get("rollout_data_dir"):
-            names = np.array(["padding" if kind == PADDING else "rollout" if kind == ROLLOUT else "demonstration" for kind in self.mixed.kinds])
-            self.reward_extra_infos_dict = {**self.reward_extra_infos_dict, "row_kind": names.tolist()}
+        names = kind_names(batch)
+        if names is not None:
+            self.reward_extra_infos_dict = {**self.reward_extra_infos_dict, "row_kind": names}
         super()._fit_dump_data(batch)
 
     # Checkpoints
@@ -374,8 +297,8 @@ class FusionTrainer(SeparateRayPPOTrainer):
         if own is not None and own["demonstrations"] is not None and self.demonstrator is not None:
             self.demonstrator.state = own["demonstrations"]
         if self.global_steps and self.global_steps % len(self.train_dataloader) == 0:
-            # Saved on the last batch of an epoch, the loader believes that epoch is still open: let it end, so that the next pass is
-            # the next epoch in the order of an uninterrupted run.
+            # Saved on the last batch of an epoch, the loader believes that epoch is still open: let it end, so that the next
+            # pass is the next epoch in the order of an uninterrupted run.
             leftover = next(iter(self.train_dataloader), None)
             if leftover is not None:
                 raise RuntimeError(f"{folder}: the data loader is not where step {self.global_steps} left it")
@@ -386,43 +309,13 @@ class FusionTrainer(SeparateRayPPOTrainer):
         """Keep the lines of the steps that are kept, drop the others: verl's file logger starts an empty file, ours appends."""
         logger_file = self.logger.logger.get("file") if self.logger is not None else None
         if logger_file is not None:
-            for line in _upto(self._metrics_before, self.global_steps):
+            for line in run_logs.up_to(self._metrics_before, self.global_steps):
                 logger_file.fp.write(line.encode() + b"\n")
         gate = self.run_dir / "gate.jsonl"
-        kept = _upto(_lines(gate), self.global_steps)
+        kept = run_logs.up_to(run_logs.complete_lines(gate), self.global_steps)
         gate.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 def _drop_targets(batch: DataProto) -> None:
     for name in TARGET_COLUMNS:
         batch.non_tensor_batch.pop(name, None)
-
-
-def _rollout_metrics(rollouts: DataProto | None) -> dict[str, float]:
-    """What was generated, before the gate dropped anything."""
-    if rollouts is None:
-        return {"fusion/on_score": 0.0, "fusion/tokens_generated": 0.0}
-    return {
-        "fusion/on_score": float(rollouts.batch["rm_scores"].sum(dim=-1).mean()),
-        "fusion/tokens_generated": float(rollouts.batch["response_mask"].sum()),
-    }
-
-
-def _upto(lines: list[str], step: int) -> list[str]:
-    """Lines of steps that a resumed run keeps; a run from the start keeps none."""
-    return [line for line in lines if step and json.loads(line)["step"] <= step]
-
-
-def _lines(path: Path) -> list[str]:
-    """Complete JSON lines of a file; the last one may have been cut by a kill."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            json.loads(line)
-        except json.JSONDecodeError:
-            logger.warning("%s: a line that was cut short is dropped", path)
-            continue
-        lines.append(line)
-    return lines

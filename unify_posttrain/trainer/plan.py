@@ -29,8 +29,9 @@ def describe_run(config: DictConfig, data: DataReport) -> str:
         f"algorithm    {algorithm.name} ({algorithm.paper}), terms {', '.join(term.name for term in algorithm.terms)}",
         f"model        {config.actor_rollout_ref.model.path}{_memory(config, ranks)}",
         f"engine       {config.actor_rollout_ref.rollout.name}, {config.actor_rollout_ref.actor.strategy}, {ranks} rank(s)",
-        f"data         {data.train_rows} prompts ({data.train_dropped} too long), targets {targets}; {data.val_rows} to validate on",
-        f"a step       {batch} prompts -> {rollouts} rollouts (n={n}) -> at most {rows.rows} rows in {mini_batches} optimizer step(s), "
+        f"data         {data.train_rows} prompts ({data.train_dropped} too long), targets {targets}; validation {data.val_rows}",
+        f"a step       {batch} prompts -> {rollouts} rollouts (n={n}) -> at most {rows.rows} rows in {mini_batches} "
+        "optimizer step(s), "
         f"{rows.per_mini_batch} rows per rank and optimizer step",
         f"a row        at most {width} tokens; at most {rows.rows * width} tokens per step",
         f"steps        {steps}, validation every {config.trainer.test_freq}, checkpoint every {config.trainer.save_freq}",

@@ -65,9 +65,7 @@ class FusionTaskRunner(TaskRunner):
         self.add_critic_worker(config)
         self.add_reward_model_resource_pool(config)
         self.add_ref_policy_worker(config, worker_cls)
-        validate_config(
-            config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
-        )
+        validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
         model = config.actor_rollout_ref.model
         local_path = copy_to_local(model.path, use_shm=model.get("use_shm", False))
         trust = config.data.get("trust_remote_code", False)

@@ -34,7 +34,7 @@ MODEL_INPUTS = ("responses", "response_mask", "input_ids", "attention_mask", "po
 class FusionActor(DataParallelPPOActor):
     """DataParallelPPOActor whose objective is the terms of `config.fusion.algorithm`."""
 
-    def __init__(self, config, actor_module, actor_optimizer=None) -> None:  # noqa: ANN001 - verl's signature
+    def __init__(self, config, actor_module, actor_optimizer=None) -> None:
         super().__init__(config, actor_module, actor_optimizer)
         self.algorithm = build_algorithm(config)
         self.terms = self.algorithm.terms
@@ -174,7 +174,7 @@ class FusionActor(DataParallelPPOActor):
         return torch.where(tensors["prefix_mask"], old, current) if "prefix_mask" in tensors else current
 
     def _clip_and_step(self) -> tuple[float, bool]:
-        """Clip, then step unless the norm is not finite or above `fusion.max_grad_norm`. Returns (norm before clipping, stepped)."""
+        """Clip, then step unless the norm is not finite or above `fusion.max_grad_norm`. Returns (norm, stepped)."""
         limit = self.config.fusion.max_grad_norm
         if self.scaler is not None or limit is None:
             grad_norm = float(self._optimizer_step())

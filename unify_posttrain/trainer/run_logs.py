@@ -1,0 +1,36 @@
+"""JSON-lines files of a run (`metrics.jsonl`, `gate.jsonl`) that survive a kill and a resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+def append(path: Path, entry: dict[str, Any]) -> None:
+    """Add one line."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def complete_lines(path: Path) -> list[str]:
+    """The lines of a file that are whole JSON; the last one may have been cut by a kill."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            json.loads(line)
+        except json.JSONDecodeError:
+            logger.warning("%s: a line that was cut short is dropped", path)
+            continue
+        lines.append(line)
+    return lines
+
+
+def up_to(lines: list[str], step: int) -> list[str]:
+    """Lines of the steps that a run resumed at `step` keeps; a run from the start (step 0) keeps none."""
+    return [line for line in lines if step and json.loads(line)["step"] <= step]
