@@ -65,7 +65,7 @@ def register_resolvers() -> None:
         "seed_key": _seed_key,
         "verl_agg": _verl_agg,
         "ray_cpus": _ray_cpus,
-        "threads_per_rank": threads_per_rank,
+        "threads_per_rank": lambda ranks: str(threads_per_rank(ranks)),  # an environment variable must be text
         "add": lambda *numbers: sum(numbers),
         "tokens_per_gpu": lambda prompt, response: 2 * (prompt + response),
     }

@@ -121,7 +121,7 @@ def test_bad_soft_type_is_refused_before_anything_starts(settings: Callable[...,
 
 
 # Streams that verl and the mixer put into a batch; reading another one would stop the first update with a KeyError.
-PRODUCED = {"advantages", "old_log_probs", "ref_log_prob", "rl_weight", "sft_weight"}
+PRODUCED = {"uniforms", "advantages", "old_log_probs", "ref_log_prob", "rl_weight", "sft_weight"}
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -66,10 +66,10 @@ def test_group_of_four() -> None:
 
 @pytest.mark.parametrize(
     ("rate", "n", "low"),
-    [(0.0, 8, 0), (0.25, 8, 2), (0.24, 8, 1), (0.3, 10, 3), (0.1, 30, 3), (0.7, 10, 7), (1.0, 8, 8)],
+    [(0.0, 8, 0), (0.25, 8, 2), (0.24, 8, 1), (0.3, 10, 3), (0.1, 30, 3), (0.58, 50, 29), (1.0, 8, 8)],
 )
 def test_gate_rate(rate: float, n: int, low: int) -> None:
-    # floor(gamma n + 1e-9): .7 * 10 = 6.999… is 7
+    # floor(gamma n + 1e-9): .58 * 50 is 28.999… in floating point
     plan = gate(range(n + 1), n, switch_gate=0, gate_rate=rate)
     assert zones(plan).count("sft") == low + 1
 

@@ -268,3 +268,11 @@ def test_assemble_keeps_lists_of_equal_length_as_objects() -> None:
     joined = assemble([(rows, np.array([1, 0]), np.array([0, 1]))], 2)
     assert joined.tensors["x"].tolist() == [2, 1]
     assert list(joined.columns["c"]) == [[3, 4], [1, 2]]
+
+
+def test_a_filler_pads_a_batch_in_which_nothing_can_be_trained() -> None:
+    plan = DemonstrationsOnly().plan([Group("a", 0, 0), Group("b", 0, 0)])
+    mixed = mix(plan, None, None, ranks=2, mini_batches=2, filler=demonstrations(["a"]))
+    assert mixed.kinds.tolist() == [PADDING] * 4
+    assert not mixed.rows.tensors["response_mask"].any() and not mixed.rows.tensors["sft_weight"].any()
+    assert mixed.rows.tensors["attention_mask"].any(dim=-1).all(), "the model needs tokens to attend to"

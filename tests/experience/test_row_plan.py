@@ -74,7 +74,7 @@ def test_each_kind_is_spread_evenly(batch: tuple) -> None:
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 8), st.randoms(use_true_random=False))
 def test_tokens_are_balanced(ranks: int, mini_batches: int, rounds: int, random: object) -> None:
-    """Cards dealt to and fro: block sums differ by at most the longest row."""
+    """Cards dealt in order of length: block sums differ by at most the longest row."""
     lengths = np.array([random.randint(1, 100) for _ in range(ranks * mini_batches * rounds)])
     order = deal(lengths, np.zeros(len(lengths), int), ranks, mini_batches)
     sums = lengths[order].reshape(ranks * mini_batches, -1).sum(axis=1)
@@ -82,10 +82,10 @@ def test_tokens_are_balanced(ranks: int, mini_batches: int, rounds: int, random:
 
 
 def test_dealing_is_deterministic_and_known() -> None:
-    # 2 ranks x 1 mini-batch; sorted by length: rows 3 (9), 1 (7), 0 (5), 2 (1); dealt 3 | 1, then backwards 2 | 0
-    assert deal([5, 7, 1, 9], [0, 0, 0, 0], 2, 1).tolist() == [3, 2, 1, 0]
-    # demonstrations after rollouts: 1 | 3 rollouts, then 2 | 0 demonstrations in reverse
-    assert deal([5, 7, 1, 6], [1, 0, 1, 0], 2, 1).tolist() == [1, 2, 3, 0]
+    # 2 ranks x 1 mini-batch; sorted by length: rows 3 (9), 1 (7), 0 (5), 2 (1); dealt 3 | 1, then 0 | 2
+    assert deal([5, 7, 1, 9], [0, 0, 0, 0], 2, 1).tolist() == [3, 0, 1, 2]
+    # demonstrations after rollouts: 1 | 3 rollouts, then 0 | 2 demonstrations
+    assert deal([5, 7, 1, 6], [1, 0, 1, 0], 2, 1).tolist() == [1, 0, 3, 2]
 
 
 def test_equal_rows_keep_their_order() -> None:

@@ -112,8 +112,13 @@ class Algorithm(ABC):
         """-Â·f(π_θ) on demonstration tokens (LUFFY)."""
         shaping = self.fusion.shaping
         name, gamma = shaping.name, shaping.gamma
+        if name == "target_prob":
+            raise ValueError("fusion.shaping.name=target_prob needs teacher probabilities, which no task provides yet; use p_div_p")
         if name.startswith(LEGACY_SHAPE):
-            name, gamma = "p_div_p", float(name[len(LEGACY_SHAPE) :])
+            try:
+                name, gamma = "p_div_p", float(name[len(LEGACY_SHAPE) :])
+            except ValueError:
+                raise ValueError(f"fusion.shaping.name={shaping.name!r} must end with a number, as p_div_p_0.1") from None
         shape = Shaped(name, gamma, shaping.weight, shaping.exponent, shaping.maximum, shaping.minimum)
         loss = PolicyGradient(shape, "advantages")
         return Term("off", loss, Members("demo", row_weight), self.aggregation("rl"), counted=counted)

@@ -32,7 +32,7 @@ class HPT(Algorithm):
         super().check()
         if self.fusion.hpt.term_scale not in TERM_SCALES:
             raise ValueError(f"fusion.hpt.term_scale={self.fusion.hpt.term_scale!r}; choose one of {', '.join(TERM_SCALES)}")
-        gate([], self.fusion.group_size, self.fusion.hpt.strategy, **self._gate_options)
+        gate([], self.fusion.group_size, self.fusion.hpt.strategy, **self._gate_options)  # checks its own arguments
 
     @property
     def _gate_options(self) -> dict:
@@ -42,6 +42,8 @@ class HPT(Algorithm):
 
     @property
     def terms(self) -> tuple[Term, ...]:
+        if self.fusion.hpt.strategy == "no":
+            return (self.on_policy_term(), *self.regularisers)
         return (
             self.on_policy_term(row_weight="rl_weight"),
             self.off_policy_term(row_weight="rl_weight"),

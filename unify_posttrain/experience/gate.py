@@ -159,6 +159,8 @@ def gate(
     demonstration_solved = [True] * prompts if demonstration_solved is None else demonstration_solved
     uids = [str(index) for index in range(prompts)] if uids is None else uids
     _check(group_size, strategy, switch_gate, switch_gate_off, gate_rate, missing)
+    if strategy == "soft":
+        _soft_rows(soft_type, soft_table)
     low = switch_gate if gate_rate is None else floor(gate_rate * group_size + 1e-9)
     high = max(low, low if switch_gate_off is None else switch_gate_off)
 
@@ -178,6 +180,8 @@ def gate(
                 groups.append(GroupPlan(uid, s, rollouts, 0, 1, 0.0, float(off_zone), float(not off_zone)))
             else:
                 groups.append(reinforce if missing == "rl" else GroupPlan(uid, s, rollouts, 0, 0, 0.0, 0.0, 0.0))
+        elif strategy == "soft" and missing == "skip":
+            groups.append(GroupPlan(uid, s, rollouts, 0, 0, 0.0, 0.0, 0.0))
         else:
             groups.append(reinforce)
     return GatePlan(tuple(groups))
@@ -200,11 +204,7 @@ def soft_coefficients(
     Raises:
         ValueError: unknown table, a table that is not nine triples, or no rollouts.
     """
-    if soft_table is None and soft_type not in SOFT_TABLES:
-        raise ValueError(f"fusion.hpt.soft_type={soft_type!r} is unknown; choose one of {', '.join(map(str, SOFT_TABLES))}")
-    table = SOFT_TABLES[soft_type] if soft_table is None else soft_table
-    if len(table) != 9 or any(len(row) != 3 for row in table):
-        raise ValueError("fusion.hpt.soft_table must be nine (on, off, sft) triples, for 0..8 successes")
+    table = _soft_rows(soft_type, soft_table)
     if rollouts < 1:
         raise ValueError("strategy soft needs at least one rollout beside the demonstration: rollout.n >= 2")
     solved = int(demonstration_solved)
@@ -217,6 +217,15 @@ def soft_coefficients(
     lower, upper = table[below], table[below + 1]
     on, off, sft = (float(a) + float(share) * (float(b) - float(a)) for a, b in zip(lower, upper, strict=True))
     return on, off, sft
+
+
+def _soft_rows(soft_type: int, soft_table: Sequence[Sequence[float]] | None) -> Sequence[Sequence[float]]:
+    if soft_table is None and soft_type not in SOFT_TABLES:
+        raise ValueError(f"fusion.hpt.soft_type={soft_type!r} is unknown; choose one of {', '.join(map(str, SOFT_TABLES))}")
+    table = SOFT_TABLES[soft_type] if soft_table is None else soft_table
+    if len(table) != 9 or any(len(row) != 3 for row in table):
+        raise ValueError("fusion.hpt.soft_table must be nine (on, off, sft) triples, for 0..8 successes")
+    return table
 
 
 def _check(

@@ -34,6 +34,7 @@ def mix(
     demonstrations: Rows | None,
     ranks: int = 1,
     mini_batches: int = 1,
+    filler: Rows | None = None,
 ) -> Mixed:
     """Apply a plan to a batch.
 
@@ -43,13 +44,14 @@ def mix(
         demonstrations: one row per (uid, demonstration), column `uid`, with the tensors of `demonstration_tensors`; rows of
             groups that the plan gives no demonstration are ignored. None if there are none.
         ranks, mini_batches: R data-parallel ranks and S optimizer steps.
+        filler: a row to copy for padding in a batch that has neither rollouts nor demonstrations.
 
     Returns:
         Rows with the added streams prefix_mask (B, T) bool, rl_weight and sft_weight (B,) float32. If the plan keeps exactly the
         rollouts and no padding is needed, their order is untouched.
 
     Raises:
-        ValueError: nothing at all to train on and nothing to pad with, or a demonstration that the plan asks for is absent.
+        ValueError: nothing to train on and nothing to pad with, or a demonstration that the plan asks for is absent.
     """
     rollout_picks = _picked_rollouts(plan, rollouts)
     demo_picks = _picked_demonstrations(plan, demonstrations)
@@ -61,8 +63,9 @@ def mix(
         return Mixed(rows, kinds, reordered=False)
 
     sources = [source for source in (rollouts, demonstrations) if source is not None and len(source)]
-    if not sources:
+    if not sources and filler is None:
         raise ValueError("a batch without rollouts and without demonstrations: nothing to train on")
+    sources = sources or [filler]
     shortest_source, shortest_row = min(
         ((source, int(np.argmin(source.lengths))) for source in sources), key=lambda pair: pair[0].lengths[pair[1]]
     )

@@ -39,8 +39,8 @@ def plan_rows(routed: int, ranks: int, mini_batches: int) -> RowPlan:
 def deal(lengths: Sequence[int] | np.ndarray, kinds: Sequence[int] | np.ndarray, ranks: int, mini_batches: int) -> np.ndarray:
     """Order rows so that rank r's mini-batch m is the contiguous block number r·S + m.
 
-    Rows are sorted by kind and length and dealt like cards, forwards and backwards in turn: block sizes are equal, block token
-    counts close, and each kind is spread evenly.
+    Rows are sorted by kind and length and dealt one by one to the blocks: block sizes are equal, each kind is spread to within one
+    row, and the token counts of two blocks differ by at most the longest row of each kind.
 
     Args:
         lengths: tokens per row, (B,), B a multiple of ranks × mini_batches.
@@ -57,7 +57,5 @@ def deal(lengths: Sequence[int] | np.ndarray, kinds: Sequence[int] | np.ndarray,
     if len(lengths) % blocks:
         raise ValueError(f"{len(lengths)} rows cannot be dealt to {ranks} ranks x {mini_batches} mini-batches")
     order = np.lexsort((np.arange(len(lengths)), -np.asarray(lengths), np.asarray(kinds)))
-    rounds = order.reshape(-1, blocks).copy()
-    rounds[1::2] = rounds[1::2, ::-1]
-    # Consecutive cards go to different mini-batches of different ranks: column c is mini-batch c % S of rank c // S.
-    return rounds.T.reshape(-1)
+    # Card number i goes to block i % blocks; block c is mini-batch c % S of rank c // S.
+    return order.reshape(-1, blocks).T.reshape(-1)

@@ -66,7 +66,11 @@ class Gated:
         return self.strategy != "no"
 
     def rollouts(self, has_demonstration: bool) -> int:
-        return self.group_size - 1 if self.strategy == "soft" and has_demonstration else self.group_size
+        if self.strategy != "soft":
+            return self.group_size
+        if has_demonstration:
+            return self.group_size - 1
+        return self.group_size if self.options["missing"] == "rl" else 0
 
     def plan(self, groups: Sequence[Group]) -> GatePlan:
         return gate(

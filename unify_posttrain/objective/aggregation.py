@@ -54,7 +54,9 @@ class Aggregation:
         if not self.divisor > 0:
             raise ValueError(f"fusion.sum_norm_divisor={self.divisor} must be > 0")
 
-    def __call__(self, loss: Tensor, members: Tensor, row_weight: Tensor | None, count: Count) -> Tensor:
+    def __call__(
+        self, loss: Tensor, members: Tensor, row_weight: Tensor | None, count: Count, counted: Tensor | None = None
+    ) -> Tensor:
         """This batch's additive share of the global value.
 
         Args:
@@ -62,6 +64,7 @@ class Aggregation:
             members: (B, T) bool.
             row_weight: (B,) or None; multiplies numerators only.
             count: global size of the normaliser.
+            counted: (B, T) bool, the normaliser's own tokens where they are not the members (n_i of a row); default: members.
 
         Returns:
             0-dim tensor. Summed over micro-batches and ranks it is the value of the table; 0 (connected to the graph) when
@@ -74,7 +77,7 @@ class Aggregation:
             return loss.sum() / at_least_one(count.tokens)
         row_sums = loss.sum(dim=-1)  # (B,) = S_i
         if self.mode == "seq-mean-token-mean":
-            row_sums = row_sums / members.sum(dim=-1).clamp(min=1)
+            row_sums = row_sums / (members if counted is None else counted).sum(dim=-1).clamp(min=1)
         total = row_sums.sum()
         if self.mode == "sum-norm":
             return total / (self.horizon * self.divisor)  # type: ignore[operator]

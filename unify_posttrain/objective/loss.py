@@ -77,16 +77,18 @@ def compute_loss(
         ValueError: shapes disagree, or two terms bear one name.
     """
     _check(terms, tensors)
+    tensors = _silenced(tensors)
     counts = count_members(terms, tensors) if counts is None else counts
     log_probs = tensors["log_probs"]
     # Connected to the graph even when every term is empty: each rank must run the same number of backward passes.
-    total = 0.0 * torch.where(token_class(tensors, "trained"), log_probs, 0.0).sum()
+    total = 0.0 * log_probs.sum()
     metrics: dict[str, Tensor] = {}
     effective_rho = torch.zeros_like(log_probs, requires_grad=False)
     for term in terms:
         members, row_weight = term.members.mask(tensors), term.members.weight(tensors)
         count = _to_dtype(counts[term.normaliser.key], log_probs)
-        value = term.aggregation(term.loss.token_loss(tensors), members, row_weight, count)
+        counted = None if term.counted is None else term.counted.mask(tensors)
+        value = term.aggregation(term.loss.token_loss(tensors), members, row_weight, count, counted)
         scale = 1.0 if scales is None else scales.get(term.name, 1.0)
         total = total + value * (term.coefficient * scale)
         metrics[f"{term.name}_loss"] = value.detach()
@@ -128,6 +130,17 @@ def _to_dtype(count: Count, like: Tensor) -> Count:
     return Count(tokens, rows)
 
 
+def _silenced(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Token streams with zeros outside every token class: a NaN there would reach the gradient as 0·NaN, masked or not."""
+    used = token_class(tensors, "trained") | token_class(tensors, "hint")
+    masks = ("response_mask", "prefix_mask")
+    return {
+        name: torch.where(used, value, 0.0) if name in _TOKEN_STREAMS and name not in masks else value
+        for name, value in tensors.items()
+        if isinstance(value, Tensor)
+    }
+
+
 def _check(terms: Sequence[Term], tensors: Mapping[str, Tensor]) -> None:
     shape = stream(tensors, "log_probs", "the objective").shape
     if len(shape) != 2:
@@ -141,5 +154,15 @@ def _check(terms: Sequence[Term], tensors: Mapping[str, Tensor]) -> None:
 
 
 _TOKEN_STREAMS = frozenset(
-    ("old_log_probs", "ref_log_prob", "entropys", "advantages", "response_mask", "prefix_mask", "uniforms", "target_probs")
+    (
+        "log_probs",
+        "old_log_probs",
+        "ref_log_prob",
+        "entropys",
+        "advantages",
+        "response_mask",
+        "prefix_mask",
+        "uniforms",
+        "target_probs",
+    )
 )

@@ -59,6 +59,7 @@ class BatchMixer:
         rollouts: DataProto | None,
         demonstrations: Mapping[str, Demonstration],
         ranks: int,
+        step: int,
     ) -> tuple[DataProto, bool, dict[str, float]]:
         """Decide the plan of a batch and carry it out.
 
@@ -67,6 +68,7 @@ class BatchMixer:
             rollouts: scored rollouts (`rm_scores`), or None if nothing was generated.
             demonstrations: usable demonstrations by uid.
             ranks: data-parallel ranks.
+            step: training step, for seeded draws.
 
         Returns:
             (batch, dealt, metrics): `dealt` is true if the rows have been dealt to ranks and mini-batches; otherwise they are
@@ -80,13 +82,28 @@ class BatchMixer:
         picked = [(g.uid, demonstrations[g.uid]) for g in self.plan for _ in range(g.demonstrations)]
         packed = self.demonstrator.rows(prompts, picked, self.log_probs) if picked else None
         rows = None if rollouts is None else Rows(dict(rollouts.batch.items()), dict(rollouts.non_tensor_batch))
-        mixed = mix(self.plan, rows, packed, ranks, self.mini_batches)
+        nothing = rows is None and packed is None
+        filler = self.demonstrator.filler(prompts, self.log_probs) if nothing else None
+        mixed = mix(self.plan, rows, packed, ranks, self.mini_batches, filler)
         meta_info = {} if rollouts is None else dict(rollouts.meta_info)
         meta_info.setdefault("temperature", self.temperature)
         meta_info.setdefault("reward_extra_keys", self.demonstrator.reward_keys)
+        if any("uniforms" in term.streams for term in self.algorithm.terms):
+            mixed.rows.tensors["uniforms"] = self._uniforms(prompts, mixed.rows, step)
         columns = {**mixed.rows.columns, KIND_COLUMN: mixed.kinds}
         batch = DataProto.from_dict(tensors=mixed.rows.tensors, non_tensors=columns, meta_info=meta_info)
         return batch, mixed.reordered, {**metrics, **_rows(batch, mixed.kinds)}
+
+    def _uniforms(self, prompts: DataProto, rows: Rows, step: int) -> torch.Tensor:
+        """(B, T) numbers in [0, 1) from (seed, step, prompt), for the `reject` shape: the same wherever a row is trained."""
+        columns = prompts.non_tensor_batch
+        row_ids = dict(zip(columns["uid"], columns["row_id"], strict=True))
+        width = rows.tensors["response_mask"].shape[-1]
+        draws = [
+            np.random.default_rng([self.fusion.seed, step, int(row_ids.get(uid, 0))]).random(width, dtype=np.float32)
+            for uid in rows.columns["uid"]
+        ]
+        return torch.from_numpy(np.stack(draws))
 
     def replace_advantages(self, batch: DataProto) -> None:
         """Put the advantages that verl's estimator cannot know into a mixed batch, in place."""
@@ -145,7 +162,7 @@ def kind_names(batch: DataProto) -> list[str] | None:
 def without_padding(batch: DataProto) -> DataProto:
     """The rows that count in statistics."""
     kinds = batch.non_tensor_batch.get(KIND_COLUMN)
-    if kinds is None or not (kinds == PADDING).any():
+    if kinds is None or not (kinds == PADDING).any() or (kinds == PADDING).all():
         return batch
     kept = np.flatnonzero(kinds != PADDING)
     lengths = batch.meta_info["global_token_num"]

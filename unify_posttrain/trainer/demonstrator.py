@@ -132,6 +132,15 @@ class Demonstrator:
             tensors["rollout_log_probs"] = torch.zeros(tensors["response_mask"].shape, dtype=torch.float32)
         return Rows(tensors, columns)
 
+    def filler(self, batch: DataProto, log_probs: bool) -> Rows:
+        """One row with the first prompt and an EOS, for padding a batch in which no prompt has anything to train on."""
+        _, prompt_ids = self.reader.render(batch.non_tensor_batch["raw_prompt"][0])
+        empty = Demonstration(-1, 0, tuple(prompt_ids), (self.reader.eos_id,))
+        rows = self.rows(batch, [(batch.non_tensor_batch["uid"][0], empty)], log_probs)
+        rows.tensors["rm_scores"] = torch.zeros(rows.tensors["response_mask"].shape, dtype=torch.float32)
+        rows.columns.update({key: np.zeros(1) for key in self.reward_keys})
+        return rows
+
     def _columns(self, batch: DataProto, uids: Sequence[str]) -> dict[str, np.ndarray]:
         position = {uid: index for index, uid in enumerate(batch.non_tensor_batch["uid"])}
         index = [position[uid] for uid in uids]

@@ -170,7 +170,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
     def _mix(self, rollouts: DataProto | None) -> DataProto:
         """Decide the plan, record it, apply it, and spread the rows over ranks."""
         ranks = self._get_dp_size(self.actor_rollout_wg, "actor")
-        batch, dealt, metrics = self.mixer.mix(self.prompts, rollouts, self.demonstrations, ranks)
+        batch, dealt, metrics = self.mixer.mix(self.prompts, rollouts, self.demonstrations, ranks, self.global_steps)
         self.metrics.update(metrics)
         row_ids = self.prompts.non_tensor_batch["row_id"]
         groups = [[int(row_id), group.successes, group.zone] for row_id, group in zip(row_ids, self.mixer.plan, strict=True)]

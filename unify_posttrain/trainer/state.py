@@ -93,7 +93,8 @@ def resume_folder(config: DictConfig) -> Path | None:
     step_of(folder)
     if not folder.is_dir():
         raise ValueError(f"trainer.resume_from_path={folder} does not exist")
-    if (folder / MARKER).exists() and not is_complete(folder):
+    ours = (folder / STATE).exists() or (folder / MARKER).exists()  # plain verl's checkpoints have neither, and are accepted
+    if ours and not is_complete(folder):
         raise ValueError(f"trainer.resume_from_path={folder} is incomplete; choose an earlier one")
     return folder
 
