@@ -23,11 +23,11 @@ quickstart: $(STAMP)   ## data, tiny base model, HPT on CPU, one table
 compare: $(STAMP)      ## the same, with the same steps of GRPO beside it
 	$(BIN)/python -m unify_posttrain.quickstart --compare grpo
 
-test: $(STAMP)
-	$(BIN)/python -m pytest -q
+test: $(STAMP)         ## everything; two end-to-end runs side by side, since most of their time is waiting for imports
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not e2e" -n 2
+	$(BIN)/python -m pytest -q -n 2 -m "not e2e"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

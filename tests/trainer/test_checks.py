@@ -185,7 +185,7 @@ def test_demonstrations_over_the_limit_under_each_policy(compose) -> None:
 
 
 def test_more_steps_than_data(compose) -> None:
-    with pytest.raises(ValueError, match=r"total_training_steps=40.*2 epochs have 8 steps; raise trainer\.total_epochs"):
+    with pytest.raises(ValueError, match=r"total_training_steps=36.*2 epochs have 8 steps; raise trainer\.total_epochs"):
         check_all(compose("algorithm=hpt", "trainer.total_epochs=2"))
 
 

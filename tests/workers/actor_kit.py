@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 
 import torch
 import torch.distributed as dist
@@ -47,12 +47,12 @@ class RecordingActor(FusionActor):
         return float(norm), True
 
 
-def start_group(rank: int = 0, world: int = 1, port: int = 29611) -> None:
-    """A gloo process group, once per process."""
+def start_group(rank: int = 0, world: int = 1, meeting: str | None = None) -> None:
+    """A gloo process group, once per process; ranks meet in a file, so that no port can be taken."""
     cpu_compat.install()
     if not dist.is_initialized():
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        dist.init_process_group("gloo", rank=rank, world_size=world)
+        meeting = meeting or tempfile.mktemp()
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
 
 
 def make_model() -> Qwen2ForCausalLM:

@@ -152,10 +152,10 @@ def test_missing_stream_names_it_and_the_algorithm() -> None:
 # Ranks
 
 
-def _rank(rank: int, world: int, port: int, path: str, uneven: bool) -> None:
+def _rank(rank: int, world: int, path: str, uneven: bool) -> None:
     """One of two FSDP2 ranks: its half of the rows, its full gradient written to a file."""
     torch.set_num_threads(1)
-    start_group(rank, world, port)
+    start_group(rank, world, path + ".meeting")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -188,7 +188,7 @@ def test_two_ranks_equal_one(tmp_path, dynamic) -> None:
     batch.meta_info["mini_batches"] = 1
     metrics = actor.update_policy(batch)
     path = str(tmp_path / "rank")
-    mp.spawn(_rank, args=(2, 29650 + dynamic, path, dynamic), nprocs=2)
+    mp.spawn(_rank, args=(2, path, dynamic), nprocs=2)
     first, second = torch.load(path), torch.load(path + ".1")
     reference = {name.replace("_fsdp_wrapped_module.", ""): g for name, g in first["gradient"].items()}
     assert gradient_distance(actor.gradients[0], reference) < TOLERANCE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,8 @@ from unify_posttrain.algorithms import Algorithm, build_algorithm
 from unify_posttrain.experience.demonstrations import TARGET_COLUMNS
 from unify_posttrain.experience.rules import OnPolicy
 from unify_posttrain.objective import CurrentPolicy, PolicyGradient
+
+logger = logging.getLogger(__name__)
 
 TESTED_VERL = "0.7.1"
 SEED_KEYS = {
@@ -117,6 +120,12 @@ def _check_unsupported(config: DictConfig, algorithm: Algorithm) -> None:
         ("algorithm.rollout_correction.bypass_mode", config.algorithm.rollout_correction.bypass_mode, {False}, "no term reads it"),
         ("algorithm.rollout_correction.rollout_is", config.algorithm.rollout_correction.rollout_is, {None}, "no term reads it"),
         ("algorithm.rollout_correction.rollout_rs", config.algorithm.rollout_correction.rollout_rs, {None}, "no term reads it"),
+        (
+            "actor_rollout_ref.actor.checkpoint.async_save",
+            actor.checkpoint.async_save,
+            {False},
+            "a checkpoint is marked complete as soon as it is written",
+        ),
         ("actor_rollout_ref.actor.shuffle", actor.shuffle, {False}, "rows are dealt to mini-batches by the trainer"),
     ]
     for key, value, supported, why in refuse:
@@ -224,6 +233,12 @@ def _check_model(config: DictConfig) -> None:
     if not description.is_file():
         raise ValueError(f"actor_rollout_ref.model.path={path} holds no config.json: not a model folder of transformers")
     model = json.loads(description.read_text(encoding="utf-8"))
+    if "auto_map" in model and not config.actor_rollout_ref.model.get("trust_remote_code", False):
+        logger.warning(
+            "%s brings code of its own (auto_map); it is not run here, but verl's reward workers load the tokenizer with "
+            "trust_remote_code=True. Use only model folders you trust.",
+            folder,
+        )
     context = model.get("max_position_embeddings")
     width = config.data.max_prompt_length + config.data.max_response_length
     if context is not None and width > context:

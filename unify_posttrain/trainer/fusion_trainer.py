@@ -293,6 +293,8 @@ class FusionTrainer(SeparateRayPPOTrainer):
         state.check_identity(own, self.config, folder)
         with open_dict(self.config):
             self.config.trainer.resume_mode, self.config.trainer.resume_from_path = "resume_path", str(folder.resolve())
+            # What an uninterrupted run would have validated at this step it has validated; once is enough.
+            self.config.trainer.val_before_train = self.config.trainer.val_only
         super()._load_checkpoint()
         if own is not None and own["demonstrations"] is not None and self.demonstrator is not None:
             self.demonstrator.state = own["demonstrations"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from unify_posttrain.workers import cpu_compat
 
 logger = logging.getLogger(__name__)
 
+SECRET = re.compile(r"(api|access|private|secret)_?key|(^|_)token$|secret|password|credential", re.IGNORECASE)
+
 
 def run(config: DictConfig) -> None:
     """Train. The configuration must have passed `trainer.checks`; it is resolved here, once, and saved in the run folder."""
@@ -32,9 +35,18 @@ def run(config: DictConfig) -> None:
     for key in ("run_dir", "default_local_dir", "validation_data_dir", "rollout_data_dir"):
         if config.trainer.get(key):
             config.trainer[key] = str(Path(config.trainer[key]).resolve())
-    OmegaConf.save(config, run_dir / "config.yaml")
+    OmegaConf.save(OmegaConf.create(redacted(OmegaConf.to_container(config))), run_dir / "config.yaml")
     cpu_compat.install()
     run_ppo(config, task_runner_class=ray.remote(num_cpus=1)(FusionTaskRunner))
+
+
+def redacted(node: Any, name: str = "") -> Any:
+    """A configuration for a file: values whose key speaks of a secret (API keys in Ray's env_vars, say) are replaced."""
+    if isinstance(node, dict):
+        return {key: redacted(value, str(key)) for key, value in node.items()}
+    if isinstance(node, list):
+        return [redacted(value, name) for value in node]
+    return "<redacted>" if isinstance(node, str) and SECRET.search(name) else node
 
 
 class FusionTaskRunner(TaskRunner):
