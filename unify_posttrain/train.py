@@ -24,7 +24,8 @@ register_resolvers()
 
 @hydra.main(config_path=str(conf_dir()), config_name="train", version_base=None)
 def _main(config: DictConfig) -> None:
-    from unify_posttrain.trainer.checks import check_config, check_data
+    from unify_posttrain.trainer.checks import check_config
+    from unify_posttrain.trainer.data_checks import check_data
     from unify_posttrain.trainer.plan import describe_run
 
     dry_run = bool(OmegaConf.select(config, "dry_run", default=False))

@@ -18,10 +18,10 @@ from verl.protocol import DataProto
 from verl.trainer.main_ppo import TaskRunner, run_ppo
 from verl.trainer.ppo.utils import Role
 
+from unify_posttrain import cpu_compat
 from unify_posttrain.config import compose_config
 from unify_posttrain.rollout import register_engines
 from unify_posttrain.rollout.agent_loop import SEED_COLUMN, rollout_seeds
-from unify_posttrain.workers import cpu_compat
 
 
 class SeededManager(AgentLoopManager):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from unify_posttrain.experience import SOFT_TABLES, GatePlan, GroupPlan, gate, soft_coefficients
 from unify_posttrain.experience.mixer import plan_metrics
+from unify_posttrain.experience.rules import Gated, Group
 
 # The published tables as printed in the specification: rows 0..8 of (on, off, sft).
 TABLES = {
@@ -283,3 +284,15 @@ def test_a_bad_table_is_refused_before_the_first_batch(keywords: dict) -> None:
     """HPT.check asks the gate with an empty batch: what it accepts must not fail once there are prompts."""
     with pytest.raises(ValueError, match=r"fusion\.hpt\.soft_t"):
         gate([], 8, "soft", **keywords)
+
+
+def test_a_skipped_prompt_without_rollouts_is_not_counted_as_unsolved() -> None:
+    """soft, demo.missing=skip: nothing is generated for a prompt without target, so it says nothing about the policy."""
+    rule = Gated(4, "soft", {"missing": "skip"})
+    assert rule.rollouts(False) == 0
+    plan = rule.plan([Group("a", 0, 0, False, False), Group("b", 3, 3, True, True)])
+    metrics = plan_metrics(plan, 4)
+    assert plan.zones() == {"rl": 1, "sft": 0, "off": 0, "skipped": 1}
+    assert metrics["fusion/solve_rate"] == 1.0  # 3 of 3 rollouts
+    assert metrics["fusion/solve_none"] == 0.0
+    assert metrics["fusion/gate_hist/0"] == 0.0

@@ -91,6 +91,15 @@ def test_rows_have_their_own_parameters() -> None:
         torch.testing.assert_close(together[1][row], alone[1][0], atol=1e-6, rtol=0)
 
 
+def test_a_uniform_of_zero_draws_no_token_without_mass() -> None:
+    """Tokens in front of the first one that is kept have cumulative mass 0: the number 0 must pass them by."""
+    sampler = SeededSampler([params(top_k=2, seed=0)], EOS, CPU)
+    sampler.uniforms.zero_()
+    masses = sampler(torch.zeros(1, 1, dtype=torch.long), LOGITS.flip(0).unsqueeze(0))
+    assert masses.argmax(dim=-1).tolist() == [4]  # the two most likely stand last: 4 and 5
+    assert torch.isfinite(sampler.log_probs).all()
+
+
 def test_greedy_takes_the_most_likely_and_reports_its_probability() -> None:
     steps = [LOGITS, LOGITS.flip(0)]
     tokens, log_probs = draw([params(temperature=0, seed=1), params(temperature=0)], steps)

@@ -12,7 +12,8 @@ import yaml
 from unify_posttrain.config import check_choices, compose_config
 from unify_posttrain.tasks.arithmetic import write_splits
 from unify_posttrain.tasks.tiny_model import build_base_model
-from unify_posttrain.trainer.checks import check_config, check_data
+from unify_posttrain.trainer.checks import check_config
+from unify_posttrain.trainer.data_checks import check_data
 from unify_posttrain.trainer.plan import describe_run
 
 ROOT = Path(__file__).resolve().parents[2]

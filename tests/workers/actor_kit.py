@@ -11,9 +11,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from verl import DataProto
 from verl.utils.config import omega_conf_to_dataclass
 
+from unify_posttrain import cpu_compat
 from unify_posttrain.config import compose_config
 from unify_posttrain.experience.rows import object_column
-from unify_posttrain.workers import cpu_compat
 from unify_posttrain.workers.fusion_actor import FusionActor
 
 PROMPT, RESPONSE, VOCABULARY = 6, 10, 50

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LogitsProcessorList
 from verl.workers.rollout.replica import TokenOutput
 
+from unify_posttrain import cpu_compat
 from unify_posttrain.rollout.sampling import SamplingParams, SeededSampler
-from unify_posttrain.workers import cpu_compat
 
 logger = logging.getLogger(__name__)
 

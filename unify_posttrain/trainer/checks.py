@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import re
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.algorithms import Algorithm, build_algorithm
-from unify_posttrain.experience.demonstrations import TARGET_COLUMNS
 from unify_posttrain.experience.rules import OnPolicy
 from unify_posttrain.objective import CurrentPolicy, PolicyGradient
 
@@ -33,16 +30,6 @@ REQUIRED = (
     "reward.custom_reward_function.path",
 )
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+$")
-
-
-@dataclass(frozen=True)
-class DataReport:
-    """What the data check found: rows of each split, rows left out, rows without a usable target (None: not asked)."""
-
-    train_rows: int
-    train_dropped: int
-    val_rows: int
-    without_target: int | None
 
 
 def check_config(config: DictConfig) -> Algorithm:
@@ -269,68 +256,3 @@ def _check_files(config: DictConfig) -> None:
 
 def _ranks(config: DictConfig) -> int:
     return config.trainer.nnodes * config.trainer.n_gpus_per_node
-
-
-def check_data(config: DictConfig) -> DataReport:
-    """Load both splits as the run will, and look at what only the rows can tell.
-
-    Raises:
-        ValueError: unreadable, empty or malformed files, prompts or (under demo.overlong=error) demonstrations over their limit,
-            fewer prompts than a batch, more steps than the data has.
-    """
-    from verl.utils import hf_tokenizer
-
-    from unify_posttrain.trainer.dataset import FusionDataset
-
-    algorithm = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
-    tokenizer = hf_tokenizer(config.actor_rollout_ref.model.path, trust_remote_code=config.data.trust_remote_code)
-    if tokenizer.chat_template is None:
-        raise ValueError(
-            f"the tokenizer of {config.actor_rollout_ref.model.path} has no chat template; add one to its tokenizer_config.json"
-        )
-
-    def load(split: str) -> Any:
-        limit = config.data.get(f"{split}_max_samples", -1)
-        return FusionDataset(config.data[f"{split}_files"], tokenizer, config.data, max_samples=limit)
-
-    train, val = load("train"), load("val")
-    batch = config.data.train_batch_size
-    if len(train) < batch:
-        raise ValueError(f"data.train_files hold {len(train)} usable prompts, fewer than data.train_batch_size={batch}")
-    steps, possible = config.trainer.total_training_steps, len(train) // batch * config.trainer.total_epochs
-    if steps is not None and steps > possible:
-        raise ValueError(
-            f"trainer.total_training_steps={steps}, but {config.trainer.total_epochs} epochs have {possible} steps; "
-            "raise trainer.total_epochs"
-        )
-    return DataReport(len(train), train.dropped_prompts, len(val), _check_targets(config, algorithm, train, tokenizer))
-
-
-def _check_targets(config: DictConfig, algorithm: Algorithm, train: Any, tokenizer: Any) -> int | None:
-    """Targets exist where the algorithm needs them. They are tokenised here only if a policy makes one bad row an error."""
-    from unify_posttrain.trainer.demonstrator import make_reader
-
-    if not algorithm.experience.needs_target:
-        return None
-    frame = train.dataframe
-    columns = [column for column in TARGET_COLUMNS if column in frame.column_names]
-    if not columns:
-        raise ValueError(
-            f"data.train_files have no column 'target' (or 'target_lst'), algorithm={algorithm.name} trains demonstrations; "
-            f"present: {', '.join(frame.column_names)}. Add one, or use algorithm=grpo"
-        )
-    demo = algorithm.fusion.demo
-    if demo.overlong == "error" or demo.missing == "error":
-        reader = make_reader(tokenizer, algorithm.fusion, config.data.get("apply_chat_template_kwargs", {}))
-        readings = [reader.read(row["row_id"], row[config.data.prompt_key], row, step=0) for row in frame]
-        without = [row for row, reading in enumerate(readings) if reading.demonstration is None]
-        if without and demo.missing == "error":
-            raise ValueError(
-                f"training row {frame[without[0]]['row_id']} (and {len(without) - 1} more) has no usable target and "
-                "fusion.demo.missing=error; fix the data, or set it to rl or skip"
-            )
-        return len(without)
-    usable = sum(any(row[column] is not None and len(row[column]) for column in columns) for row in frame.select_columns(columns))
-    if not usable:
-        raise ValueError(f"every target in data.train_files is empty, algorithm={algorithm.name} has nothing to learn from")
-    return len(frame) - usable

@@ -194,18 +194,13 @@ class FusionTrainer(SeparateRayPPOTrainer):
     # Log-probabilities, only for rows whose terms read them
 
     def _fit_compute_log_prob(self, batch: DataProto) -> DataProto:
-        return self._on_rows_reading(
-            batch, "old_log_probs", super()._fit_compute_log_prob, (*LOG_PROB_METRICS, *self._probability_metrics)
-        )
+        compared = ROLLOUT_PROB_METRICS if self.config.actor_rollout_ref.rollout.calculate_log_probs else ()
+        return self._on_rows_reading(batch, "old_log_probs", super()._fit_compute_log_prob, (*LOG_PROB_METRICS, *compared))
 
     def _fit_compute_ref_log_prob(self, batch: DataProto) -> DataProto:
         if not self.use_reference_policy:
             return batch
         return self._on_rows_reading(batch, "ref_log_prob", super()._fit_compute_ref_log_prob, ())
-
-    @property
-    def _probability_metrics(self) -> tuple[str, ...]:
-        return ROLLOUT_PROB_METRICS if self.config.actor_rollout_ref.rollout.calculate_log_probs else ()
 
     def _on_rows_reading(
         self, batch: DataProto, stream: str, stage: Callable[[DataProto], DataProto], metrics: tuple[str, ...]

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.algorithms import build_algorithm
 from unify_posttrain.experience.row_plan import plan_rows
-from unify_posttrain.trainer.checks import DataReport
+from unify_posttrain.trainer.data_checks import DataReport
 
 BYTES_PER_PARAMETER = 16  # fp32 weights, gradients and two Adam moments, sharded over all ranks
 

@@ -17,7 +17,7 @@ from verl.utils.config import validate_config
 from verl.utils.dataset.rl_dataset import collate_fn
 from verl.utils.device import auto_set_device
 
-from unify_posttrain.workers import cpu_compat
+from unify_posttrain import cpu_compat
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.fsdp_workers import AsyncActorRolloutRefWorker
 
+from unify_posttrain import cpu_compat
 from unify_posttrain.rollout import register_engines
-from unify_posttrain.workers import cpu_compat
 from unify_posttrain.workers.fusion_actor import FusionActor
 
 
