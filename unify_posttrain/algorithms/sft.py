@@ -20,6 +20,11 @@ class SFT(Algorithm):
         super().check()
         if self.fusion.demo.missing == "rl":
             raise ValueError("fusion.demo.missing=rl needs rollouts, algorithm=sft generates none; set it to skip or error")
+        if self.settings.entropy_coeff:
+            raise ValueError(
+                f"actor.entropy_coeff={self.settings.entropy_coeff} rewards the entropy of sampled tokens, algorithm=sft has none; "
+                "set it to 0"
+            )
         if self.settings.use_kl_loss:
             raise ValueError("actor.use_kl_loss=true penalises sampled tokens, algorithm=sft has none; set it to false")
 

@@ -92,6 +92,8 @@ class DemonstrationReader:
         text = texts[index]
         if prompt_text.endswith(THINK_OPENING) and text.startswith(THINK_OPENING):
             text = text[len(THINK_OPENING) :]
+        if not text:
+            return Reading(None, missing=True)
         ids = [*self.encode(text), self.eos_id]
         overlong = len(ids) > self.max_length
         if overlong and self.overlong == "error":

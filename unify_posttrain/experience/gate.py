@@ -135,7 +135,8 @@ def gate(
     no: the rollouts, always.
 
     Args:
-        successes: solved rollouts per prompt, each in 0..rollouts (n for switch and no; n-1 for soft with a demonstration).
+        successes: solved rollouts per prompt, each in 0..rollouts (n for switch and no; n-1 for soft with a demonstration; not
+            looked at for soft without one under missing=skip, where nothing is generated).
         group_size: n = `rollout.n`.
         strategy: one of `STRATEGIES`.
         switch_gate: -1..n.
@@ -167,8 +168,9 @@ def gate(
     groups = []
     for uid, s, demo, solved in zip(uids, successes, has_demonstration, demonstration_solved, strict=True):
         mixed = strategy == "soft" and demo
-        rollouts = group_size - 1 if mixed else group_size
-        if not 0 <= s <= rollouts:
+        unused = strategy == "soft" and not demo and missing == "skip"
+        rollouts = 0 if unused else group_size - 1 if mixed else group_size
+        if not 0 <= s <= (group_size if unused else rollouts):
             raise ValueError(f"group {uid}: {s} successes among {rollouts} rollouts (strategy {strategy}, n={group_size})")
         reinforce = GroupPlan(uid, s, rollouts, rollouts, 0, 1.0, 0.0, 0.0)
         if mixed:
@@ -180,8 +182,8 @@ def gate(
                 groups.append(GroupPlan(uid, s, rollouts, 0, 1, 0.0, float(off_zone), float(not off_zone)))
             else:
                 groups.append(reinforce if missing == "rl" else GroupPlan(uid, s, rollouts, 0, 0, 0.0, 0.0, 0.0))
-        elif strategy == "soft" and missing == "skip":
-            groups.append(GroupPlan(uid, s, rollouts, 0, 0, 0.0, 0.0, 0.0))
+        elif unused:
+            groups.append(GroupPlan(uid, 0, 0, 0, 0, 0.0, 0.0, 0.0))
         else:
             groups.append(reinforce)
     return GatePlan(tuple(groups))

@@ -183,4 +183,5 @@ def row_metrics(kinds: np.ndarray, tokens: np.ndarray, scores: np.ndarray) -> di
         "fusion/rows_demo": float(demo.sum()),
         "fusion/rows_padding": float((kinds == PADDING).sum()),
         "fusion/demo_score": float(scores[demo].mean()) if demo.any() else 0.0,
+        "fusion/on_score": float(scores[on].mean()) if on.any() else 0.0,
     }

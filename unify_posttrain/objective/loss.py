@@ -81,7 +81,7 @@ def compute_loss(
     counts = count_members(terms, tensors) if counts is None else counts
     log_probs = tensors["log_probs"]
     # Connected to the graph even when every term is empty: each rank must run the same number of backward passes.
-    total = 0.0 * log_probs.sum()
+    total = 0.0 * torch.where(token_class(tensors, "trained"), log_probs, 0.0).sum()
     metrics: dict[str, Tensor] = {}
     effective_rho = torch.zeros_like(log_probs, requires_grad=False)
     for term in terms:

@@ -179,8 +179,8 @@ def _rows(batch: DataProto, kinds: np.ndarray) -> dict[str, float]:
 def _generated(rollouts: DataProto | None) -> dict[str, float]:
     """What was generated, before the gate dropped anything."""
     if rollouts is None:
-        return {"fusion/on_score": 0.0, "fusion/tokens_generated": 0.0}
+        return {"fusion/rollout_score": 0.0, "fusion/tokens_generated": 0.0}
     return {
-        "fusion/on_score": float(rollouts.batch["rm_scores"].sum(dim=-1).mean()),
+        "fusion/rollout_score": float(rollouts.batch["rm_scores"].sum(dim=-1).mean()),
         "fusion/tokens_generated": float(rollouts.batch["response_mask"].sum()),
     }

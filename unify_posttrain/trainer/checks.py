@@ -157,6 +157,11 @@ def _check_batch(config: DictConfig, algorithm: Algorithm) -> None:
     if batch % mini:
         raise ValueError(f"data.train_batch_size={batch} must be a multiple of actor_rollout_ref.actor.ppo_mini_batch_size={mini}")
     shards = ranks // actor.ulysses_sequence_parallel_size
+    if not actor.use_dynamic_bsz and batch * rollout.n % ranks:
+        raise ValueError(
+            f"data.train_batch_size={batch} x rollout.n={rollout.n} rows cannot be dealt to {ranks} ranks; change one of them, or set "
+            "actor_rollout_ref.actor.use_dynamic_bsz=true"
+        )
     if isinstance(algorithm.experience, OnPolicy):
         if rollout.n < 2:
             raise ValueError(f"actor_rollout_ref.rollout.n={rollout.n}: a group of one has no baseline, set it to 2 or more")

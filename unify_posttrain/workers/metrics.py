@@ -20,7 +20,7 @@ FUSION = {
     "fusion/rho_on_mean": "on_rho",
     "fusion/rho_demo_mean": "demo_rho",
     "fusion/off_ratio_mean": "off_ratio",
-    "fusion/kept_frac": "rl_kept",
+    "fusion/mask_frac": "rl_kept",
 }
 
 
