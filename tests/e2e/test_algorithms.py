@@ -98,7 +98,8 @@ def test_two_ranks_with_uneven_rows_and_kl(world: World) -> None:
 
 
 def test_switch_on_two_ranks_starts_as_on_one(world: World) -> None:
-    run = ("algorithm=hpt", "trainer.switch_gate_off=1", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8", steps(2), *FRESH)
+    micro = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8"
+    run = ("algorithm=hpt", "trainer.switch_gate_off=1", micro, steps(2), *FRESH)
     world.train("one", *run)
     world.train("two", *run, "trainer.n_gpus_per_node=2")
     one, two = world.metrics("one"), world.metrics("two")

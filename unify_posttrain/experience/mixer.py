@@ -63,9 +63,10 @@ def mix(
         return Mixed(rows, kinds, reordered=False)
 
     sources = [source for source in (rollouts, demonstrations) if source is not None and len(source)]
-    if not sources and filler is None:
-        raise ValueError("a batch without rollouts and without demonstrations: nothing to train on")
-    sources = sources or [filler]
+    if not sources:
+        if filler is None:
+            raise ValueError("a batch without rollouts and without demonstrations: nothing to train on")
+        sources = [filler]
     shortest_source, shortest_row = min(
         ((source, int(np.argmin(source.lengths))) for source in sources), key=lambda pair: pair[0].lengths[pair[1]]
     )

@@ -159,8 +159,8 @@ def _check_batch(config: DictConfig, algorithm: Algorithm) -> None:
     shards = ranks // actor.ulysses_sequence_parallel_size
     if not actor.use_dynamic_bsz and batch * rollout.n % ranks:
         raise ValueError(
-            f"data.train_batch_size={batch} x rollout.n={rollout.n} rows cannot be dealt to {ranks} ranks; change one of them, or set "
-            "actor_rollout_ref.actor.use_dynamic_bsz=true"
+            f"data.train_batch_size={batch} x rollout.n={rollout.n} rows cannot be dealt to {ranks} ranks; change one of them, "
+            "or set actor_rollout_ref.actor.use_dynamic_bsz=true"
         )
     if isinstance(algorithm.experience, OnPolicy):
         if rollout.n < 2:
