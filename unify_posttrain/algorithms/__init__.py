@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from unify_posttrain.algorithms.base import Algorithm
+from unify_posttrain.algorithms.base import Algorithm, Phase, ScoredRows
+from unify_posttrain.algorithms.chord import CHORD
+from unify_posttrain.algorithms.dapo import DAPO
+from unify_posttrain.algorithms.dft import DFT
 from unify_posttrain.algorithms.dr_grpo import DrGRPO
 from unify_posttrain.algorithms.grpo import GRPO
 from unify_posttrain.algorithms.hpt import HPT
+from unify_posttrain.algorithms.hpt_released import HPTReleased
 from unify_posttrain.algorithms.luffy import LUFFY
+from unify_posttrain.algorithms.online_sft import OnlineSFT
+from unify_posttrain.algorithms.ppo import PPO
+from unify_posttrain.algorithms.prefix_rft import PrefixRFT
+from unify_posttrain.algorithms.psft import PSFT
+from unify_posttrain.algorithms.relift import ReLIFT
+from unify_posttrain.algorithms.rl_with_sft_loss import RLWithSFTLoss
 from unify_posttrain.algorithms.settings import FusionConfig, Settings
 from unify_posttrain.algorithms.sft import SFT
+from unify_posttrain.algorithms.sft_then_rl import SFTThenRL
+from unify_posttrain.algorithms.srft import SRFT
+from unify_posttrain.algorithms.uft import UFT
 
-ALGORITHMS: dict[str, type[Algorithm]] = {cls.name: cls for cls in (GRPO, DrGRPO, SFT, HPT, LUFFY)}
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    cls.name: cls
+    for cls in (
+        GRPO, DrGRPO, DAPO, PPO, SFT, DFT, PSFT, SFTThenRL, RLWithSFTLoss,
+        HPT, HPTReleased, LUFFY, PrefixRFT, ReLIFT, SRFT, UFT, OnlineSFT, CHORD,
+    )
+}  # fmt: skip
 
 
 def build_algorithm(actor: Any) -> Algorithm:
@@ -28,4 +47,4 @@ def build_algorithm(actor: Any) -> Algorithm:
     return ALGORITHMS[name](settings)
 
 
-__all__ = ["ALGORITHMS", "Algorithm", "FusionConfig", "Settings", "build_algorithm"]
+__all__ = ["ALGORITHMS", "Algorithm", "FusionConfig", "Phase", "ScoredRows", "Settings", "build_algorithm"]

@@ -55,5 +55,5 @@ class HPT(Algorithm):
     def experience(self) -> Experience:
         return Gated(self.fusion.group_size, self.fusion.hpt.strategy, self._gate_options)
 
-    def scales(self, plan: GatePlan) -> Mapping[str, float]:
+    def scales(self, plan: GatePlan, step: int = 1) -> Mapping[str, float]:
         return plan.shares() if self.fusion.hpt.term_scale == "share" else {}

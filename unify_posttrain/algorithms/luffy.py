@@ -3,11 +3,13 @@
     L = 1/Z [ Σ_on -Â r + Σ_demo -Â f(π_θ) ],    f(p) = p/(p+γ),    Â over the n-1 rollouts and the demonstration
 
 Z counts all trained tokens of the mini-batch (`fusion.agg.rl=token-mean`) or is the constant length divisor of the headline
-runs (`seq-mean-token-sum-norm`, default). The demonstration's behaviour probability is taken as 1, its old log-probabilities
-are never computed. Deviation from the released code: no tokens are generated past a demonstration's end.
+runs (`seq-mean-token-sum-norm`, default). The demonstration's behaviour probability is taken as 1. With `fusion.prefix` a row
+may carry a part of the demonstration and continue from there. Deviation from the released code: no tokens are generated past a
+demonstration's end; `off_policy_cliprange`, `off_policy_normalize` and `linear_variance`, which do nothing there, do not exist.
 """
 
 from unify_posttrain.algorithms.base import Algorithm
+from unify_posttrain.experience.prefixes import PrefixSchedule
 from unify_posttrain.experience.rules import Experience, Joined
 from unify_posttrain.objective import Members, Term
 
@@ -22,15 +24,31 @@ class LUFFY(Algorithm):
         super().check()
         if self.fusion.group_size < 2:
             raise ValueError(
-                f"actor_rollout_ref.rollout.n={self.fusion.group_size}: a LUFFY group is n-1 rollouts and a demonstration, "
+                f"actor_rollout_ref.rollout.n={self.fusion.group_size}: a {self.name} group is rollouts and a demonstration, "
                 "set it to 2 or more"
             )
+        whole = self.fusion.prefix.min_ratio == self.fusion.prefix.max_ratio == 1
+        if self.fusion.shaping.name == "target_prob" and not whole:
+            raise ValueError("fusion.shaping.name=target_prob needs whole demonstrations; set fusion.prefix.min_ratio=max_ratio=1")
+        self.prefixes.ratios(row_id=0, global_step=1, group_size=self.fusion.group_size)  # n_prefix fits the group
+
+    @property
+    def prefixes(self) -> PrefixSchedule:
+        prefix = self.fusion.prefix
+        return PrefixSchedule(
+            prefix.strategy, prefix.n_prefix, prefix.min_ratio, prefix.max_ratio, prefix.steps or 1,
+            prefix.linear_max_ratio, prefix.share, self.fusion.seed,
+        )  # fmt: skip
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        everything = Members("trained")
-        return (self.on_policy_term(counted=everything), self.off_policy_term(counted=everything), *self.regularisers)
+        everything = Members("trained", max_probability=self.fusion.shaping.all_maximum)
+        return (
+            self.on_policy_term(counted=everything, coefficient=self.fusion.prefix.on_adv_weight),
+            self.off_policy_term(counted=everything, coefficient=self.fusion.prefix.prefix_adv_weight),
+            *self.regularisers,
+        )
 
     @property
     def experience(self) -> Experience:
-        return Joined(self.fusion.group_size, self.missing_in_gate)
+        return Joined(self.fusion.group_size, self.missing_in_gate, self.prefixes)

@@ -2,7 +2,7 @@
 
     L = -1/N_tok Σ log π_θ(y_t | x, y_<t)
 
-As an estimator: π_ref = π_θ, Â = 1 (arXiv 2509.04419 table 1).
+As an estimator: π_ref = π_θ, Â = 1 (arXiv 2509.04419 table 1). `fusion.sft_form` makes other methods of it (`dft`, `psft`).
 """
 
 from unify_posttrain.algorithms.base import Algorithm
@@ -18,15 +18,7 @@ class SFT(Algorithm):
 
     def check(self) -> None:
         super().check()
-        if self.fusion.demo.missing == "rl":
-            raise ValueError("fusion.demo.missing=rl needs rollouts, algorithm=sft generates none; set it to skip or error")
-        if self.settings.entropy_coeff:
-            raise ValueError(
-                f"actor.entropy_coeff={self.settings.entropy_coeff} rewards the entropy of sampled tokens, algorithm=sft has none; "
-                "set it to 0"
-            )
-        if self.settings.use_kl_loss:
-            raise ValueError("actor.use_kl_loss=true penalises sampled tokens, algorithm=sft has none; set it to false")
+        self.without_sampled_tokens()
 
     @property
     def terms(self) -> tuple[Term, ...]:

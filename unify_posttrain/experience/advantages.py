@@ -29,6 +29,7 @@ def override_advantages(
     baseline: str = "group",
     off_advantage: str = "reward",
     normalise_by_std: bool = False,
+    prefixed: np.ndarray | None = None,
 ) -> np.ndarray:
     """Row advantages that replace verl's.
 
@@ -41,6 +42,7 @@ def override_advantages(
         off_advantage: of a demonstration in the middle zone, whose rollouts are dropped: `reward` (its score, the
             group-of-one rule) or `group` (its score minus the mean over its n rollouts and itself).
         normalise_by_std: divide by the deviation (`algorithm.norm_adv_by_std_in_grpo`).
+        prefixed: (B,) bool, rollouts that begin with trained demonstration tokens: not on-policy rows to the `on` baseline.
 
     Returns:
         (B,) float64; NaN where verl's advantage stands. Padding and demonstrations without an off-policy term get 0.
@@ -54,8 +56,9 @@ def override_advantages(
         raise ValueError(f"fusion.hpt.off_advantage={off_advantage!r}; choose one of {', '.join(OFF_ADVANTAGES)}")
     groups = {group.uid: group for group in plan}
     on_scores: dict[str, list[float]] = defaultdict(list)
-    for uid, kind, score in zip(uids, kinds, scores, strict=True):
-        if kind == ROLLOUT:
+    prefixed = np.zeros(len(kinds), dtype=bool) if prefixed is None else prefixed
+    for uid, kind, score, with_prefix in zip(uids, kinds, scores, prefixed, strict=True):
+        if kind == ROLLOUT and not with_prefix:
             on_scores[uid].append(float(score))
     values = np.full(len(kinds), np.nan)
     for row, (uid, kind, score) in enumerate(zip(uids, kinds, scores, strict=True)):

@@ -14,6 +14,7 @@ from torch import Tensor
 OVERLONG_POLICIES = ("drop", "truncate", "error")
 SELECTIONS = ("first", "random")
 TARGET_COLUMNS = ("target", "target_lst")
+PROBABILITY_COLUMN = "target_probs"
 THINK_OPENING = "<think>\n"
 
 
@@ -26,12 +27,14 @@ class Demonstration:
         target_index: which of several targets.
         prompt_ids: rendered prompt.
         response_ids: target tokens, then EOS if the target is complete.
+        probabilities: a teacher's probability of each of them, for the `target_prob` shape; empty if not asked for.
     """
 
     row_id: int
     target_index: int
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
+    probabilities: tuple[float, ...] = ()
 
     @property
     def key(self) -> tuple[int, int]:
@@ -52,6 +55,7 @@ class DemonstrationReader:
             model is not taught to stop where the text does not), or `error`.
         select: which of several targets: `first`, or `random`, drawn from (seed, step, row_id).
         seed: seed of the draw.
+        with_probabilities: read the column `target_probs` too.
     """
 
     encode: Callable[[str], list[int]]
@@ -61,6 +65,7 @@ class DemonstrationReader:
     overlong: str = "drop"
     select: str = "first"
     seed: int = 0
+    with_probabilities: bool = False
 
     def __post_init__(self) -> None:
         if self.overlong not in OVERLONG_POLICIES:
@@ -103,7 +108,9 @@ class DemonstrationReader:
             )
         if overlong and self.overlong == "drop":
             return Reading(None, overlong=True)
-        demonstration = Demonstration(row_id, index, tuple(prompt_ids), tuple(ids[: self.max_length]))
+        probabilities = teacher_probabilities(row, row_id, len(ids)) if self.with_probabilities else ()
+        kept = slice(self.max_length)
+        demonstration = Demonstration(row_id, index, tuple(prompt_ids), tuple(ids[kept]), probabilities[kept])
         return Reading(demonstration, overlong=overlong)
 
 
@@ -129,6 +136,22 @@ def target_texts(row: Mapping[str, Any], row_id: int) -> list[str]:
     several = row.get("target_lst")
     texts += [_text(target, row_id) for target in (several if several is not None else [])]
     return [text for text in dict.fromkeys(texts) if text]
+
+
+def teacher_probabilities(row: Mapping[str, Any], row_id: int, tokens: int) -> tuple[float, ...]:
+    """Column `target_probs`: one number in [0, 1] per target token; that of EOS may be absent and is then 1.
+
+    Raises:
+        ValueError: absent, of another length, or not probabilities.
+    """
+    value = row.get("target_probs")
+    numbers = () if value is None else tuple(float(number) for number in value)
+    if len(numbers) not in (tokens, tokens - 1) or any(not 0 <= number <= 1 for number in numbers):
+        raise ValueError(
+            f"training row {row_id}: column 'target_probs' must hold {tokens} probabilities, one per target token with EOS, and holds "
+            f"{len(numbers)} numbers; fusion.shaping.name=target_prob reads them"
+        )
+    return (*numbers, *(1.0,) * (tokens - len(numbers)))
 
 
 def _text(target: Any, row_id: int) -> str:
@@ -168,7 +191,8 @@ def demonstration_tensors(
 
     Returns:
         prompts (B, L_p), responses (B, T), input_ids / attention_mask / position_ids (B, L_p+T), all int64; response_mask
-        (B, T) int64 and prefix_mask (B, T) bool, both set through EOS and nowhere else.
+        (B, T) int64 and prefix_mask (B, T) bool, both set through EOS and nowhere else; target_probs (B, T) float32 if the
+        demonstrations have teacher probabilities.
 
     Raises:
         ValueError: a prompt or response does not fit.
@@ -187,7 +211,13 @@ def demonstration_tensors(
         input_ids[row, prompt_length - p : prompt_length + r] = ids
         attention_mask[row, prompt_length - p : prompt_length + r] = 1
     response_mask = attention_mask[:, prompt_length:].clone()
+    teacher = {}
+    if any(demonstration.probabilities for demonstration in demonstrations):
+        teacher["target_probs"] = torch.ones((rows, response_length), dtype=torch.float32)
+        for row, demonstration in enumerate(demonstrations):
+            teacher["target_probs"][row, : len(demonstration.probabilities)] = torch.tensor(demonstration.probabilities)
     return {
+        **teacher,
         "prompts": input_ids[:, :prompt_length].clone(),
         "responses": input_ids[:, prompt_length:].clone(),
         "input_ids": input_ids,

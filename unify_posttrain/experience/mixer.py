@@ -13,6 +13,7 @@ from unify_posttrain.experience.row_plan import deal, plan_rows
 from unify_posttrain.experience.rows import Rows, assemble, object_column
 
 ROLLOUT, DEMONSTRATION, PADDING = 0, 1, 2
+OPENING_LENGTH = "opening_length"  # column of rollouts that begin with tokens they did not sample: how many
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def mix(
         filler: a row to copy for padding in a batch that has neither rollouts nor demonstrations.
 
     Returns:
-        Rows with the added streams prefix_mask (B, T) bool, rl_weight and sft_weight (B,) float32. If the plan keeps exactly the
+        Rows with the added streams prefix_mask (B, T) bool (demonstration tokens, and what a rollout was given to begin with:
+        column `opening_length`), rl_weight and sft_weight (B,) float32. If the plan keeps exactly the
         rollouts and no padding is needed, their order is untouched.
 
     Raises:
@@ -135,7 +137,11 @@ def _silence_padding(rows: Rows, kinds: np.ndarray) -> None:
 def _attach_streams(rows: Rows, kinds: np.ndarray, plan: GatePlan) -> None:
     mask = rows.tensors["response_mask"].bool()
     is_demo = torch.from_numpy(kinds == DEMONSTRATION)
-    rows.tensors["prefix_mask"] = mask & is_demo.unsqueeze(-1)
+    prefix_mask = mask & is_demo.unsqueeze(-1)
+    if OPENING_LENGTH in rows.columns:
+        given = np.where(kinds == ROLLOUT, rows.columns[OPENING_LENGTH], 0).astype(np.int64)
+        prefix_mask |= torch.arange(mask.shape[-1]) < torch.from_numpy(given).unsqueeze(-1)
+    rows.tensors["prefix_mask"] = prefix_mask
     groups = {group.uid: group for group in plan}
     rl_weight = np.zeros(len(rows), dtype=np.float32)
     sft_weight = np.zeros(len(rows), dtype=np.float32)
@@ -165,21 +171,26 @@ def plan_metrics(plan: GatePlan, group_size: int) -> dict[str, float]:
     return metrics
 
 
-def row_metrics(kinds: np.ndarray, tokens: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+def row_metrics(
+    kinds: np.ndarray, response_mask: torch.Tensor, prefix_mask: torch.Tensor | None, scores: np.ndarray
+) -> dict[str, float]:
     """`fusion/*` of the trained rows: how many and how long the demonstrations are, and what they score.
 
     Args:
         kinds: (B,) of ROLLOUT, DEMONSTRATION, PADDING.
-        tokens: (B,) trained tokens.
+        response_mask, prefix_mask: (B, T); the latter None where there are no target tokens.
         scores: (B,) row scores.
     """
     demo, on = kinds == DEMONSTRATION, kinds == ROLLOUT
-    tokens_demo, tokens_on = float(tokens[demo].sum()), float(tokens[on].sum())
+    trained = response_mask.bool()
+    prefix = torch.zeros_like(trained) if prefix_mask is None else prefix_mask
+    tokens_on, tokens_demo = float((trained & ~prefix).sum()), float((trained & prefix).sum())
     return {
         "fusion/demo_row_ratio": float(demo.sum() / max(1, demo.sum() + on.sum())),
         "fusion/demo_token_ratio": tokens_demo / max(1.0, tokens_demo + tokens_on),
         "fusion/tokens_on": tokens_on,
         "fusion/tokens_demo": tokens_demo,
+        "fusion/tokens_hint": float((~trained & prefix).sum()),
         "fusion/rows_on": float(on.sum()),
         "fusion/rows_demo": float(demo.sum()),
         "fusion/rows_padding": float((kinds == PADDING).sum()),

@@ -1,12 +1,20 @@
-"""Experience rules: how many rollouts a prompt gets and what a group is made of. One class per way of composing a group."""
+"""Experience rules: how many rollouts a prompt gets, what they begin with, and what a group is made of.
+
+One class per way of composing a group. The trainer asks `openings` before generation and `plan` after the rewards.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
+
+import numpy as np
 
 from unify_posttrain.experience.gate import GatePlan, GroupPlan, gate
+from unify_posttrain.experience.hints import HintSchedule, cut_points, fit_hint
+from unify_posttrain.experience.prefixes import PrefixSchedule
 
 
 @dataclass(frozen=True)
@@ -28,20 +36,65 @@ class Group:
     demonstration_solved: bool = False
 
 
-class Experience(Protocol):
-    """`rollouts` is asked before generation, `plan` after the rewards."""
+@dataclass(frozen=True)
+class Prompt:
+    """What is known of a prompt before generation.
 
-    @property
-    def needs_target(self) -> bool: ...
+    Attributes:
+        row_id: position of the prompt in the training files.
+        target: tokens of its demonstration, EOS included; None without a usable one.
+        sentences: its `hint` column.
+        encode: text -> token ids without special tokens, for hints.
+    """
 
-    def rollouts(self, has_demonstration: bool) -> int: ...
-
-    def plan(self, groups: Sequence[Group]) -> GatePlan: ...
+    row_id: int
+    target: tuple[int, ...] | None = None
+    sentences: tuple[str, ...] = ()
+    encode: Callable[[str], list[int]] | None = None
 
 
 @dataclass(frozen=True)
-class OnPolicy:
-    """n rollouts per prompt, all trained; no demonstration."""
+class Opening:
+    """Tokens that a rollout begins with; the policy continues after them.
+
+    Attributes:
+        ids: token ids, may be empty.
+        trained: True: off-policy tokens of the objective (m=1, P=1); False: a hint (m=0, P=1).
+        share: part of the solution that is given away, 0 to 1.
+        shortened: a longer one was drawn and did not fit.
+    """
+
+    ids: tuple[int, ...] = ()
+    trained: bool = False
+    share: float = 0.0
+    shortened: bool = False
+
+
+PLAIN = Opening()
+
+
+class Experience(ABC):
+    """A rule. `needs_target` and `needs_hint` name the data columns that it cannot do without."""
+
+    needs_target: bool = False
+    needs_hint: ClassVar[bool] = False
+
+    @abstractmethod
+    def rollouts(self, has_demonstration: bool) -> int:
+        """The most rollouts that a prompt can get."""
+
+    def openings(self, prompt: Prompt, step: int) -> tuple[Opening, ...]:
+        """One per rollout of the prompt at a training step (1-based)."""
+        return (PLAIN,) * self.rollouts(prompt.target is not None)
+
+    @abstractmethod
+    def plan(self, groups: Sequence[Group]) -> GatePlan:
+        """Which rows are trained."""
+
+
+@dataclass(frozen=True)
+class OnPolicy(Experience):
+    """n rollouts per prompt, all trained; no demonstration joins the batch (`needs_target`: it is kept for a replay buffer)."""
 
     group_size: int
     needs_target: bool = False
@@ -54,7 +107,37 @@ class OnPolicy:
 
 
 @dataclass(frozen=True)
-class Gated:
+class Hinted(OnPolicy):
+    """UFT: n rollouts per prompt, all after the same hint.
+
+    Attributes:
+        schedule: how much of the solution is given away.
+        room: tokens that a hint may take.
+        joiner: text between two sentences.
+    """
+
+    needs_hint: ClassVar[bool] = True
+    schedule: HintSchedule | None = None
+    room: int = 0
+    joiner: str = ""
+
+    def openings(self, prompt: Prompt, step: int) -> tuple[Opening, ...]:
+        schedule, encode, total = self.schedule, prompt.encode, len(prompt.sentences)
+        if schedule is None or encode is None or not total:
+            return (PLAIN,) * self.group_size
+
+        def tokens(number: int) -> list[int]:
+            return encode(self.joiner.join(prompt.sentences[:number])) if number else []
+
+        bucket, cuts = schedule.bucket(prompt.row_id, step, total), cut_points(total, schedule.buckets)
+        ids, moved = fit_hint(bucket, cuts, tokens, self.room)
+        # One opening for all rows: rollouts of a group are compared with each other, so they must start alike.
+        opening = Opening(tuple(ids), trained=False, share=cuts[bucket - moved] / total, shortened=bool(moved))
+        return (opening,) * self.group_size
+
+
+@dataclass(frozen=True)
+class Gated(Experience):
     """HPT: the gate decides per prompt. `options` are the keyword arguments of `gate` that do not depend on the batch."""
 
     group_size: int
@@ -62,7 +145,7 @@ class Gated:
     options: dict[str, Any]
 
     @property
-    def needs_target(self) -> bool:
+    def needs_target(self) -> bool:  # type: ignore[override]
         return self.strategy != "no"
 
     def rollouts(self, has_demonstration: bool) -> int:
@@ -85,38 +168,98 @@ class Gated:
 
 
 @dataclass(frozen=True)
-class Joined:
-    """LUFFY: every group is n-1 rollouts and one demonstration; a prompt without one gets n rollouts, or none (`skip`)."""
+class Joined(Experience):
+    """LUFFY: every group holds demonstrations beside its rollouts; a prompt without a target gets n rollouts, or none (`skip`).
+
+    Attributes:
+        group_size: n rows per group, demonstrations included.
+        missing: `rl` or `skip`.
+        prefixes: which rows carry how much of the demonstration; None: one row, all of it. A row with a part of it is a
+            rollout that continues from there, a row with none is a plain rollout.
+        off_weight, sft_weight: of a demonstration, for terms that are weighted by row.
+    """
 
     group_size: int
     missing: str = "rl"
+    prefixes: PrefixSchedule | None = None
+    off_weight: float = 1.0
+    sft_weight: float = 0.0
     needs_target: bool = True
 
     def rollouts(self, has_demonstration: bool) -> int:
-        if has_demonstration:
+        if not has_demonstration:
+            return self.group_size if self.missing == "rl" else 0
+        if self.prefixes is None:
             return self.group_size - 1
-        return self.group_size if self.missing == "rl" else 0
+        whole = self.prefixes.min_ratio == self.prefixes.max_ratio == 1 and self.prefixes.strategy in ("random", "fixed")
+        carriers = self.group_size if self.prefixes.n_prefix == -1 else self.prefixes.n_prefix
+        return self.group_size - carriers if whole else self.group_size
+
+    def openings(self, prompt: Prompt, step: int) -> tuple[Opening, ...]:
+        if prompt.target is None or self.prefixes is None:
+            return super().openings(prompt, step)
+        length = len(prompt.target)
+        lengths = self.prefixes.prefix_lengths(prompt.row_id, step, self.group_size, length)
+        parts = [Opening(prompt.target[:part], trained=True, share=part / length) for part in lengths if 0 < part < length]
+        plain = self.group_size - sum(part > 0 for part in lengths)
+        return (*parts, *(PLAIN,) * plain)
 
     def plan(self, groups: Sequence[Group]) -> GatePlan:
-        return GatePlan(
-            tuple(
+        plans = []
+        for group in groups:
+            demonstrations = self.group_size - group.rollouts if group.has_demonstration else 0
+            on, demo = float(bool(group.rollouts)), float(bool(demonstrations))
+            plans.append(
                 GroupPlan(
                     uid=group.uid,
                     successes=group.successes,
                     rollouts=group.rollouts,
                     kept=group.rollouts,
-                    demonstrations=int(group.has_demonstration),
-                    on_weight=1.0 if group.rollouts else 0.0,
-                    off_weight=float(group.has_demonstration),
-                    sft_weight=0.0,
+                    demonstrations=demonstrations,
+                    on_weight=on,
+                    off_weight=demo * self.off_weight,
+                    sft_weight=demo * self.sft_weight,
                 )
-                for group in groups
             )
-        )
+        return GatePlan(tuple(plans))
 
 
 @dataclass(frozen=True)
-class DemonstrationsOnly:
+class Beside(Experience):
+    """CHORD: n rollouts of a prompt are trained by reinforcement, its demonstration by likelihood, neither looks at the other.
+
+    Attributes:
+        group_size: rollouts per prompt.
+        expert_share: None: every prompt has both. A number: that share of the prompts, drawn from (seed, step, row_id), is
+            expert data (demonstration only, nothing is generated), the others are rollouts only.
+        seed: of the draw.
+    """
+
+    group_size: int
+    expert_share: float | None = None
+    seed: int = 0
+    needs_target: bool = True
+
+    def rollouts(self, has_demonstration: bool) -> int:
+        return self.group_size
+
+    def openings(self, prompt: Prompt, step: int) -> tuple[Opening, ...]:
+        share = 0.0 if self.expert_share is None or prompt.target is None else self.expert_share
+        if np.random.default_rng([self.seed, step, prompt.row_id]).random() < share:
+            return ()
+        return (PLAIN,) * self.group_size
+
+    def plan(self, groups: Sequence[Group]) -> GatePlan:
+        plans = []
+        for group in groups:
+            demo = group.has_demonstration and (self.expert_share is None or not group.rollouts)
+            on = float(bool(group.rollouts))
+            plans.append(GroupPlan(group.uid, group.successes, group.rollouts, group.rollouts, int(demo), on, 0.0, float(demo)))
+        return GatePlan(tuple(plans))
+
+
+@dataclass(frozen=True)
+class DemonstrationsOnly(Experience):
     """SFT: one demonstration per prompt, nothing is generated; a prompt without one contributes nothing."""
 
     needs_target: bool = True

@@ -68,9 +68,10 @@ def compute_loss(
         (loss, metrics): a 0-dim tensor to call `backward()` on, and detached 0-dim tensors by name. Both are *additive
         shares*: summed over the micro-batches and ranks that `counts` covers they are the global values. Per term
         `NAME_loss` (before coefficient and scale); for policy-gradient terms `NAME_ratio` (mean π_θ/π_ref), `NAME_kept` (share
-        of tokens that the stabiliser keeps) and, under PPO clip, `NAME_clipfrac` and `NAME_clipfrac_lower`; plus `total_loss`
-        and per token class the mean probability (`on_p`, `demo_p`), the mean effective ρ of all terms (`on_rho`, `demo_rho`),
-        `demo_nll`, and `ppo_kl` = mean of log π_old - log π_θ over sampled tokens.
+        of tokens that the stabiliser keeps), `NAME_weight` (mean token weight) and, under PPO clip, `NAME_clipfrac` and
+        `NAME_clipfrac_lower`; plus `total_loss` and per token class the mean probability (`on_p`, `demo_p`, with hint terms
+        `hint_p`), the mean effective ρ of all terms (`on_rho`, `demo_rho`), `demo_nll`, the mean `entropy` of trained tokens if
+        the model computed it, and `ppo_kl` = mean of log π_old - log π_θ over sampled tokens.
 
     Raises:
         KeyError: a stream that a term reads is missing.
@@ -116,6 +117,12 @@ def _statistics(tensors: Mapping[str, Tensor], counts: Counts, rho: Tensor) -> d
         "demo_rho": torch.where(demo, rho, 0.0).sum() / n_demo,
         "demo_nll": torch.where(demo, -log_probs, 0.0).sum() / n_demo,
     }
+    if "hint" in counts:
+        hint = token_class(tensors, "hint")
+        statistics["hint_p"] = torch.where(hint, p, 0.0).sum() / at_least_one(_to_dtype(counts["hint"], log_probs).tokens)
+    if "entropys" in tensors:
+        trained = at_least_one(sum(_to_dtype(counts[which], log_probs).tokens for which in ("on", "demo")))
+        statistics["entropy"] = torch.where(on | demo, tensors["entropys"].detach(), 0.0).sum() / trained
     if "old_log_probs" in tensors:
         difference = torch.clamp(tensors["old_log_probs"] - log_probs, min=-LOG_RATIO_BOUND, max=LOG_RATIO_BOUND)
         statistics["ppo_kl"] = torch.where(on, difference, 0.0).sum() / n_on

@@ -172,3 +172,71 @@ class Shaped:
             "target_prob": "π/π_teacher",
         }[self.name]
         return f"1, shaped f(π)={detail}"
+
+
+RATIO_SHAPES = ("none", "p_div_p", "square_root", "pow", "logp", "p_logp")
+
+
+@dataclass(frozen=True)
+class ShapedRatio:
+    """π_ref = π_old with a reshaped ratio u(r), r = π_θ/π_old (LUFFY's options for on-policy tokens).
+
+    | name         | u                   | du/dlp            |
+    |--------------|---------------------|-------------------|
+    | p_div_p      | f(π_θ)/f(π_old), f(p) = p/(p+γ) | f(π_θ)(1-f(π_θ))/f(π_old) |
+    | square_root  | r^½                 | ½r^½              |
+    | pow          | r^e                 | e·r^e             |
+    | logp         | log r               | 1                 |
+    | p_logp       | r + w·log r         | r + w             |
+
+    Raises:
+        ValueError: unknown name, or γ not positive.
+    """
+
+    name: str
+    gamma: float = 0.1
+    weight: float = 0.1
+    exponent: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.name not in RATIO_SHAPES[1:]:
+            raise ValueError(f"fusion.shaping.on={self.name!r} is unknown; choose one of {', '.join(RATIO_SHAPES)}")
+        if self.name == "p_div_p" and not self.gamma > 0:
+            raise ValueError(f"fusion.shaping.gamma={self.gamma} must be > 0 for f(p) = p/(p+gamma)")
+
+    def _shape(self, tensors: Mapping[str, Tensor], log_probs: Tensor) -> tuple[Tensor, Tensor]:
+        """u and du/dlp, each (B, T)."""
+        old = stream(tensors, "old_log_probs", self)
+        log_ratio = torch.clamp(log_probs - old, min=-LOG_RATIO_BOUND, max=LOG_RATIO_BOUND)
+        if self.name == "p_div_p":
+            f, f_old = (torch.sigmoid(value - math.log(self.gamma)) for value in (log_probs, old))
+            return f / f_old, f * (1 - f) / f_old
+        if self.name in ("square_root", "pow"):
+            exponent = 0.5 if self.name == "square_root" else self.exponent
+            u = torch.exp(exponent * log_ratio)
+            return u, exponent * u
+        if self.name == "logp":
+            return log_ratio, torch.ones_like(log_ratio)
+        ratio = torch.exp(log_ratio)
+        return ratio + self.weight * log_ratio, ratio + self.weight
+
+    def surrogate(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return self._shape(tensors, stream(tensors, "log_probs", self))[0]
+
+    def ratio(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        log_probs = stream(tensors, "log_probs", self).detach()
+        derivative = self._shape(tensors, log_probs)[1]
+        if self.name == "p_div_p":  # not a function of the bounded ratio
+            return derivative
+        bounded = (log_probs - stream(tensors, "old_log_probs", self)).abs() > LOG_RATIO_BOUND
+        return torch.where(bounded, 0.0, derivative)
+
+    def describe(self) -> str:
+        detail = {
+            "p_div_p": f"f(π)/f(π_old), f(p)=p/(p+{self.gamma:g})",
+            "square_root": "r^0.5",
+            "pow": f"r^{self.exponent:g}",
+            "logp": "log r",
+            "p_logp": f"r + {self.weight:g}·log r",
+        }[self.name]
+        return f"π_old, shaped {detail}"

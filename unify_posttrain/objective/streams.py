@@ -14,6 +14,9 @@ rl_weight           (B,)     coefficient of a row's policy-gradient terms from t
 sft_weight          (B,)     coefficient of a row's likelihood terms from the gate plan
 uniforms            (B, T)   numbers in [0, 1) for the `reject` shape
 target_probs        (B, T)   teacher probabilities for the `target_prob` shape
+scores              (B,)     R: score of the row (Online SFT's pseudo-loss)
+solved, unsolved    (B,)     1 for rows that count as solved, and its complement (SRFT)
+batch_entropy       (B,)     mean entropy of the row's mini-batch at the start of the step (SRFT)
 ==================  =======  =====================================================================================
 """
 

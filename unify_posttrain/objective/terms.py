@@ -18,27 +18,38 @@ from unify_posttrain.objective.aggregation import Aggregation
 from unify_posttrain.objective.references import Reference
 from unify_posttrain.objective.stabilisers import NoStabiliser, Stabiliser
 from unify_posttrain.objective.streams import TOKEN_CLASSES, stream, token_class
+from unify_posttrain.objective.weights import TokenWeight
 
 
 @dataclass(frozen=True)
 class Members:
-    """A set of tokens: a token class, restricted to the rows whose weight (if a weight stream is named) is not zero.
+    """A set of tokens: a token class, restricted to the rows whose weight (if a weight stream is named) is not zero, and to the
+    tokens whose probability at the start of the step (`old_log_probs`) is at most `max_probability`, if that is given.
 
     Raises:
-        ValueError: unknown token class.
+        ValueError: unknown token class, or a bound outside (0, 1].
     """
 
     tokens: str
     row_weight: str | None = None
+    max_probability: float | None = None
 
     def __post_init__(self) -> None:
         if self.tokens not in TOKEN_CLASSES:
             raise ValueError(f"unknown token class {self.tokens!r}; choose one of {', '.join(TOKEN_CLASSES)}")
+        if self.max_probability is not None and not 0 < self.max_probability <= 1:
+            raise ValueError(f"fusion.shaping.all_maximum={self.max_probability} must lie in (0, 1], or be null")
 
     @property
     def key(self) -> str:
         """Name under which the set is counted."""
-        return self.tokens if self.row_weight is None else f"{self.tokens}*{self.row_weight}"
+        bound = "" if self.max_probability is None else f"<={self.max_probability:g}"
+        return self.tokens + ("" if self.row_weight is None else f"*{self.row_weight}") + bound
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        named = [self.row_weight] if self.row_weight else []
+        return (*named, *(["old_log_probs"] if self.max_probability is not None else []))
 
     def weight(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
         """(B,) row weights, or None where every row weighs 1."""
@@ -48,7 +59,11 @@ class Members:
         """(B, T) bool: the tokens of the set."""
         mask = token_class(tensors, self.tokens)
         weight = self.weight(tensors)
-        return mask if weight is None else mask & (weight != 0).unsqueeze(-1)
+        if weight is not None:
+            mask = mask & (weight != 0).unsqueeze(-1)
+        if self.max_probability is not None:
+            mask = mask & (stream(tensors, "old_log_probs", self).exp() <= self.max_probability)
+        return mask
 
 
 class TokenLoss(Protocol):
@@ -64,14 +79,20 @@ class TokenLoss(Protocol):
 class PolicyGradient:
     """-Â·u(log π_θ) under a stabiliser; its gradient is -1_stable·(π_θ/π_ref)·Â on ∇log π_θ (arXiv 2509.04419 eq. 5).
 
-    `advantage` is the name of a (B, T) stream, or a constant (1 for maximum likelihood). `token_weight` names a (B, T)
-    stream that multiplies the advantage, or is None.
+    `advantage` is the name of a (B, T) stream, or a constant (1 for maximum likelihood). `token_weight` multiplies it: a
+    `TokenWeight`, the name of a (B, T) stream, or None.
     """
 
     reference: Reference
     advantage: str | float
     stabiliser: Stabiliser = field(default_factory=NoStabiliser)
-    token_weight: str | None = None
+    token_weight: TokenWeight | str | None = None
+
+    def weight(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        """(B, T) factor on the advantage, or None for 1."""
+        if self.token_weight is None:
+            return None
+        return stream(tensors, self.token_weight, self) if isinstance(self.token_weight, str) else self.token_weight(tensors)
 
     def _advantage(self, tensors: Mapping[str, Tensor]) -> Tensor:
         log_probs = stream(tensors, "log_probs", self)
@@ -79,7 +100,8 @@ class PolicyGradient:
             value = stream(tensors, self.advantage, self)
         else:
             value = torch.full_like(log_probs, self.advantage, requires_grad=False)
-        return value if self.token_weight is None else value * stream(tensors, self.token_weight, self)
+        weight = self.weight(tensors)
+        return value if weight is None else value * weight
 
     def token_loss(self, tensors: Mapping[str, Tensor]) -> Tensor:
         return self.stabiliser.token_loss(self._advantage(tensors), self.reference.surrogate(tensors))
@@ -96,10 +118,11 @@ class PolicyGradient:
             return torch.where(self.stable(tensors), rho, 0.0)
 
     def statistics(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """(B, T) quantities worth a mean: `ratio` = π_θ/π_ref, `kept` = 1_stable, and what the stabiliser reports."""
+        """(B, T) quantities worth a mean: `ratio` = π_θ/π_ref, `kept` = 1_stable, `weight`, and what the stabiliser reports."""
         with torch.no_grad():
-            advantage, surrogate = self._advantage(tensors), self.reference.surrogate(tensors)
+            advantage, surrogate, weight = self._advantage(tensors), self.reference.surrogate(tensors), self.weight(tensors)
             return {
+                "weight": torch.ones_like(surrogate) if weight is None else weight,
                 "ratio": self.reference.ratio(tensors),
                 "kept": self.stabiliser.mask(advantage, surrogate).to(surrogate.dtype),
                 **self.stabiliser.fractions(advantage, surrogate),
@@ -109,9 +132,10 @@ class PolicyGradient:
     def streams(self) -> tuple[str, ...]:
         """Batch streams that must be shipped for this loss, besides masks and `log_probs`."""
         named = [self.advantage] if isinstance(self.advantage, str) else []
-        named += [self.token_weight] if self.token_weight else []
+        if self.token_weight is not None:
+            named += [self.token_weight] if isinstance(self.token_weight, str) else self.token_weight.streams
         kind = type(self.reference).__name__
-        named += ["old_log_probs"] if kind == "OldPolicy" else []
+        named += ["old_log_probs"] if kind in ("OldPolicy", "ShapedRatio") else []
         shape = getattr(self.reference, "name", None)
         named += {"reject": ["uniforms"], "target_prob": ["target_probs"]}.get(shape or "", [])
         return tuple(named)
@@ -189,9 +213,9 @@ class Term:
     @property
     def streams(self) -> tuple[str, ...]:
         """Every stream that this term reads from the batch, besides masks and the model's own outputs."""
-        weights = [self.members.row_weight, self.normaliser.row_weight]
-        return (*self.loss.streams, *(weight for weight in weights if weight))
+        return (*self.loss.streams, *self.members.streams, *self.normaliser.streams)
 
     @property
     def needs_entropy(self) -> bool:
-        return isinstance(self.loss, Entropy)
+        weight = getattr(self.loss, "token_weight", None)
+        return isinstance(self.loss, Entropy) or getattr(weight, "needs_entropy", False)

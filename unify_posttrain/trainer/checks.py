@@ -13,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from unify_posttrain.algorithms import Algorithm, build_algorithm
 from unify_posttrain.experience.rules import OnPolicy
 from unify_posttrain.objective import CurrentPolicy, PolicyGradient
+from unify_posttrain.trainer.critic_checks import check_critic
+from unify_posttrain.trainer.reward_checks import check_reward
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ REQUIRED = (
     "actor_rollout_ref.model.path",
     "reward.custom_reward_function.path",
 )
+WITHOUT_GROUP_BASELINE = ("gae", "reinforce_plus_plus")  # estimators that do not compare the rollouts of a prompt
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+$")
 
 
@@ -45,8 +48,10 @@ def check_config(config: DictConfig) -> Algorithm:
     _check_spellings(config)
     algorithm = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
     _check_unsupported(config, algorithm)
+    check_critic(config, algorithm)
     _check_likelihood_temperature(config, algorithm)
     _check_batch(config, algorithm)
+    check_reward(config)
     _check_hardware(config)
     _check_model(config)
     _check_resume(config)
@@ -118,17 +123,22 @@ def _check_unsupported(config: DictConfig, algorithm: Algorithm) -> None:
     for key, value, supported, why in refuse:
         if value not in supported:
             raise ValueError(f"{key}={value} is not supported ({why}); set it to {next(iter(supported))}")
-    estimator = str(config.algorithm.adv_estimator)
-    if estimator in ("gae", "remax") or config.critic.enable:
+    if str(config.algorithm.adv_estimator) == "remax":
         raise ValueError(
-            f"algorithm.adv_estimator={estimator} needs a critic or a second rollout; algorithm={algorithm.name} has neither: "
+            "algorithm.adv_estimator=remax needs a greedy rollout beside the sampled ones, which this trainer does not generate; "
             "use grpo"
         )
-    if OmegaConf.select(config, "algorithm.filter_groups.enable") and algorithm.experience.needs_target:
+    needs_target = any(phase.algorithm.experience.needs_target for phase in algorithm.phases)
+    if OmegaConf.select(config, "algorithm.filter_groups.enable") and needs_target:
         raise ValueError(
             "algorithm.filter_groups.enable=true removes the groups that the gate sends to demonstrations; set it to false"
         )
-    if config.algorithm.use_kl_in_reward and algorithm.experience.needs_target:
+    if config.algorithm.use_kl_in_reward and algorithm.one_update:
+        raise ValueError(
+            f"algorithm.use_kl_in_reward=true counts the KL of algorithm={algorithm.name} twice: its reward holds fusion.online_sft.beta "
+            "times it already; set it to false"
+        )
+    if config.algorithm.use_kl_in_reward and needs_target:
         raise ValueError(
             "algorithm.use_kl_in_reward=true has no meaning for demonstrations; use actor_rollout_ref.actor.use_kl_loss=true"
         )
@@ -136,9 +146,10 @@ def _check_unsupported(config: DictConfig, algorithm: Algorithm) -> None:
 
 def _check_likelihood_temperature(config: DictConfig, algorithm: Algorithm) -> None:
     temperature = config.actor_rollout_ref.rollout.temperature
+    terms = [term for phase in algorithm.phases for term in (*phase.algorithm.terms, *phase.algorithm.replay_terms)]
     likelihood = any(
         isinstance(term.loss, PolicyGradient) and isinstance(term.loss.reference, CurrentPolicy) and term.members.tokens != "on"
-        for term in algorithm.terms
+        for term in terms
     )
     if likelihood and temperature != 1 and not algorithm.fusion.allow_tempered_nll:
         raise ValueError(
@@ -156,6 +167,11 @@ def _check_batch(config: DictConfig, algorithm: Algorithm) -> None:
         )
     if batch % mini:
         raise ValueError(f"data.train_batch_size={batch} must be a multiple of actor_rollout_ref.actor.ppo_mini_batch_size={mini}")
+    if algorithm.one_update and (batch != mini or actor.ppo_epochs != 1):
+        raise ValueError(
+            f"algorithm={algorithm.name} holds for rollouts of the current policy: one update per batch, so set "
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={batch} (it is {mini}) and ppo_epochs=1 (it is {actor.ppo_epochs})"
+        )
     shards = ranks // actor.ulysses_sequence_parallel_size
     if not actor.use_dynamic_bsz and batch * rollout.n % ranks:
         raise ValueError(
@@ -163,7 +179,8 @@ def _check_batch(config: DictConfig, algorithm: Algorithm) -> None:
             "or set actor_rollout_ref.actor.use_dynamic_bsz=true"
         )
     if isinstance(algorithm.experience, OnPolicy):
-        if rollout.n < 2:
+        compares = algorithm.group_baseline and str(config.algorithm.adv_estimator) not in WITHOUT_GROUP_BASELINE
+        if rollout.n < 2 and compares:
             raise ValueError(f"actor_rollout_ref.rollout.n={rollout.n}: a group of one has no baseline, set it to 2 or more")
         if mini * rollout.n % shards:
             raise ValueError(

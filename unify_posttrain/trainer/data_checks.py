@@ -8,7 +8,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.algorithms import Algorithm, build_algorithm
-from unify_posttrain.experience.demonstrations import TARGET_COLUMNS
+from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN, TARGET_COLUMNS
+
+HINT_COLUMN = "hint"
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,11 @@ def check_data(config: DictConfig) -> DataReport:
         ValueError: unreadable, empty or malformed files, prompts or (under demo.overlong=error) demonstrations over their limit,
             fewer prompts than a batch, more steps than the data has.
     """
-    from verl.utils import hf_tokenizer
-
     from unify_posttrain.trainer.dataset import FusionDataset
+    from unify_posttrain.trainer.tokenizers import load_tokenizer
 
     algorithm = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
-    tokenizer = hf_tokenizer(config.actor_rollout_ref.model.path, trust_remote_code=config.data.trust_remote_code)
-    if tokenizer.chat_template is None:
-        raise ValueError(
-            f"the tokenizer of {config.actor_rollout_ref.model.path} has no chat template; add one to its tokenizer_config.json"
-        )
+    tokenizer = load_tokenizer(config)
 
     def load(split: str) -> Any:
         limit = config.data.get(f"{split}_max_samples", -1)
@@ -53,21 +50,33 @@ def check_data(config: DictConfig) -> DataReport:
             f"trainer.total_training_steps={steps}, but {config.trainer.total_epochs} epochs have {possible} steps; "
             "raise trainer.total_epochs"
         )
-    return DataReport(len(train), train.dropped_prompts, len(val), _check_targets(config, algorithm, train, tokenizer))
+    rules = [phase.algorithm.experience for phase in algorithm.phases]
+    if any(rule.needs_hint for rule in rules) and HINT_COLUMN not in train.dataframe.column_names:
+        raise ValueError(
+            f"data.train_files have no column '{HINT_COLUMN}' (list of sentences), which algorithm={algorithm.name} reads its hints "
+            f"from; present: {', '.join(train.dataframe.column_names)}"
+        )
+    without_target = None
+    if any(rule.needs_target for rule in rules):
+        without_target = _check_targets(config, algorithm, train, tokenizer)
+    return DataReport(len(train), train.dropped_prompts, len(val), without_target)
 
 
-def _check_targets(config: DictConfig, algorithm: Algorithm, train: Any, tokenizer: Any) -> int | None:
-    """Targets exist where the algorithm needs them. They are tokenised here only if a policy makes one bad row an error."""
+def _check_targets(config: DictConfig, algorithm: Algorithm, train: Any, tokenizer: Any) -> int:
+    """Targets exist. They are tokenised here only if a policy makes one bad row an error. Returns the prompts without."""
     from unify_posttrain.trainer.demonstrator import make_reader
 
-    if not algorithm.experience.needs_target:
-        return None
     frame = train.dataframe
     columns = [column for column in TARGET_COLUMNS if column in frame.column_names]
     if not columns:
         raise ValueError(
             f"data.train_files have no column 'target' (or 'target_lst'), algorithm={algorithm.name} trains demonstrations; "
             f"present: {', '.join(frame.column_names)}. Add one, or use algorithm=grpo"
+        )
+    if algorithm.fusion.shaping.name == "target_prob" and PROBABILITY_COLUMN not in frame.column_names:
+        raise ValueError(
+            f"data.train_files have no column '{PROBABILITY_COLUMN}' (teacher probabilities per target token), which "
+            "fusion.shaping.name=target_prob reads; use p_div_p"
         )
     demo = algorithm.fusion.demo
     if demo.overlong == "error" or demo.missing == "error":

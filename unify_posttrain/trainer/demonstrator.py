@@ -14,6 +14,7 @@ from verl.utils.tokenizer import normalize_token_ids
 
 from unify_posttrain.algorithms import FusionConfig
 from unify_posttrain.experience.demonstrations import (
+    PROBABILITY_COLUMN,
     TARGET_COLUMNS,
     Demonstration,
     DemonstrationReader,
@@ -40,6 +41,7 @@ def make_reader(tokenizer: Any, fusion: FusionConfig, template_kwargs: Mapping[s
         overlong=fusion.demo.overlong,
         select=fusion.demo.select,
         seed=fusion.seed,
+        with_probabilities=fusion.shaping.name == "target_prob",
     )
 
 
@@ -88,7 +90,7 @@ class Demonstrator:
             ValueError: a missing target under fusion.demo.missing=error; names the row.
         """
         columns = batch.non_tensor_batch
-        targets = {name: columns.pop(name) for name in TARGET_COLUMNS if name in columns}
+        targets = {name: columns.pop(name) for name in (*TARGET_COLUMNS, PROBABILITY_COLUMN) if name in columns}
         found: dict[str, Demonstration] = {}
         missing = overlong = 0
         for index, uid in enumerate(columns["uid"]):

@@ -1,83 +1,104 @@
 """The trainer: verl's stage hooks, with demonstrations mixed in between the rewards and the log-probabilities.
 
-It asks the algorithm's experience rule two questions (how many rollouts, which rows) and carries out the answer; it knows no
-algorithm by name. One step: prompts and targets -> rollouts -> rewards -> gate plan -> mixed rows -> log-probs where a term reads
-them -> advantages -> update -> checkpoint -> weights to the engine.
+It asks the algorithm's experience rule two questions (what rollouts begin with, which rows are trained) and carries out the
+answer; it knows no algorithm by name. One step: prompts and targets -> rollouts -> rewards -> gate plan -> mixed rows -> log-probs
+where a term reads them -> advantages -> update (and a replayed fine-tuning step when one is due) -> checkpoint -> weights.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 from verl import DataProto
-from verl.experimental.separation.ray_trainer import SeparateRayPPOTrainer
 from verl.protocol import pad_dataproto_to_divisor, unpad_dataproto
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer, compute_response_mask
 from verl.trainer.ppo.reward import extract_reward
 from verl.utils.debug import marked_timer
+from verl.utils.metric import reduce_metrics
 from verl.utils.seqlen_balancing import log_seqlen_unbalance
 
-from unify_posttrain import __version__
-from unify_posttrain.algorithms import build_algorithm
-from unify_posttrain.experience.demonstrations import TARGET_COLUMNS, Demonstration
-from unify_posttrain.objective import token_class
+from unify_posttrain.algorithms import Algorithm, build_algorithm
+from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN, TARGET_COLUMNS, Demonstration
+from unify_posttrain.experience.rules import Experience, Opening
 from unify_posttrain.rollout.agent_loop import SEED_COLUMN, rollout_seeds
 from unify_posttrain.trainer import run_logs, state
-from unify_posttrain.trainer.batch_mixer import KIND_COLUMN, BatchMixer, kind_names, without_padding
+from unify_posttrain.trainer.batch_mixer import BatchMixer, kind_names, without_padding
+from unify_posttrain.trainer.checkpointing import Checkpointing
 from unify_posttrain.trainer.demonstrator import Demonstrator, make_reader
+from unify_posttrain.trainer.dynamic_sampling import DynamicSampling
+from unify_posttrain.trainer.loader import TrainLoader
+from unify_posttrain.trainer.log_probs import LogProbStages
+from unify_posttrain.trainer.openings import HINT_COLUMN, draw_openings, opening_columns, opening_metrics
+from unify_posttrain.trainer.phases import PhaseClock
+from unify_posttrain.trainer.replayer import Replayer
+from unify_posttrain.workers.metrics import UPDATE_METRICS
 
 logger = logging.getLogger(__name__)
 
-# What verl logs in the log-prob stage; reported as 0 in a step that needs no log-probabilities, so that keys do not come and go.
-LOG_PROB_METRICS = ("actor/entropy", "perf/mfu/actor_infer")
-ROLLOUT_PROB_METRICS = tuple(
-    f"training/rollout_{name}"
-    for name in ("probs_diff_valid", "probs_diff_max", "probs_diff_mean", "probs_diff_std", "actor_probs_pearson_corr")
-)
+OWN_COLUMNS = (*TARGET_COLUMNS, PROBABILITY_COLUMN, HINT_COLUMN)  # no business of agent loops and reward workers
+REPLAY_METRICS = {"nll": "fusion/sft_nll", "loss": "fusion/total_loss", "grad_norm": "actor/grad_norm", "lr": "actor/lr"}
 
 
-class FusionTrainer(SeparateRayPPOTrainer):
+class FusionTrainer(Checkpointing, LogProbStages):
     """RayPPOTrainer for every algorithm of this package."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        self.algorithm = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
-        self.fusion = self.algorithm.fusion
-        self.experience = self.algorithm.experience
+        self.train_dataloader = TrainLoader(self.train_dataloader)
+        root = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
+        self.fusion = root.fusion
+        self.clock = PhaseClock(root.phases)
+        self.has_phases = len(root.phases) > 1 or self.fusion.lr_schedule is not None
+        self.sampling = DynamicSampling.from_config(config)
         self.mini_batches = config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size
         self.run_dir = Path(config.trainer.run_dir)
         self._metrics_before = run_logs.complete_lines(self.run_dir / "metrics.jsonl")
         self.demonstrator: Demonstrator | None = None
+        self.replayer: Replayer | None = None
         self.demonstrations: dict[str, Demonstration] = {}
+        self.openings: list[tuple[Opening, ...]] = []
         self.prompts: DataProto | None = None
         self._engine_awake = False
+
+    @property
+    def algorithm(self) -> Algorithm:
+        return self.clock.phase.algorithm
+
+    @property
+    def experience(self) -> Experience:
+        return self.algorithm.experience
 
     def init_workers(self) -> None:
         # The separation trainer's own version is for disjoint pools; ours are colocated, as in RayPPOTrainer.
         RayPPOTrainer.init_workers(self)
-        data = self.config.data
-        if self.experience.needs_target:
+        data, rollout = self.config.data, self.config.actor_rollout_ref.rollout
+        packing = {
+            "prompt_length": data.max_prompt_length,
+            "response_length": data.max_response_length,
+            "pad_id": self.tokenizer.pad_token_id,
+        }
+        if any(phase.algorithm.experience.needs_target for phase in self.clock.phases):
             self.demonstrator = Demonstrator(
                 make_reader(self.tokenizer, self.fusion, data.get("apply_chat_template_kwargs", {})),
                 self.fusion,
                 self.reward_loop_manager.compute_rm_score,
                 workers=self.config.reward.num_workers,
-                prompt_length=data.max_prompt_length,
-                response_length=data.max_response_length,
-                pad_id=self.tokenizer.pad_token_id,
+                **packing,
             )
+        buffer = self.algorithm.replay
+        if buffer is not None:
+            mini_batch = self.fusion.relift.sft_mini_batch_size
+            self.replayer = Replayer(buffer, mini_batch, temperature=rollout.temperature, **packing)
         self.mixer = BatchMixer(
-            self.algorithm,
+            self.fusion,
             self.demonstrator,
             self.mini_batches,
-            temperature=self.config.actor_rollout_ref.rollout.temperature,
-            log_probs=bool(self.config.actor_rollout_ref.rollout.calculate_log_probs),
+            temperature=rollout.temperature,
+            log_probs=bool(rollout.calculate_log_probs),
             normalise_by_std=self.config.algorithm.norm_adv_by_std_in_grpo,
         )
 
@@ -93,24 +114,48 @@ class FusionTrainer(SeparateRayPPOTrainer):
             return
         super().fit()
 
+    # Phases
+
+    def _start_phase(self) -> None:
+        if self.has_phases:
+            self.actor_rollout_wg.start_phase(self.clock.index, self.clock.length(self.total_training_steps))
+
+    def _fit_prepare_step(self) -> None:
+        super()._fit_prepare_step()
+        if self.clock.advance(self.global_steps):
+            logger.info("step %d: phase %d, algorithm=%s", self.global_steps, self.clock.index, self.algorithm.name)
+            self._start_phase()
+        self.metrics["fusion/phase"] = float(self.clock.index)
+        self.metrics.update(self.algorithm.step_metrics(self.global_steps))
+
+    def _fit_validate(self) -> None:
+        super()._fit_validate()
+        accuracies = [value for key, value in self.metrics.items() if key.startswith("val-core/")]
+        if accuracies:
+            self._note_validation(sum(accuracies) / len(accuracies))
+
     # Prompts and rollouts
 
     def _fit_get_batch(self, batch_dict: dict) -> DataProto:
         batch = super()._fit_get_batch(batch_dict)
         self.demonstrations = {}
         self.metrics.update({"fusion/demo_missing": 0.0, "fusion/demo_overlong": 0.0})
-        if self.demonstrator is None:
-            _drop_targets(batch)
-        else:
+        if self.demonstrator is not None and self.experience.needs_target:
             with marked_timer("demonstrations", self.timing_raw):
                 self.demonstrations, counted = self.demonstrator.read(batch, self.global_steps)
             self.metrics.update(counted)
+        self.openings = draw_openings(self.experience, batch, self.demonstrations, self._encode, self.global_steps)
+        self.metrics.update(opening_metrics(self.openings))
+        _drop_own_columns(batch)
         self.prompts = DataProto(batch=batch.batch, non_tensor_batch=dict(batch.non_tensor_batch), meta_info=dict(batch.meta_info))
         return batch
 
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
     def _get_gen_batch(self, batch: DataProto) -> DataProto:
         """verl's, without target columns, and with a seed per row (validation rows are already repeated here)."""
-        _drop_targets(batch)
+        _drop_own_columns(batch)
         gen_batch = super()._get_gen_batch(batch)
         columns = gen_batch.non_tensor_batch
         if "row_id" in columns:
@@ -119,9 +164,8 @@ class FusionTrainer(SeparateRayPPOTrainer):
 
     def _fit_generate(self, batch: DataProto = None) -> DataProto:
         """Rollouts, as many per prompt as the experience rule asks for. Rows are balanced after mixing, not here."""
-        uids = batch.non_tensor_batch["uid"]
-        numbers = np.array([self.experience.rollouts(uid in self.demonstrations) for uid in uids])
-        if not numbers.sum():
+        numbers = [len(openings) for openings in self.openings]
+        if not sum(numbers):
             self._sleep_engine()
             self.timing_raw["gen"] = 0.0
             return batch
@@ -129,17 +173,21 @@ class FusionTrainer(SeparateRayPPOTrainer):
         gen_batch = self._get_gen_batch(batch).select_idxs(repeated)
         row_ids = gen_batch.non_tensor_batch["row_id"]
         gen_batch.non_tensor_batch[SEED_COLUMN] = rollout_seeds(self.fusion.seed, self.global_steps, row_ids)
+        given = opening_columns([opening for openings in self.openings for opening in openings])
+        gen_batch.non_tensor_batch.update(given)
         gen_batch.meta_info["global_steps"] = self.global_steps
         with marked_timer("gen", self.timing_raw, color="red"):
             if self.curr_step_profile:
                 self.async_rollout_manager.start_profile(global_step=self.global_steps)
             padded, pad_size = pad_dataproto_to_divisor(gen_batch, self.config.actor_rollout_ref.rollout.agent.num_workers)
             rollouts = unpad_dataproto(self.async_rollout_manager.generate_sequences(padded), pad_size)
-            self._sleep_engine()
+            if self.sampling is None:
+                self._sleep_engine()
             if self.curr_step_profile:
                 self.async_rollout_manager.stop_profile()
             self.timing_raw.update(rollouts.meta_info.pop("timing"))
         batch = batch.select_idxs(repeated).union(rollouts)
+        batch.non_tensor_batch.update(given)
         if "response_mask" not in batch.batch:
             batch.batch["response_mask"] = compute_response_mask(batch)
         return batch
@@ -149,14 +197,34 @@ class FusionTrainer(SeparateRayPPOTrainer):
             self.checkpoint_manager.sleep_replicas()
             self._engine_awake = False
 
+    def _replenish(self, rollouts: DataProto) -> tuple[DataProto, dict[str, bool]]:
+        """Dynamic sampling: draw and generate further prompts until enough groups have rewards that differ."""
+        parts, prompts, values = [rollouts], [self.prompts], []
+        spread: dict[str, bool] = {}
+        while True:
+            values = self.mixer.reward_field(parts[-1], self.sampling.metric)
+            spread |= self.sampling.spread(parts[-1].non_tensor_batch["uid"], values)
+            if self.sampling.enough(spread, len(parts)):
+                break
+            more = self._fit_generate(self._fit_get_batch(self.train_dataloader.extra()))
+            more.meta_info = dict(rollouts.meta_info)
+            parts.append(super()._fit_compute_reward(more))
+            prompts.append(self.prompts)
+        self._sleep_engine()
+        self.prompts = DataProto.concat(prompts) if len(prompts) > 1 else self.prompts
+        self.metrics["fusion/gen_batches"] = float(len(parts))
+        return (DataProto.concat(parts) if len(parts) > 1 else rollouts), spread
+
     # Rewards, gate and mixing
 
     def _fit_compute_reward(self, batch: DataProto) -> DataProto:
-        generated = "responses" in batch.batch
-        if generated:
-            batch = super()._fit_compute_reward(batch)
+        rollouts, spread = (batch, None) if "responses" in batch.batch else (None, None)
+        if rollouts is not None:
+            rollouts = super()._fit_compute_reward(rollouts)
+            if self.sampling is not None:
+                rollouts, spread = self._replenish(rollouts)
         with marked_timer("mix", self.timing_raw):
-            batch = self._mix(batch if generated else None)
+            batch = self._mix(rollouts, spread)
         self.reward_tensor, self.reward_extra_infos_dict = extract_reward(batch)
         batch.meta_info["global_token_num"] = batch.batch["attention_mask"].sum(dim=-1).tolist()
         batch.meta_info["images_seqlens"] = [
@@ -167,76 +235,57 @@ class FusionTrainer(SeparateRayPPOTrainer):
         ]
         return batch
 
-    def _mix(self, rollouts: DataProto | None) -> DataProto:
+    def _mix(self, rollouts: DataProto | None, spread: dict[str, bool] | None) -> DataProto:
         """Decide the plan, record it, apply it, and spread the rows over ranks."""
         ranks = self._get_dp_size(self.actor_rollout_wg, "actor")
-        batch, dealt, metrics = self.mixer.mix(self.prompts, rollouts, self.demonstrations, ranks, self.global_steps)
+        select = None if spread is None else lambda plan: self.sampling.select(plan, spread)
+        batch, dealt, metrics = self.mixer.mix(
+            self.algorithm, self.prompts, rollouts, self.demonstrations, ranks, self.global_steps, select
+        )
         self.metrics.update(metrics)
         row_ids = self.prompts.non_tensor_batch["row_id"]
         groups = [[int(row_id), group.successes, group.zone] for row_id, group in zip(row_ids, self.mixer.plan, strict=True)]
         run_logs.append(self.run_dir / "gate.jsonl", {"step": self.global_steps, "groups": groups})
+        if self.replayer is not None:
+            self.replayer.collect(self.mixer.plan, self.demonstrations, self.global_steps)
         if dealt:
-            self._log_balance(batch, ranks)
-        else:
-            self._balance(batch)
-        return batch
-
-    def _balance(self, batch: DataProto) -> None:
-        if self.config.trainer.balance_batch:
+            lengths = batch.batch["attention_mask"].sum(dim=-1).tolist()
+            blocks = np.arange(len(lengths)).reshape(ranks, -1).tolist()
+            self.metrics.update(log_seqlen_unbalance(seqlen_list=lengths, partitions=blocks, prefix="global_seqlen"))
+        elif self.config.trainer.balance_batch:
             self._balance_batch(batch, metrics=self.metrics)
-
-    def _log_balance(self, batch: DataProto, ranks: int) -> None:
-        """verl's balance metrics of rows that the mixer has dealt."""
-        lengths = batch.batch["attention_mask"].sum(dim=-1).tolist()
-        blocks = np.arange(len(lengths)).reshape(ranks, -1).tolist()
-        self.metrics.update(log_seqlen_unbalance(seqlen_list=lengths, partitions=blocks, prefix="global_seqlen"))
-
-    # Log-probabilities, only for rows whose terms read them
-
-    def _fit_compute_log_prob(self, batch: DataProto) -> DataProto:
-        compared = ROLLOUT_PROB_METRICS if self.config.actor_rollout_ref.rollout.calculate_log_probs else ()
-        return self._on_rows_reading(batch, "old_log_probs", super()._fit_compute_log_prob, (*LOG_PROB_METRICS, *compared))
-
-    def _fit_compute_ref_log_prob(self, batch: DataProto) -> DataProto:
-        if not self.use_reference_policy:
-            return batch
-        return self._on_rows_reading(batch, "ref_log_prob", super()._fit_compute_ref_log_prob, ())
-
-    def _on_rows_reading(
-        self, batch: DataProto, stream: str, stage: Callable[[DataProto], DataProto], metrics: tuple[str, ...]
-    ) -> DataProto:
-        """Run a stage on the rows that have a token of which a term reads `stream`; the others get zeros, which nobody reads."""
-        if KIND_COLUMN not in batch.non_tensor_batch:
-            return stage(batch)
-        needed = torch.zeros(len(batch), dtype=torch.bool)
-        for which in self.algorithm.token_classes_reading(stream):
-            needed |= token_class(batch.batch, which).any(dim=-1)
-        if bool(needed.all()):
-            return stage(batch)
-        values = torch.zeros(batch.batch["responses"].shape, dtype=torch.float32)
-        if bool(needed.any()):
-            index = needed.nonzero().squeeze(-1)
-            ranks = self._get_dp_size(self.actor_rollout_wg, "actor")
-            selected, pad_size = pad_dataproto_to_divisor(batch.select_idxs(index), ranks)
-            if pad_size:
-                selected.batch["response_mask"][-pad_size:] = 0  # padding must not enter verl's entropy and debug metrics
-            values[index] = unpad_dataproto(stage(selected), pad_size).batch[stream]
-        else:
-            self.metrics.update(dict.fromkeys(metrics, 0.0))
-        batch.batch[stream] = values
         return batch
 
     # Advantages and update
 
     def _fit_compute_advantage(self, batch: DataProto) -> DataProto:
         batch = super()._fit_compute_advantage(batch)
-        self.mixer.replace_advantages(batch)
+        self.metrics.update(self.mixer.replace_advantages(self.algorithm, batch))
         return batch
 
     def _fit_update_actor(self, batch: DataProto) -> DataProto:
         batch.meta_info["mini_batches"] = self.mini_batches
-        batch.meta_info["term_scales"] = dict(self.algorithm.scales(self.mixer.plan))
-        return super()._fit_update_actor(batch)
+        batch.meta_info["term_scales"] = dict(self.algorithm.scales(self.mixer.plan, self.global_steps))
+        if self.global_steps < self.config.trainer.critic_warmup:  # verl trains the critic alone
+            self.metrics.update(dict.fromkeys(UPDATE_METRICS, 0.0))
+        batch = super()._fit_update_actor(batch)
+        self._fit_replay()
+        return batch
+
+    def _fit_replay(self) -> None:
+        """A fine-tuning step on replayed demonstrations, if one is due."""
+        waiting = 0 if self.replayer is None else len(self.replayer.buffer)
+        ranks = self._get_dp_size(self.actor_rollout_wg, "actor")
+        replay = None if self.replayer is None else self.replayer.take(self.global_steps, ranks)
+        left = 0 if self.replayer is None else len(self.replayer.buffer)
+        found: dict[str, float] = {}
+        if replay is not None:
+            with marked_timer("update_replay", self.timing_raw, color="red"):
+                found = reduce_metrics(self.actor_rollout_wg.update_replay(replay).meta_info["metrics"])
+        self.metrics.update({f"fusion/replay_{name}": found.get(key, 0.0) for name, key in REPLAY_METRICS.items()})
+        self.metrics.update(
+            {"fusion/buffer_size": float(left), "fusion/sft_step": float(bool(found)), "fusion/replay_rows": float(waiting - left)}
+        )
 
     def _fit_update_weights(self) -> None:
         """Save before the engine wakes and takes the memory; wake it only if it will be used."""
@@ -244,8 +293,11 @@ class FusionTrainer(SeparateRayPPOTrainer):
         validates = self.config.trainer.test_freq > 0 and (
             self.is_last_step or self.global_steps % self.config.trainer.test_freq == 0
         )
-        if self.experience.rollouts(True) or self.experience.rollouts(False) or validates:
-            super()._fit_update_weights()
+        upcoming = self.clock.at(self.global_steps + 1).algorithm.experience
+        if upcoming.rollouts(True) or upcoming.rollouts(False) or validates:
+            # Also while only the critic is trained (trainer.critic_warmup), when verl would not: the engine sleeps without weights.
+            with marked_timer("update_weights", self.timing_raw, color="red"):
+                self.checkpoint_manager.update_weights(self.global_steps)
             self._engine_awake = True
         else:
             self.timing_raw["update_weights"] = 0.0
@@ -258,61 +310,14 @@ class FusionTrainer(SeparateRayPPOTrainer):
         super()._fit_collect_metrics(without_padding(batch))
 
     def _fit_dump_data(self, batch: DataProto) -> None:
+        # verl writes JSON, which knows no numpy numbers: a reward field of float32, int64 or bool would end the run
+        self.reward_extra_infos_dict = {key: np.asarray(values).tolist() for key, values in self.reward_extra_infos_dict.items()}
         names = kind_names(batch)
         if names is not None:
             self.reward_extra_infos_dict = {**self.reward_extra_infos_dict, "row_kind": names}
         super()._fit_dump_data(batch)
 
-    # Checkpoints
 
-    def _save_checkpoint(self) -> None:
-        super()._save_checkpoint()
-        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
-        own = {
-            "format": state.FORMAT,
-            "version": __version__,
-            "global_step": self.global_steps,
-            "identity": state.identity(self.config),
-            "demonstrations": None if self.demonstrator is None else self.demonstrator.state,
-        }
-        state.write_json(folder / state.STATE, own)
-        state.mark_complete(folder)
-
-    def _load_checkpoint(self) -> int:
-        folder = state.resume_folder(self.config)
-        self._engine_awake = True  # fit() pushes the weights right after this
-        if folder is None:
-            self._restore_logs()
-            return 0
-        own = state.read_state(folder)
-        state.check_identity(own, self.config, folder)
-        with open_dict(self.config):
-            self.config.trainer.resume_mode, self.config.trainer.resume_from_path = "resume_path", str(folder.resolve())
-            # What an uninterrupted run would have validated at this step it has validated; once is enough.
-            self.config.trainer.val_before_train = self.config.trainer.val_only
-        super()._load_checkpoint()
-        if own is not None and own["demonstrations"] is not None and self.demonstrator is not None:
-            self.demonstrator.state = own["demonstrations"]
-        if self.global_steps and self.global_steps % len(self.train_dataloader) == 0:
-            # Saved on the last batch of an epoch, the loader believes that epoch is still open: let it end, so that the next
-            # pass is the next epoch in the order of an uninterrupted run.
-            leftover = next(iter(self.train_dataloader), None)
-            if leftover is not None:
-                raise RuntimeError(f"{folder}: the data loader is not where step {self.global_steps} left it")
-        self._restore_logs()
-        return self.global_steps
-
-    def _restore_logs(self) -> None:
-        """Keep the lines of the steps that are kept, drop the others: verl's file logger starts an empty file, ours appends."""
-        logger_file = self.logger.logger.get("file") if self.logger is not None else None
-        if logger_file is not None:
-            for line in run_logs.up_to(self._metrics_before, self.global_steps):
-                logger_file.fp.write(line.encode() + b"\n")
-        gate = self.run_dir / "gate.jsonl"
-        kept = run_logs.up_to(run_logs.complete_lines(gate), self.global_steps)
-        gate.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-
-def _drop_targets(batch: DataProto) -> None:
-    for name in TARGET_COLUMNS:
+def _drop_own_columns(batch: DataProto) -> None:
+    for name in OWN_COLUMNS:
         batch.non_tensor_batch.pop(name, None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from unify_posttrain.algorithms import build_algorithm
+from unify_posttrain.algorithms import Algorithm, build_algorithm
 from unify_posttrain.experience.row_plan import plan_rows
 from unify_posttrain.trainer.data_checks import DataReport
 
@@ -20,14 +20,15 @@ def describe_run(config: DictConfig, data: DataReport) -> str:
     n, batch = config.actor_rollout_ref.rollout.n, config.data.train_batch_size
     mini_batches = batch // config.actor_rollout_ref.actor.ppo_mini_batch_size
     ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
-    rollouts = batch * algorithm.experience.rollouts(algorithm.experience.needs_target)
+    rollouts = batch * max(rule.rollouts(rule.needs_target) for rule in (phase.algorithm.experience for phase in algorithm.phases))
     rows = plan_rows(max(rollouts, batch), ranks, mini_batches)
     steps = config.trainer.total_training_steps or data.train_rows // batch * config.trainer.total_epochs
     width = config.data.max_prompt_length + config.data.max_response_length
     targets = "not needed" if data.without_target is None else f"{data.train_rows - data.without_target} usable"
     lines = [
-        f"algorithm    {algorithm.name} ({algorithm.paper}), terms {', '.join(term.name for term in algorithm.terms)}",
-        f"model        {config.actor_rollout_ref.model.path}{_memory(config, ranks)}",
+        *_algorithm_lines(algorithm),
+        f"model        {config.actor_rollout_ref.model.path}{_memory(config.actor_rollout_ref.model.path, ranks)}",
+        *([f"critic       {config.critic.model.path}{_memory(config.critic.model.path, ranks)}"] if algorithm.needs_critic else []),
         f"engine       {config.actor_rollout_ref.rollout.name}, {config.actor_rollout_ref.actor.strategy}, {ranks} rank(s)",
         f"data         {data.train_rows} prompts ({data.train_dropped} too long), targets {targets}; validation {data.val_rows}",
         f"a step       {batch} prompts -> {rollouts} rollouts (n={n}) -> at most {rows.rows} rows in {mini_batches} "
@@ -41,9 +42,19 @@ def describe_run(config: DictConfig, data: DataReport) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _memory(config: DictConfig, ranks: int) -> str:
-    """Training state per rank, if the weights are on this disk."""
-    folder = Path(str(config.actor_rollout_ref.model.path))
+def _algorithm_lines(algorithm: Algorithm) -> list[str]:
+    """The terms, phase by phase."""
+    lines = [f"algorithm    {algorithm.name} ({algorithm.paper})"]
+    for phase in algorithm.phases:
+        until = f"{phase.steps} steps" if phase.steps else f"until {phase.stall} validations stall" if phase.stall else "to the end"
+        which = "terms" if len(algorithm.phases) == 1 else f"{phase.algorithm.name}, {until}: terms"
+        lines.append(f"             {which} {', '.join(term.name for term in phase.algorithm.terms)}")
+    return lines
+
+
+def _memory(path: str, ranks: int) -> str:
+    """Training state of a model per rank, if its weights are on this disk."""
+    folder = Path(path)
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.is_file():
         size = json.loads(index.read_text(encoding="utf-8"))["metadata"]["total_size"]

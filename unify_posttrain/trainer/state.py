@@ -4,7 +4,8 @@ Layout beside verl's files, all written to a temporary name and renamed::
 
     global_step_N/actor/…, data.pt        verl's
     global_step_N/unify_state.json        what this package must remember
-    global_step_N/unify_complete.json     names and sizes of all files; written last
+    global_step_N/unify_phase.json        where a run of several phases stands
+    global_step_N/unify_complete.json     names and sizes of all other files; written last
 
 A folder without a marker, or one whose files do not match it, was cut short and is never resumed from.
 """
@@ -25,6 +26,7 @@ from omegaconf import DictConfig
 logger = logging.getLogger(__name__)
 
 STATE, MARKER = "unify_state.json", "unify_complete.json"
+PHASE = "unify_phase.json"  # rewritten after the marker, once the step has been validated; so not in it
 FORMAT = 1
 _FOLDER = re.compile(r"global_step_(\d+)$")
 
@@ -43,7 +45,7 @@ def mark_complete(folder: Path) -> None:
     """Flush every file of a checkpoint to disk and record it."""
     files = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != MARKER:
+        if path.is_file() and path.name not in (MARKER, PHASE):
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
             files[str(path.relative_to(folder))] = path.stat().st_size

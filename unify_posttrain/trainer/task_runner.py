@@ -61,12 +61,18 @@ class FusionTaskRunner(TaskRunner):
         self.mapping[Role.ActorRollout] = "global_pool"
         return FusionWorker, RayWorkerGroup
 
+    def add_critic_worker(self, config: DictConfig) -> None:
+        from unify_posttrain.workers.fusion_critic import FusionCriticWorker
+
+        self.role_worker_mapping[Role.Critic] = ray.remote(FusionCriticWorker)
+        self.mapping[Role.Critic] = "global_pool"
+
     def run(self, config: DictConfig) -> None:
-        from verl.utils import hf_processor, hf_tokenizer
         from verl.utils.fs import copy_to_local
 
         from unify_posttrain.rollout import register_engines
         from unify_posttrain.trainer.fusion_trainer import FusionTrainer
+        from unify_posttrain.trainer.tokenizers import load_processor, load_tokenizer
 
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
         cpu_compat.install()
@@ -80,9 +86,7 @@ class FusionTaskRunner(TaskRunner):
         validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
         model = config.actor_rollout_ref.model
         local_path = copy_to_local(model.path, use_shm=model.get("use_shm", False))
-        trust = config.data.get("trust_remote_code", False)
-        tokenizer = hf_tokenizer(local_path, trust_remote_code=trust)
-        processor = hf_processor(local_path, trust_remote_code=trust, use_fast=True)
+        tokenizer, processor = load_tokenizer(config, local_path), load_processor(config, local_path)
 
         def dataset(split: str) -> Any:
             return create_rl_dataset(

@@ -8,7 +8,8 @@ metrics are global values, the same keys on every rank and step.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -19,12 +20,12 @@ from torch.distributed.tensor import DTensor
 from verl import DataProto
 from verl.utils.device import get_device_id
 from verl.utils.fsdp_utils import fsdp2_clip_grad_norm_
-from verl.utils.seqlen_balancing import prepare_dynamic_batch, restore_dynamic_batch
 from verl.workers.actor import DataParallelPPOActor
 
 from unify_posttrain.algorithms import build_algorithm
-from unify_posttrain.objective import Count, compute_loss, count_members
+from unify_posttrain.objective import Count, Term, compute_loss, count_members
 from unify_posttrain.workers.metrics import verl_metrics
+from unify_posttrain.workers.micro_batches import forward_in_step, micro_batches
 
 logger = logging.getLogger(__name__)
 
@@ -36,29 +37,24 @@ class FusionActor(DataParallelPPOActor):
 
     def __init__(self, config, actor_module, actor_optimizer=None) -> None:
         super().__init__(config, actor_module, actor_optimizer)
-        self.algorithm = build_algorithm(config)
+        self.phases = build_algorithm(config).phases
+        self.start_phase(0)
+
+    def start_phase(self, index: int) -> None:
+        """Take the terms of a phase of the run; most algorithms have one."""
+        self.algorithm = self.phases[index].algorithm
         self.terms = self.algorithm.terms
-        self.needs_entropy = self.algorithm.needs_entropy or config.calculate_entropy
+        self.needs_entropy = self.algorithm.needs_entropy or self.config.calculate_entropy
 
     # Forward passes
 
     def compute_log_prob(self, data: DataProto, calculate_entropy: bool = False) -> dict[str, Tensor]:
         """verl's, except that with dynamic batches all ranks run the same number of forward passes."""
-        if not data.meta_info["use_dynamic_bsz"] or dist.get_world_size() == 1:
-            return super().compute_log_prob(data, calculate_entropy)
-        max_tokens = data.meta_info["max_token_len"] * self.ulysses_sequence_parallel_size
-        micro_batches, indices = prepare_dynamic_batch(data, max_token_len=max_tokens, dp_group=dist.group.WORLD)
-        outputs = []
-        for micro_batch in micro_batches:
-            micro_batch.meta_info.update(use_dynamic_bsz=False, micro_batch_size=len(micro_batch))
-            outputs.append(super().compute_log_prob(micro_batch, calculate_entropy))
-        return {key: restore_dynamic_batch(torch.cat([out[key] for out in outputs]), indices) for key in outputs[0]}
 
-    def _micro_batches(self, mini_batch: DataProto) -> list[DataProto]:
-        if not self.config.use_dynamic_bsz:
-            return mini_batch.split(self.config.ppo_micro_batch_size_per_gpu)
-        max_tokens = self.config.ppo_max_token_len_per_gpu * self.ulysses_sequence_parallel_size
-        return prepare_dynamic_batch(mini_batch, max_token_len=max_tokens, dp_group=dist.group.WORLD)[0]
+        def forward(part: DataProto) -> dict[str, Tensor]:
+            return super(FusionActor, self).compute_log_prob(part, calculate_entropy)
+
+        return forward_in_step(forward, data, self.ulysses_sequence_parallel_size)
 
     # Update
 
@@ -67,7 +63,8 @@ class FusionActor(DataParallelPPOActor):
 
         Args:
             data: this rank's rows; every rank must hold the same number. meta_info: `temperature`, `mini_batches` (default: from
-                ppo_mini_batch_size, as verl), `term_scales` (factors by term name).
+                ppo_mini_batch_size, as verl), `term_scales` (factors by term name), `objective` (`replay`: the algorithm's
+                `replay_terms`, `epochs` times, clipped at `grad_clip`).
 
         Returns:
             Plain floats, already reduced over ranks.
@@ -77,19 +74,23 @@ class FusionActor(DataParallelPPOActor):
             ValueError: rows cannot be dealt evenly to the mini-batches.
         """
         self.actor_module.train()
-        mini_batches = self._mini_batches(self._select(data))
+        replay = data.meta_info.get("objective") == "replay"
+        terms = self.algorithm.replay_terms if replay else self.terms
+        epochs = data.meta_info["epochs"] if replay else self.config.ppo_epochs
+        grad_clip = data.meta_info["grad_clip"] if replay else self.config.grad_clip
+        mini_batches = self._mini_batches(self._select(data, terms))
         # With a single optimizer step on this batch the policy is still the one that sampled it: verl then takes old := current.
-        on_policy = len(mini_batches) == 1 and self.config.ppo_epochs == 1
+        on_policy = len(mini_batches) == 1 and epochs == 1
         records, grad_norms, skipped, empty = [], [], 0, 0
-        for _ in range(self.config.ppo_epochs):
+        for _ in range(epochs):
             for mini_batch in mini_batches:
-                counts = self._global_counts(mini_batch)
-                if not any(float(counts[term.members.key].tokens) for term in self.terms):
+                counts = self._global_counts(mini_batch, terms)
+                if not any(float(counts[term.members.key].tokens) for term in terms):
                     empty += 1  # on every rank alike: nothing to learn from, so no weight decay either
                     continue
                 self.actor_optimizer.zero_grad()
-                record, suspects = self._accumulate(mini_batch, counts, on_policy)
-                grad_norm, stepped = self._clip_and_step()
+                record, suspects = self._accumulate(mini_batch, terms, counts, on_policy)
+                grad_norm, stepped = self._clip_and_step(grad_clip)
                 skipped += not stepped
                 if not stepped and suspects:
                     logger.warning("non-finite log-probabilities in groups %s", ", ".join(suspects[:8]))
@@ -107,9 +108,9 @@ class FusionActor(DataParallelPPOActor):
             steps_without_members=empty,
         )
 
-    def _select(self, data: DataProto) -> DataProto:
+    def _select(self, data: DataProto, terms: Sequence[Term]) -> DataProto:
         """Keep what the forward pass and the terms read."""
-        wanted = dict.fromkeys((*MODEL_INPUTS, *(name for term in self.terms for name in term.streams)))
+        wanted = dict.fromkeys((*MODEL_INPUTS, *(name for term in terms for name in term.streams)))
         absent = [name for name in wanted if name not in data.batch]
         if absent:
             raise KeyError(f"algorithm={self.algorithm.name} needs {absent} in the batch; present: {sorted(data.batch.keys())}")
@@ -129,21 +130,23 @@ class FusionActor(DataParallelPPOActor):
     def _data_parallel_size(self) -> int:
         return dist.get_world_size() // self.ulysses_sequence_parallel_size
 
-    def _global_counts(self, mini_batch: DataProto) -> dict[str, Count]:
+    def _global_counts(self, mini_batch: DataProto, terms: Sequence[Term]) -> dict[str, Count]:
         """One all-reduce of a fixed-length vector; ranks of one sequence-parallel group hold the same rows."""
-        local = count_members(self.terms, mini_batch.batch)
+        local = count_members(terms, mini_batch.batch)
         vector = torch.stack([value for count in local.values() for value in count]).to(get_device_id())
         dist.all_reduce(vector)
         vector = (vector / self.ulysses_sequence_parallel_size).cpu()
         return {key: Count(*vector[2 * i : 2 * i + 2]) for i, key in enumerate(local)}
 
-    def _accumulate(self, mini_batch: DataProto, counts: Mapping[str, Count], on_policy: bool) -> tuple[dict, list[str]]:
+    def _accumulate(
+        self, mini_batch: DataProto, terms: Sequence[Term], counts: Mapping[str, Count], on_policy: bool
+    ) -> tuple[dict, list[str]]:
         """Forward, loss and backward of every micro-batch. Returns summed metric shares and uids with non-finite log-probs."""
         scales = mini_batch.meta_info.get("term_scales")
         pad_token_id = mini_batch.meta_info.get("pad_token_id", 0)
         record: dict[str, Tensor] = {}
         broken: list[tuple[Tensor, DataProto]] = []
-        for micro_batch in self._micro_batches(mini_batch):
+        for micro_batch in micro_batches(mini_batch, self.config, self.ulysses_sequence_parallel_size):
             micro_batch = micro_batch.to(get_device_id())
             inputs = {**micro_batch.batch, **micro_batch.non_tensor_batch, "pad_token_id": pad_token_id}
             outputs = self._forward_micro_batch(
@@ -153,7 +156,7 @@ class FusionActor(DataParallelPPOActor):
             log_probs, mask = tensors["log_probs"], tensors["response_mask"].bool()
             if on_policy and "old_log_probs" in tensors:
                 tensors["old_log_probs"] = self._old_is_current(tensors)
-            loss, metrics = compute_loss(self.terms, tensors, counts, scales)
+            loss, metrics = compute_loss(terms, tensors, counts, scales)
             # FSDP averages gradients over ranks; the shares add up to the global value only if summed.
             loss = loss * self._data_parallel_size
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
@@ -173,21 +176,22 @@ class FusionActor(DataParallelPPOActor):
         current, old = tensors["log_probs"].detach(), tensors["old_log_probs"]
         return torch.where(tensors["prefix_mask"], old, current) if "prefix_mask" in tensors else current
 
-    def _clip_and_step(self) -> tuple[float, bool]:
+    def _clip_and_step(self, grad_clip: float) -> tuple[float, bool]:
         """Clip, then step unless the norm is not finite or above `fusion.max_grad_norm`. Returns (norm, stepped)."""
-        limit = self.config.fusion.max_grad_norm
-        if self.scaler is not None or limit is None:
+        if self.scaler is not None:
             grad_norm = float(self._optimizer_step())
-            return grad_norm, grad_norm == grad_norm and grad_norm != float("inf")
+            return grad_norm, math.isfinite(grad_norm)
         if isinstance(self.actor_module, FSDP):
-            norm = self.actor_module.clip_grad_norm_(max_norm=self.config.grad_clip)
+            norm = self.actor_module.clip_grad_norm_(max_norm=grad_clip)
         elif isinstance(self.actor_module, FSDPModule):
-            norm = fsdp2_clip_grad_norm_(self.actor_module.parameters(), max_norm=self.config.grad_clip)
+            norm = fsdp2_clip_grad_norm_(self.actor_module.parameters(), max_norm=grad_clip)
         else:
-            norm = torch.nn.utils.clip_grad_norm_(self.actor_module.parameters(), max_norm=self.config.grad_clip)
+            norm = torch.nn.utils.clip_grad_norm_(self.actor_module.parameters(), max_norm=grad_clip)
         grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        if not grad_norm <= limit:  # also true for NaN
-            logger.warning("gradient norm %s exceeds fusion.max_grad_norm=%s: optimizer step skipped", grad_norm, limit)
+        limit = self.algorithm.fusion.max_grad_norm
+        if not math.isfinite(grad_norm) or (limit is not None and grad_norm > limit):
+            why = "is not finite" if limit is None else f"is not finite or exceeds fusion.max_grad_norm={limit}"
+            logger.warning("gradient norm %s %s: optimizer step skipped", grad_norm, why)
             self.actor_optimizer.zero_grad()
             return grad_norm, False
         self.actor_optimizer.step()

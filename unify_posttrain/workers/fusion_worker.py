@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from verl.single_controller.base.decorator import Dispatch, register
+from verl import DataProto
+from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils.config import omega_conf_to_dataclass
+from verl.workers.config.optimizer import build_optimizer
 from verl.workers.fsdp_workers import AsyncActorRolloutRefWorker
 
 from unify_posttrain import cpu_compat
 from unify_posttrain.rollout import register_engines
 from unify_posttrain.workers.fusion_actor import FusionActor
+from unify_posttrain.workers.optimizers import HeldRate, load_moments, make_schedule, restart, save_moments
 
 
 class PortableWorker(AsyncActorRolloutRefWorker):
@@ -22,9 +27,7 @@ class PortableWorker(AsyncActorRolloutRefWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         cpu_compat.install()
         register_engines()
-        if not torch.cuda.is_available() and not dist.is_initialized():
-            # verl would name the backend "cpu:gloo,cpu:nccl", which torch refuses.
-            dist.init_process_group("gloo", rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
+        cpu_compat.join_process_group()
         super().__init__(*args, **kwargs)
 
     def _build_model_optimizer(self, *args: Any, role: str = "actor", **kwargs: Any) -> Any:
@@ -40,6 +43,7 @@ class FusionWorker(PortableWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
         super().init_model()
+        self.replay_optimizer: torch.optim.Optimizer | None = None
         if self._is_actor:
             # The checkpoint manager holds module and optimizer, not the actor, so replacing the actor is safe.
             self.actor = FusionActor(
@@ -47,3 +51,61 @@ class FusionWorker(PortableWorker):
                 actor_module=self.actor_module_fsdp,
                 actor_optimizer=self.actor_optimizer,
             )
+            relift = self.actor.algorithm.fusion.relift
+            if self.actor.algorithm.replay is not None and relift.optimizer == "separate":
+                optim = omega_conf_to_dataclass({**self.config.actor.optim, "lr": relift.lr})
+                self.replay_optimizer = build_optimizer(self.actor_module_fsdp.parameters(), optim)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def start_phase(self, index: int, total_steps: int) -> None:
+        """Begin a phase of the run: its terms, a fresh optimizer, and its learning-rate schedule over `total_steps`."""
+        phase = self.actor.phases[index]
+        self.actor.start_phase(index)
+        restart(self.actor_optimizer, phase.lr or self.config.actor.optim.lr)
+        self.actor_lr_scheduler = make_schedule(self.actor_optimizer, phase, self.config.actor.optim, total_steps)
+        self.checkpoint_manager.lr_scheduler = self.actor_lr_scheduler
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def update_replay(self, data: DataProto) -> DataProto:
+        """A fine-tuning step on replayed demonstrations, outside of the learning-rate schedule."""
+        relift = self.actor.algorithm.fusion.relift
+        data.meta_info |= {"epochs": relift.sft_epochs, "grad_clip": relift.grad_clip}
+        with self._at_replay_rate(relift.lr):
+            return super().update_actor(data)
+
+    @contextmanager
+    def _at_replay_rate(self, lr: float) -> Iterator[None]:
+        """The separate optimizer in place of RL's, or RL's at another learning rate; its schedule stands still."""
+        optimizer, scheduler = self.actor_optimizer, self.actor_lr_scheduler
+        rates = [group["lr"] for group in optimizer.param_groups]
+        if self.replay_optimizer is not None:
+            self.actor_optimizer = self.actor.actor_optimizer = self.replay_optimizer
+        else:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        self.actor_lr_scheduler = HeldRate(lr)
+        try:
+            yield
+        finally:
+            self.actor_optimizer = self.actor.actor_optimizer = optimizer
+            self.actor_lr_scheduler = scheduler
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    # Checkpoints: verl's, and the second optimizer beside them.
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def save_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
+        super().save_checkpoint(local_path, *args, **kwargs)
+        if self.replay_optimizer is not None:
+            save_moments(self.replay_optimizer, self._moments(local_path))
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def load_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
+        super().load_checkpoint(local_path, *args, **kwargs)
+        if self.replay_optimizer is not None and local_path is not None and self._moments(local_path).exists():
+            load_moments(self.replay_optimizer, self._moments(local_path))
+
+    @staticmethod
+    def _moments(local_path: str) -> Path:
+        return Path(local_path) / f"replay_optim_world_size_{dist.get_world_size()}_rank_{dist.get_rank()}.safetensors"

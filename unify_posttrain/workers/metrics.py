@@ -11,8 +11,10 @@ from unify_posttrain.algorithms import Algorithm
 # Always present, 0 when a term does not exist: loggers and readers need not know the algorithm.
 FUSION = {
     "fusion/rl_loss": "rl_loss",
+    "fusion/neg_loss": "neg_loss",
     "fusion/off_loss": "off_loss",
     "fusion/sft_loss": "sft_loss",
+    "fusion/hint_loss": "hint_loss",
     "fusion/total_loss": "total_loss",
     "fusion/sft_nll": "demo_nll",
     "fusion/on_p": "on_p",
@@ -21,7 +23,12 @@ FUSION = {
     "fusion/rho_demo_mean": "demo_rho",
     "fusion/off_ratio_mean": "off_ratio",
     "fusion/mask_frac": "rl_kept",
+    "fusion/hint_p": "hint_p",
+    "fusion/srft_H": "entropy",
+    "fusion/srft_w_sft": "sft_weight",
+    "fusion/srft_w_on": "rl_weight",
 }
+UPDATE_METRICS = (*FUSION, "fusion/optimizer_steps", "fusion/grad_skipped", "fusion/empty_updates")
 
 
 def verl_metrics(

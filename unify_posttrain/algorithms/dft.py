@@ -1,0 +1,16 @@
+"""DFT, dynamic fine-tuning (arXiv 2508.05629 eq. 9): SFT without the 1/π that inflates the gradient of unlikely tokens.
+
+    L = -1/N_tok Σ sg(π_θ) log π_θ
+
+As an estimator: π_ref = 1, Â = 1. It differs from SFT in configuration alone: `fusion.sft_form=dft` (conf/algorithm/dft.yaml),
+which every other algorithm with a likelihood term takes too.
+"""
+
+from unify_posttrain.algorithms.sft import SFT
+
+
+class DFT(SFT):
+    """SFT's rows, likelihood weighted by the token's probability."""
+
+    name = "dft"
+    paper = "arXiv 2508.05629"

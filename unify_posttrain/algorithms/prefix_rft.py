@@ -1,0 +1,28 @@
+"""Prefix-RFT (arXiv 2507.01679): one row of every group continues from a part of the demonstration that shrinks over training.
+
+    L = Dr. GRPO over all rows; of the prefix only the tokens where the policy is least sure (top 20 % by entropy) are trained
+
+The prefix is treated like sampled tokens: ratio π_θ/π_old under `fusion.clip`, the row's own Â. Its share of the demonstration
+falls along a cosine (`fusion.prefix.strategy=cosine`, from `max_ratio` to `min_ratio`), `fusion.prefix.entropy_top` is the 20 %.
+"""
+
+from unify_posttrain.algorithms.luffy import LUFFY
+from unify_posttrain.objective import Members, OldPolicy, PolicyGradient, Term, TopEntropy
+
+
+class PrefixRFT(LUFFY):
+    """LUFFY's groups with a decaying prefix, Dr. GRPO's term on both token classes."""
+
+    name = "prefix_rft"
+    paper = "arXiv 2507.01679"
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        everything, top = Members("trained"), self.fusion.prefix.entropy_top
+        weight = None if top is None else TopEntropy(top)
+        prefix = PolicyGradient(OldPolicy(), "advantages", self.stabiliser, token_weight=weight)
+        return (
+            self.on_policy_term(counted=everything, coefficient=self.fusion.prefix.on_adv_weight),
+            Term("off", prefix, Members("demo"), self.aggregation("rl"), self.fusion.prefix.prefix_adv_weight, counted=everything),
+            *self.regularisers,
+        )

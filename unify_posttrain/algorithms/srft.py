@@ -1,0 +1,73 @@
+"""SRFT (arXiv 2506.19767 eq. 5-9): demonstrations by likelihood and by policy gradient, rollouts by sign, weighted by entropy.
+
+    L = L_sft + L_demo + L_on
+    L_sft  = w_s NLL(demonstration),  w_s = 0.5 sg(e^-H)         (the paper's sign; the released code has e^+H, not offered)
+    L_demo = -Â f(π_θ),  Â over rollouts and demonstration
+    L_on   = -w_r log π_θ on solved rollouts, w_r = 0.1 sg(e^H);  + log π_θ on unsolved ones
+
+`fusion.srft.counts`: each expectation over its own source (default), solved and unsolved rollouts each their own mean (`by_sign`),
+or L_demo and L_on over all tokens together (`released`). The weights need entropies, so they are always computed.
+"""
+
+from unify_posttrain.algorithms.luffy import LUFFY
+from unify_posttrain.experience.rules import Experience, Joined
+from unify_posttrain.objective import (
+    AboveFloor,
+    CurrentPolicy,
+    ExpEntropy,
+    Members,
+    OldPolicy,
+    One,
+    PolicyGradient,
+    Reference,
+    ShapedRatio,
+    Term,
+)  # fmt: skip
+
+ON_FORMS: dict[str, Reference] = {
+    "log_prob": CurrentPolicy(),
+    "prob": One(),
+    "ratio": OldPolicy(),
+    "log_ratio": ShapedRatio("logp"),
+}
+COUNTED = {"by_source": Members("on"), "by_sign": None, "released": Members("trained")}
+
+
+class SRFT(LUFFY):
+    """LUFFY's groups, four terms."""
+
+    name = "srft"
+    paper = "arXiv 2506.19767"
+
+    def check(self) -> None:
+        srft = self.fusion.srft
+        for key, value, known in (("on_form", srft.on_form, ON_FORMS), ("counts", srft.counts, COUNTED)):
+            if value not in known:
+                raise ValueError(f"fusion.srft.{key}={value!r}; choose one of {', '.join(known)}")
+        super().check()
+        if self.fusion.clip != "none" or self.fusion.shaping.on != "none":
+            raise ValueError(
+                "fusion.clip and fusion.shaping.on act on the ratio, which algorithm=srft does not use; set both to none"
+            )
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        srft = self.fusion.srft
+        counted, reference = COUNTED[srft.counts], ON_FORMS[srft.on_form]
+        w_s = ExpEntropy(srft.demo_weight, -1, srft.entropy_scope)
+        w_r = ExpEntropy(srft.on_weight, 1, srft.entropy_scope, srft.weight_cap)
+        floor = None if srft.neg_prob_floor is None else AboveFloor(srft.neg_prob_floor)
+        solved = PolicyGradient(reference, 1.0, token_weight=w_r)
+        unsolved = PolicyGradient(reference, -srft.neg_coef, token_weight=floor)
+        likelihood = PolicyGradient(CurrentPolicy(), 1.0, token_weight=w_s)
+        return (
+            Term("sft", likelihood, Members("demo"), self.aggregation("sft")),
+            self.off_policy_term(counted=counted if srft.counts == "released" else None),
+            Term("rl", solved, Members("on", "solved"), self.aggregation("rl"), counted=counted),
+            Term("neg", unsolved, Members("on", "unsolved"), self.aggregation("rl"), counted=counted),
+            *self.regularisers,
+        )
+
+    @property
+    def experience(self) -> Experience:
+        return Joined(self.fusion.group_size, self.missing_in_gate, self.prefixes, sft_weight=1.0)

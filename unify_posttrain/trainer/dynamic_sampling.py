@@ -1,0 +1,70 @@
+"""Dynamic sampling (DAPO, arXiv 2503.14476 eq. 11): only groups whose rewards differ are trained, and prompts are drawn until there
+are enough of them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from unify_posttrain.experience.gate import GatePlan
+
+logger = logging.getLogger(__name__)
+
+
+class DynamicSampling:
+    """Settings of `algorithm.filter_groups`.
+
+    Args:
+        wanted: groups per training step.
+        metric: reward field whose spread decides; None: the reward.
+        max_batches: batches of prompts generated at most for one step.
+
+    Raises:
+        ValueError: fewer than one batch.
+    """
+
+    def __init__(self, wanted: int, metric: str | None, max_batches: int) -> None:
+        if max_batches < 1:
+            raise ValueError(f"algorithm.filter_groups.max_num_gen_batches={max_batches} must be at least 1")
+        self.wanted, self.metric, self.max_batches = wanted, metric, max_batches
+
+    @classmethod
+    def from_config(cls, config: Any) -> DynamicSampling | None:
+        """None if `algorithm.filter_groups.enable` is false."""
+        node = config.algorithm.get("filter_groups")
+        if not node or not node.enable:
+            return None
+        return cls(config.data.train_batch_size, node.metric, node.max_num_gen_batches)
+
+    def spread(self, uids: np.ndarray, values: np.ndarray) -> dict[str, bool]:
+        """Whether the values of a group differ, by uid, in order of appearance."""
+        seen: dict[str, set[float]] = {}
+        for uid, value in zip(uids, values, strict=True):
+            seen.setdefault(uid, set()).add(float(value))
+        return {uid: len(different) > 1 for uid, different in seen.items()}
+
+    def enough(self, spread: dict[str, bool], batches: int) -> bool:
+        """Whether to stop drawing prompts; says so if it is for lack of groups."""
+        found = sum(spread.values())
+        if found >= self.wanted:
+            return True
+        if batches >= self.max_batches:
+            logger.warning(
+                "only %d of %d groups have rewards that differ after algorithm.filter_groups.max_num_gen_batches=%d batches; "
+                "the step goes on with them",
+                found,
+                self.wanted,
+                self.max_batches,
+            )
+            return True
+        return False
+
+    def select(self, plan: GatePlan, spread: dict[str, bool]) -> GatePlan:
+        """The plan with only the first `wanted` groups that differ; the rows of the others are dropped."""
+        kept = {uid for uid, _ in [item for item in spread.items() if item[1]][: self.wanted]}
+        return GatePlan(
+            tuple(group if group.uid in kept else replace(group, kept=0, on_weight=0.0, off_weight=0.0) for group in plan)
+        )

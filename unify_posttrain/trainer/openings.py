@@ -1,0 +1,75 @@
+"""What the rollouts of a batch begin with: asks the experience rule, prompt by prompt, and turns the answer into columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from verl import DataProto
+
+from unify_posttrain.experience.demonstrations import Demonstration
+from unify_posttrain.experience.mixer import OPENING_LENGTH
+from unify_posttrain.experience.rows import object_column
+from unify_posttrain.experience.rules import Experience, Opening, Prompt
+from unify_posttrain.rollout.agent_loop import OPENING_COLUMN, OPENING_TRAINED_COLUMN
+from unify_posttrain.trainer.data_checks import HINT_COLUMN
+
+
+def draw_openings(
+    experience: Experience,
+    batch: DataProto,
+    demonstrations: Mapping[str, Demonstration],
+    encode: Callable[[str], list[int]],
+    step: int,
+) -> list[tuple[Opening, ...]]:
+    """One tuple per prompt of the batch, one opening per rollout that it gets. The column `hint` is removed from the batch.
+
+    Raises:
+        KeyError: the rule needs hints and the data has no such column.
+        ValueError: a hint that is not a list of text; names the row.
+    """
+    columns = batch.non_tensor_batch
+    hints = columns.pop(HINT_COLUMN, None)
+    if experience.needs_hint and hints is None:
+        raise KeyError(f"column {HINT_COLUMN!r} is missing from the training data and the hints of this algorithm are read from it")
+    openings = []
+    for position, (uid, row_id) in enumerate(zip(columns["uid"], columns["row_id"], strict=True)):
+        found = demonstrations.get(uid)
+        target = None if found is None else found.response_ids
+        sentences = hint_sentences(hints[position], int(row_id)) if experience.needs_hint else ()
+        openings.append(experience.openings(Prompt(int(row_id), target, sentences, encode), step))
+    return openings
+
+
+def hint_sentences(value: Any, row_id: int) -> tuple[str, ...]:
+    """A `hint` cell as sentences; null is none.
+
+    Raises:
+        ValueError: not a list of text.
+    """
+    if value is None:
+        return ()
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or any(not isinstance(part, str) for part in value):
+        raise ValueError(f"training row {row_id}: column 'hint' must be a list of sentences, not {str(value)[:80]!r}")
+    return tuple(value)
+
+
+def opening_columns(openings: Sequence[Opening]) -> dict[str, np.ndarray]:
+    """Columns for the agent loop and the mixer, one row per rollout; none at all if every rollout is a plain one."""
+    if not any(opening.ids for opening in openings):
+        return {}
+    return {
+        OPENING_COLUMN: object_column([list(opening.ids) for opening in openings]),
+        OPENING_TRAINED_COLUMN: np.array([opening.trained for opening in openings]),
+        OPENING_LENGTH: np.array([len(opening.ids) for opening in openings]),
+    }
+
+
+def opening_metrics(openings: Sequence[tuple[Opening, ...]]) -> dict[str, float]:
+    """`fusion/hint_frac`: mean part of the solution that rollouts were given; `fusion/hint_shortened`: prompts whose did not fit."""
+    given = [opening.share for row in openings for opening in row]
+    return {
+        "fusion/hint_frac": float(np.mean(given)) if given else 0.0,
+        "fusion/hint_shortened": float(sum(any(opening.shortened for opening in row) for row in openings)),
+    }

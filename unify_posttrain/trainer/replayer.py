@@ -1,0 +1,65 @@
+"""Fine-tuning on what was not solved: fills the algorithm's replay buffer and packs its entries as a batch of demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from verl import DataProto
+
+from unify_posttrain.experience.demonstrations import Demonstration, demonstration_tensors
+from unify_posttrain.experience.gate import GatePlan, GroupPlan
+from unify_posttrain.experience.mixer import mix
+from unify_posttrain.experience.replay import ReplayBuffer, ReplayEntry
+from unify_posttrain.experience.rows import Rows, object_column
+
+REPLAY = "replay"  # meta_info["objective"] of such a batch
+
+
+class Replayer:
+    """Holds the buffer of a run.
+
+    Args:
+        buffer: the algorithm's.
+        mini_batch: entries per optimizer step; None: all of them.
+        prompt_length, response_length, pad_id: packing.
+        temperature: of the log-probabilities, which verl reads from the batch.
+    """
+
+    def __init__(
+        self,
+        buffer: ReplayBuffer,
+        mini_batch: int | None,
+        prompt_length: int,
+        response_length: int,
+        pad_id: int,
+        temperature: float,
+    ) -> None:
+        self.buffer, self.mini_batches = buffer, 1 if mini_batch is None else buffer.size // mini_batch
+        self.prompt_length, self.response_length, self.pad_id = prompt_length, response_length, pad_id
+        self.temperature = temperature
+
+    def collect(self, plan: GatePlan, demonstrations: Mapping[str, Demonstration], step: int) -> None:
+        """Take in the prompts of which no rollout was solved and that have a usable demonstration."""
+        hard = [demonstrations[group.uid] for group in plan if not group.successes and group.uid in demonstrations]
+        self.buffer.add(ReplayEntry(each.row_id, each.prompt_ids, each.response_ids, step) for each in hard)
+
+    def take(self, step: int, ranks: int) -> DataProto | None:
+        """A batch for the fine-tuning step that is due, dealt to ranks and optimizer steps; None if none is due."""
+        entries = self.buffer.take(step)
+        if not entries:
+            return None
+        demonstrations = [Demonstration(entry.row_id, 0, entry.prompt_ids, entry.response_ids) for entry in entries]
+        tensors = demonstration_tensors(demonstrations, self.prompt_length, self.response_length, self.pad_id)
+        # Entries may repeat a question (dedup=false), so they are named by position.
+        uids = [f"replay-{number}-row-{entry.row_id}" for number, entry in enumerate(entries)]
+        columns = {"uid": object_column(uids), "multi_modal_inputs": object_column([{} for _ in entries])}
+        plan = GatePlan(tuple(GroupPlan(uid, 0, 0, 0, 1, 0.0, 0.0, 1.0) for uid in uids))
+        mixed = mix(plan, None, Rows(tensors, columns), ranks, self.mini_batches)
+        batch = DataProto.from_dict(tensors=mixed.rows.tensors, non_tensors=mixed.rows.columns)
+        batch.meta_info = {
+            "objective": REPLAY,
+            "mini_batches": self.mini_batches,
+            "temperature": self.temperature,
+            "global_token_num": batch.batch["attention_mask"].sum(dim=-1).tolist(),
+        }
+        return batch

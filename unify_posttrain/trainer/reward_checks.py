@@ -1,0 +1,79 @@
+"""Start-up checks of the `reward` node: the length penalty of verl's dapo manager, and the reward classifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from unify_posttrain.rewards.classifier import NODE, read_options
+
+CLASSIFIER = "unify_posttrain.workers.reward_classifier"
+PENALTY = "reward.reward_kwargs.overlong_buffer_cfg"
+
+
+def check_reward(config: DictConfig) -> None:
+    """Raises:
+    ValueError: a length penalty that is unbounded, never applies or is read by nobody; a reward classifier that cannot be
+        served as configured.
+    """
+    _check_overlong_penalty(config)
+    if str(config.reward.custom_reward_function.path).endswith(CLASSIFIER):
+        _check_classifier(config)
+
+
+def _check_overlong_penalty(config: DictConfig) -> None:
+    """verl adds min(-(len - (max - buffer)) / buffer * factor, 0) for a response of len tokens (DAPO, arXiv 2503.14476, eq. 13). It
+    has no floor of its own: -factor is reached at len = max, which is the floor only if no response is longer than max."""
+    manager = config.reward.reward_manager.name
+    penalty = OmegaConf.select(config, PENALTY)
+    if penalty is None:
+        return
+    if manager not in ("dapo", "DAPORewardManager"):
+        if penalty.get("enable"):
+            raise ValueError(
+                f"{PENALTY}.enable=true, but reward.reward_manager.name={manager} reads no length penalty; set it to dapo"
+            )
+        return
+    longest = OmegaConf.select(config, "reward.reward_kwargs.max_resp_len")
+    unset = [f"{PENALTY}.{key}" for key in ("enable", "len", "penalty_factor", "log") if penalty.get(key) is None]
+    unset += ["reward.reward_kwargs.max_resp_len"] if longest is None else []
+    if unset:
+        raise ValueError(f"reward.reward_manager.name=dapo: {', '.join(unset)} not set; set it")
+    if not 0 < penalty.len < longest:
+        raise ValueError(f"{PENALTY}.len={penalty.len} must lie between 0 and reward.reward_kwargs.max_resp_len={longest}")
+    if penalty.penalty_factor <= 0:
+        raise ValueError(f"{PENALTY}.penalty_factor={penalty.penalty_factor} must be above 0; {PENALTY}.enable=false turns it off")
+    if longest < config.data.max_response_length:
+        raise ValueError(
+            f"reward.reward_kwargs.max_resp_len={longest} is below data.max_response_length={config.data.max_response_length}: "
+            f"the penalty of longer responses would exceed penalty_factor={penalty.penalty_factor}; set it to "
+            "${data.max_response_length}"
+        )
+
+
+def _check_classifier(config: DictConfig) -> None:
+    options: dict[str, Any] = OmegaConf.to_container(
+        OmegaConf.select(config, NODE, default=None) or OmegaConf.create(), resolve=True
+    )
+    settings, _ = read_options(options)
+    manager = config.reward.reward_manager
+    if (manager.source, manager.name) != ("importlib", "PromptRewardManager"):
+        raise ValueError(
+            f"reward.reward_manager.name={manager.name} (source {manager.source}) does not pass the prompt's text to the reward "
+            f"classifier; set source=importlib, name=PromptRewardManager, module.path=pkg://{CLASSIFIER}, as task=tldr does"
+        )
+    looks_local = settings.model_path.startswith((".", "/", "~")) or settings.model_path.count("/") != 1
+    if looks_local and not Path(settings.model_path).is_dir():
+        raise ValueError(f"{NODE}.model_path={settings.model_path} does not exist; check the path")
+    served = config.reward.reward_model
+    if served.enable and served.model_path != settings.model_path:
+        raise ValueError(
+            f"reward.reward_model.model_path={served.model_path}, which verl serves, and {NODE}.model_path={settings.model_path} "
+            "differ; set the first and leave the second ${reward.reward_model.model_path}"
+        )
+    if served.enable and config.actor_rollout_ref.rollout.name == "hf":
+        raise ValueError(
+            "reward.reward_model.enable=true serves the classifier with vLLM on GPUs, which hardware=cpu lacks; set it to false"
+        )

@@ -1,0 +1,49 @@
+"""The driver's tokenizer and processor, with the prompt template that verl's workers use.
+
+verl gives actor_rollout_ref.model.custom_chat_template to its agent loops and actor workers, but not to what runs on the driver:
+the dataset (length filter) and our demonstrations. Prompts must be rendered alike everywhere, so the driver gets it here. A base
+model without a template takes prompts as they are with
+
+    actor_rollout_ref.model.custom_chat_template="{%- for message in messages -%}{{- message['content'] -}}{%- endfor -%}"
+
+as conf/task/tldr.yaml does. Saved checkpoints carry the template in their tokenizer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+from verl.utils import hf_processor, hf_tokenizer
+
+
+def load_tokenizer(config: DictConfig, folder: str | None = None) -> Any:
+    """Tokenizer of the policy with the template of the run.
+
+    Args:
+        config: the whole configuration.
+        folder: local copy of actor_rollout_ref.model.path.
+
+    Raises:
+        ValueError: neither the tokenizer nor the configuration has a template.
+    """
+    tokenizer = hf_tokenizer(folder or config.actor_rollout_ref.model.path, trust_remote_code=config.data.trust_remote_code)
+    template = config.actor_rollout_ref.model.get("custom_chat_template")
+    if template is not None:
+        tokenizer.chat_template = template
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"the tokenizer of {config.actor_rollout_ref.model.path} has no chat template; set "
+            "actor_rollout_ref.model.custom_chat_template (conf/task/tldr.yaml has one that shows prompts as they are), or add one "
+            "to its tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def load_processor(config: DictConfig, folder: str) -> Any:
+    """Processor of a multimodal policy with the template of the run; None for a text model."""
+    processor = hf_processor(folder, trust_remote_code=config.data.trust_remote_code, use_fast=True)
+    template = config.actor_rollout_ref.model.get("custom_chat_template")
+    if processor is not None and template is not None:
+        processor.chat_template = template
+    return processor

@@ -1,0 +1,101 @@
+"""Learning-rate schedules of a run's phases, and the second optimizer of replayed fine-tuning."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from verl.utils.torch_functional import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+
+from unify_posttrain.algorithms import Phase
+from unify_posttrain.algorithms.schedules import warmup_cosine
+
+
+def restart(optimizer: Optimizer, lr: float) -> None:
+    """A fresh optimizer in place, so that whoever holds it (actor, checkpoint manager) holds the fresh one."""
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = lr
+
+
+def make_schedule(optimizer: Optimizer, phase: Phase, optim: Any, total: int) -> Any:
+    """The scheduler of a phase of `total` training steps: `fusion.lr_schedule`, or what `actor.optim` says, as verl builds it."""
+    lr = phase.lr or optim.lr
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = lr
+    own = phase.algorithm.fusion.lr_schedule
+    if own is not None:
+        return LambdaLR(
+            optimizer,
+            partial(warmup_cosine, total=total, start=own.start, warmup_ratio=own.warmup_ratio, floor=own.min_lr / lr),
+        )
+    warm = optim.lr_warmup_steps if (optim.lr_warmup_steps or -1) >= 0 else int((optim.lr_warmup_steps_ratio or 0.0) * total)
+    if optim.lr_scheduler_type == "cosine":
+        return get_cosine_schedule_with_warmup(
+            optimizer=optimizer,
+            num_warmup_steps=warm,
+            num_training_steps=total,
+            min_lr_ratio=optim.min_lr_ratio or 0.0,
+            num_cycles=optim.num_cycles,
+        )
+    return get_constant_schedule_with_warmup(optimizer=optimizer, num_warmup_steps=warm)
+
+
+class HeldRate:
+    """Stands in for a scheduler during an update that is not a step of the schedule."""
+
+    def __init__(self, lr: float) -> None:
+        self.lr = lr
+
+    def get_last_lr(self) -> list[float]:
+        return [self.lr]
+
+    def step(self) -> None:
+        return None
+
+
+def _local(value: torch.Tensor) -> torch.Tensor:
+    return (value.to_local() if isinstance(value, DTensor) else value).detach().cpu().contiguous()
+
+
+def save_moments(optimizer: Optimizer, path: Path) -> None:
+    """This rank's optimizer state as safetensors: `number of the parameter`.`name of the state`."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    tensors = {}
+    for number, parameter in enumerate(parameters):
+        for name, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{number}.{name}"] = _local(value if isinstance(value, torch.Tensor) else torch.tensor(value))
+    save_file(tensors, path)
+
+
+def load_moments(optimizer: Optimizer, path: Path) -> None:
+    """Inverse of `save_moments`, into an optimizer of the same parameters.
+
+    Raises:
+        ValueError: the file is of another model or another number of ranks.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    optimizer.state.clear()
+    for key, value in load_file(path).items():
+        number, name = key.split(".", 1)
+        if int(number) >= len(parameters):
+            raise ValueError(f"{path}: holds parameter {number}, the model has {len(parameters)}; it was written by another model")
+        parameter = parameters[int(number)]
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        if value.ndim == 0 and name == "step":
+            optimizer.state[parameter][name] = value
+            continue
+        if value.shape != local.shape:
+            raise ValueError(f"{path}: {key} has shape {tuple(value.shape)}, this rank holds {tuple(local.shape)}")
+        value = value.to(local.device)
+        if isinstance(parameter, DTensor):
+            value = DTensor.from_local(
+                value, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
+            )
+        optimizer.state[parameter][name] = value
