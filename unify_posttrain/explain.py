@@ -27,28 +27,41 @@ def explain(overrides: Sequence[str]) -> dict[str, Any]:
 
     config = compose_config(overrides)
     algorithm = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
+    parts = [(phase.algorithm, "" if len(algorithm.phases) == 1 else f"{phase.algorithm.name}: ") for phase in algorithm.phases]
+    terms = [_row(term, part, prefix) for part, prefix in parts for term in part.terms]
+    terms += [_row(term, part, f"{prefix}replay: ") for part, prefix in parts for term in part.replay_terms]
     return {
         "algorithm": algorithm.name,
         "paper": algorithm.paper,
-        "experience": type(algorithm.experience).__name__,
-        "needs_target": algorithm.experience.needs_target,
-        "terms": [_row(term) for term in algorithm.terms],
+        "experience": " then ".join(type(part.experience).__name__ for part, _ in parts),
+        "needs_target": any(part.experience.needs_target for part, _ in parts),
+        "needs_hint": any(part.experience.needs_hint for part, _ in parts),
+        "needs_entropy": any(part.needs_entropy for part, _ in parts),
+        "needs_reference": algorithm.needs_reference,
+        "needs_critic": algorithm.needs_critic,
+        "terms": terms,
     }
 
 
-def _row(term: Any) -> dict[str, Any]:
+def _row(term: Any, algorithm: Any, prefix: str) -> dict[str, Any]:
     from unify_posttrain.objective import PolicyGradient
 
     loss = term.loss
     gradient = isinstance(loss, PolicyGradient)
     counted = "" if term.counted is None else f" over all {term.counted.key} tokens"
+    advantage = type(loss).__name__.lower()
+    if gradient:
+        advantage = algorithm.advantage if loss.advantage == "advantages" else f"{loss.advantage:g}"
+    token_weight = getattr(loss, "token_weight", None)
+    weights = [term.members.row_weight, token_weight if isinstance(token_weight, str | None) else token_weight.describe()]
+    bound = term.members.max_probability
     return {
-        "term": term.name,
-        "tokens": term.members.tokens,
+        "term": prefix + term.name,
+        "tokens": term.members.tokens + ("" if bound is None else f", π ≤ {bound:g}"),
         "mask": loss.stabiliser.describe() if gradient else "-",
         "pi_ref": loss.reference.describe() if gradient else "-",
-        "advantage": str(loss.advantage) if gradient else type(loss).__name__.lower(),
-        "weight": term.members.row_weight or "1",
+        "advantage": advantage,
+        "weight": " · ".join(weight for weight in weights if weight) or "1",
         "aggregation": term.aggregation.mode + counted,
         "coefficient": term.coefficient,
     }

@@ -21,6 +21,7 @@ class CHORD(Algorithm):
 
     name = "chord"
     paper = "arXiv 2508.11408"
+    advantage = "(R - mean)[/ std]"
 
     def check(self) -> None:
         super().check()

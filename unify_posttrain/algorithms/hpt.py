@@ -27,6 +27,7 @@ class HPT(Algorithm):
 
     name = "hpt"
     paper = "arXiv 2509.04419"
+    advantage = "R - mean over rollouts"
 
     def check(self) -> None:
         super().check()

@@ -19,6 +19,7 @@ class LUFFY(Algorithm):
 
     name = "luffy"
     paper = "arXiv 2504.14945"
+    advantage = "R - mean over both"
 
     def check(self) -> None:
         super().check()

@@ -27,6 +27,7 @@ class OnlineSFT(Algorithm):
 
     name = "online_sft"
     paper = "Online SFT = RLHF"
+    advantage = "R - β(l - l_ref) - b"
     needs_reference = True
     one_update = True
 

@@ -17,6 +17,7 @@ class PPO(Algorithm):
 
     name = "ppo"
     paper = "arXiv 1707.06347"
+    advantage = "GAE"
     needs_critic = True
     single_phase = True
     group_baseline = False

@@ -22,6 +22,7 @@ class ReLIFT(Algorithm):
 
     name = "relift"
     paper = "arXiv 2506.07527"
+    advantage = "R - mean"
     single_phase = True
 
     def check(self) -> None:

@@ -15,6 +15,7 @@ class RLWithSFTLoss(Algorithm):
 
     name = "rl_with_sft_loss"
     paper = "arXiv 2504.14945"
+    advantage = "R - mean over rollouts"
 
     def check(self) -> None:
         super().check()

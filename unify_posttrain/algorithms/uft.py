@@ -19,6 +19,7 @@ class UFT(Algorithm):
 
     name = "uft"
     paper = "arXiv 2505.16984"
+    advantage = "(R - mean)[/ std]"
     needs_reference = True
 
     def check(self) -> None:

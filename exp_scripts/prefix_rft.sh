@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Prefix-RFT (arXiv 2507.01679): one rollout of a group continues from a part of the demonstration that shrinks to 5 %.
+# Data: Elliott/Openr1-Math-46k-8192 (46k problems with traces); reward: the last boxed answer.
+# Not run here: needs 8 GPUs. What to set: common.sh.
+
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+run_experiment prefix_rft qwen2_5_math_7b "$@"
