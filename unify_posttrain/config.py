@@ -46,6 +46,24 @@ def _verl_agg(mode: str) -> str:
     return "seq-mean-token-sum-norm" if mode == "sum-norm" else mode
 
 
+def _part(whole: int, parts: int) -> int:
+    """A fraction of a batch, as an integer of at least 1."""
+    return max(1, int(whole) // int(parts))
+
+
+def steps_of_episodes(episodes: int, prompts_per_step: int, accumulation: int = 1) -> int:
+    """Training steps that see so many prompts, as Online SFT counts: max(1, ceil(episodes / prompts per step) // accumulation).
+
+    >>> steps_of_episodes(30000, prompts_per_step=16)
+    1875
+    """
+    return max(1, -(-int(episodes) // int(prompts_per_step)) // int(accumulation))
+
+
+def _episode_steps(episodes: int | None, prompts_per_step: int, otherwise: int) -> int:
+    return otherwise if episodes is None else steps_of_episodes(episodes, prompts_per_step)
+
+
 def _ray_cpus(ranks: int) -> int:
     """Ray's CPU slots: a worker, an engine and an agent loop per rank, and the driver's own actors. Slots, not cores."""
     return max(4 * int(ranks) + 4, os.cpu_count() or 1)
@@ -64,6 +82,8 @@ def register_resolvers() -> None:
         "conf_dir": lambda: str(conf_dir()),
         "seed_key": _seed_key,
         "verl_agg": _verl_agg,
+        "part": _part,
+        "episode_steps": _episode_steps,
         "ray_cpus": _ray_cpus,
         "threads_per_rank": lambda ranks: str(threads_per_rank(ranks)),  # an environment variable must be text
         "add": lambda *numbers: sum(numbers),

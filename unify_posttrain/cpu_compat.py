@@ -6,10 +6,12 @@ nothing to empty, the default generator.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import psutil
 import torch
+import torch.distributed as dist
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -54,3 +56,14 @@ def install() -> None:
     for name, function in additions.items():
         if not hasattr(torch.cpu, name):
             setattr(torch.cpu, name, function)
+
+
+def join_process_group() -> None:
+    """Join the ranks of a verl worker through gloo on machines without CUDA; does nothing with one, and nothing when repeated.
+
+    Left to itself verl would name the backend "nccl" or "cpu:gloo,cpu:nccl", which torch refuses there. Reads the RANK and
+    WORLD_SIZE that verl gives its workers.
+    """
+    if torch.cuda.is_available() or dist.is_initialized():
+        return
+    dist.init_process_group("gloo", rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))

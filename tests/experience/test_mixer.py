@@ -83,13 +83,14 @@ def test_switch() -> None:
     assert weights(mixed) == {**dict.fromkeys(range(104, 112), (1.0, 0.0)), 201: (0.0, 1.0)}
     assert mixed.padding == 0
     t = mixed.rows.tensors
-    metrics = row_metrics(mixed.kinds, t["response_mask"].sum(dim=-1).numpy(), t["rm_scores"].sum(dim=-1).numpy())
+    metrics = row_metrics(mixed.kinds, t["response_mask"], t["prefix_mask"], t["rm_scores"].sum(dim=-1).numpy())
     assert metrics["fusion/demo_row_ratio"] == pytest.approx(0.111111, abs=1e-6)  # 1/9
     assert metrics["fusion/rows_on"] == 8
     assert metrics["fusion/rows_demo"] == metrics["fusion/demo_score"] == 1
     assert metrics["fusion/tokens_demo"] == 3
     assert metrics["fusion/tokens_on"] == 20  # lengths 1, 2, 3, 4 twice
     assert metrics["fusion/demo_token_ratio"] == pytest.approx(3 / 23)
+    assert metrics["fusion/tokens_hint"] == 0
 
 
 def test_off_zone() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unify_posttrain.objective import SHAPES, CurrentPolicy, OldPolicy, One, Reference, Shaped
+from unify_posttrain.objective import RATIO_SHAPES, SHAPES, CurrentPolicy, OldPolicy, One, Reference, Shaped, ShapedRatio
 
 GRID = [1e-12, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.99, 1.0]
 
@@ -125,6 +125,38 @@ def test_old_policy_bounds_the_log_ratio() -> None:
     torch.testing.assert_close(OldPolicy().ratio(batch)[0], expected)
 
 
+@pytest.mark.parametrize(
+    ("shape", "u", "slope"),
+    [  # p = .3, π_old = .25, r = 1.2, log r = .182322
+        (ShapedRatio("p_div_p", gamma=0.1), 0.75 / (0.25 / 0.35), 0.75 * 0.25 / (0.25 / 0.35)),  # f = .3/.4, f_old = .25/.35
+        (ShapedRatio("square_root"), 1.2**0.5, 0.5 * 1.2**0.5),
+        (ShapedRatio("pow", exponent=2.0), 1.44, 2.88),
+        (ShapedRatio("logp", weight=0.7), 0.182322, 1.0),  # its weight is 1
+        (ShapedRatio("p_logp", weight=0.1), 1.2 + 0.1 * 0.182322, 1.3),
+    ],
+    ids=lambda value: value.name if isinstance(value, ShapedRatio) else "",
+)
+def test_every_ratio_shape_by_hand(shape: ShapedRatio, u: float, slope: float) -> None:
+    batch = tensors([0.3], old_log_probs=[math.log(0.25)])
+    close(torch.cat(value_and_slope(shape, batch)), [u, slope])
+    close(shape.ratio(batch)[0], [slope])
+
+
+@pytest.mark.parametrize("name", RATIO_SHAPES[1:])
+def test_ratio_shapes_anywhere(name: str) -> None:
+    """The closed form is the derivative, also where the log-ratio is bounded; at r = 1 the gradient does not depend on p."""
+    lp, old = torch.meshgrid(*[-torch.logspace(-3, 1.5, 12, dtype=torch.float64)] * 2, indexing="ij")
+    shape = ShapedRatio(name, gamma=0.2, weight=0.15, exponent=0.7)
+    batch = {"log_probs": lp.clone().requires_grad_(), "old_log_probs": old.clone()}
+    assert ((lp - old).abs() > 20).any()
+    slope = torch.autograd.grad(shape.surrogate(batch).sum(), batch["log_probs"])[0]
+    torch.testing.assert_close(shape.ratio(batch), slope, atol=1e-12, rtol=1e-12)  # f(π)/f(π_old) is large where π_old is tiny
+    assert not shape.ratio(batch).requires_grad
+    if name != "p_div_p":
+        same = {"log_probs": lp, "old_log_probs": lp}
+        assert len(shape.ratio(same).unique()) == 1
+
+
 def test_current_policy_and_one() -> None:
     batch = tensors([0.3, 0.9])
     u, slope = value_and_slope(CurrentPolicy(), batch)
@@ -147,6 +179,7 @@ def test_one_is_the_shape_none() -> None:
     ("reference", "stream"),
     [
         (OldPolicy(), "old_log_probs"),
+        (ShapedRatio("p_logp"), "old_log_probs"),
         (Shaped("reject"), "uniforms"),
         (Shaped("target_prob"), "target_probs"),
     ],
@@ -172,8 +205,22 @@ def test_bad_shapes_are_refused(keys: dict, message: str) -> None:
         Shaped(**keys)
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"name": "none"}, r"fusion\.shaping\.on='none' is unknown"),  # plain r is OldPolicy
+        ({"name": "reject"}, r"fusion\.shaping\.on='reject'.*none, p_div_p, square_root, pow, logp, p_logp"),
+        ({"name": "p_div_p", "gamma": 0.0}, r"fusion\.shaping\.gamma=0\.0"),
+    ],
+)
+def test_bad_ratio_shapes_are_refused(keys: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ShapedRatio(**keys)
+
+
 def test_descriptions_tell_references_apart() -> None:
     references = [OldPolicy(), CurrentPolicy(), One(), *(Shaped(name) for name in SHAPES if name != "pow")]
+    references += [ShapedRatio(name) for name in RATIO_SHAPES[1:] if name != "pow"]
     described = [reference.describe() for reference in references]
     assert len(set(described)) == len(references)
     assert "0.3" in Shaped("p_div_p", gamma=0.3).describe()

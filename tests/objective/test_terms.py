@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unify_posttrain.objective import (
     KL,
+    RATIO_SHAPES,
     SHAPES,
     TOKEN_CLASSES,
     Aggregation,
@@ -22,8 +23,10 @@ from unify_posttrain.objective import (
     One,
     PolicyGradient,
     PPOClip,
+    PseudoLikelihood,
     Reference,
     Shaped,
+    ShapedRatio,
     Stabiliser,
     Term,
     compute_loss,
@@ -87,8 +90,30 @@ def test_a_row_of_weight_zero_is_no_member() -> None:
 
 
 def test_keys_tell_member_sets_apart() -> None:
-    sets = [Members(name, weight) for name in TOKEN_CLASSES for weight in (None, "rl_weight", "sft_weight")]
+    sets = [
+        Members(name, weight, bound)
+        for name in TOKEN_CLASSES
+        for weight in (None, "rl_weight", "sft_weight")
+        for bound in (None, 0.5, 0.9)
+    ]
     assert len({members.key for members in sets}) == len(sets)
+
+
+def test_tokens_above_a_probability_leave_the_set() -> None:
+    tensors = {
+        "response_mask": torch.tensor([[1, 1, 1, 0]]),
+        "prefix_mask": torch.tensor([[1, 0, 0, 0]]),
+        "old_log_probs": torch.tensor([[0.9, 0.5, 0.95, 0.1]]).log(),
+    }
+    assert Members("trained", max_probability=0.9).mask(tensors).tolist() == [[True, True, False, False]]
+    assert Members("demo", max_probability=0.8).mask(tensors).tolist() == [[False, False, False, False]]
+    assert Members("on", max_probability=1.0).mask(tensors).tolist() == [[False, True, True, False]]
+    assert Members("on", max_probability=0.9).streams == ("old_log_probs",)
+    with pytest.raises(KeyError, match="old_log_probs"):
+        Members("on", max_probability=0.9).mask({"response_mask": torch.ones(1, 1)})
+    for bound in (0.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=r"fusion\.shaping\.all_maximum.*\(0, 1\]"):
+            Members("on", max_probability=bound)
 
 
 # --- ρ = 1_stable · π/π_ref · A --------------------------------------------------------------------------------------
@@ -115,6 +140,7 @@ def test_table_of_rho(method: str, loss: PolicyGradient, rho: float) -> None:
 
 REFERENCES = [OldPolicy(), CurrentPolicy(), One(), *(Shaped(name, gamma=0.2) for name in SHAPES)]
 REFERENCES += [Shaped("p_div_p", minimum=0.3, maximum=0.8), Shaped("none", maximum=0.5)]
+REFERENCES += [ShapedRatio(name, gamma=0.2) for name in RATIO_SHAPES[1:]]
 STABILISERS = [NoStabiliser(), PPOClip(0.2, 0.28), PPOClip(0.2, 0.2, dual=3.0), PPOClip(0.0, 0.0, dual=1.5)]
 
 
@@ -146,7 +172,8 @@ def test_statistics_are_detached_and_bounded(random_batch: Callable) -> None:
     tensors = random_batch(3, rows=4, width=6)
     tensors["log_probs"].requires_grad_()
     statistics = PolicyGradient(OldPolicy(), "advantages", PPOClip(0.2, 0.2, dual=3.0)).statistics(tensors)
-    assert set(statistics) == {"ratio", "kept", "clipfrac", "clipfrac_lower"}
+    assert set(statistics) == {"weight", "ratio", "kept", "clipfrac", "clipfrac_lower"}
+    assert torch.equal(statistics["weight"], torch.ones(4, 6))  # no token weight: 1
     for value in statistics.values():
         assert value.shape == (4, 6)
         assert not value.requires_grad
@@ -256,6 +283,8 @@ def test_entropy_reads_entropys() -> None:
         (PolicyGradient(Shaped("p_div_p"), "advantages"), {"advantages"}),
         (PolicyGradient(Shaped("reject"), "advantages"), {"advantages", "uniforms"}),
         (PolicyGradient(Shaped("target_prob"), "advantages"), {"advantages", "target_probs"}),
+        (PolicyGradient(ShapedRatio("logp"), "advantages"), {"advantages", "old_log_probs"}),
+        (PseudoLikelihood(0.1), {"scores", "ref_log_prob"}),
         (KL(), {"ref_log_prob"}),
         (Entropy(), set()),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from unify_posttrain.tasks import arithmetic
+from unify_posttrain.tasks import arithmetic, files
 
 CONF = Path(__file__).parents[2] / "conf"
 SPLITS = {
@@ -189,6 +190,9 @@ def test_rows_are_consistent_and_their_demonstrations_verify() -> None:
         truth, (a, b) = row["reward_model"]["ground_truth"], problem(row)
         assert truth == str(a + b)
         assert score(row["target"][0]["content"], truth) == 1.0
+        # a sentence per line: the newline belongs to the line, so that any first lines are a prefix of the target
+        assert len(row["hint"]) == row["extra_info"]["digits"] + 1
+        assert all(line.endswith("\n") for line in row["hint"][:-1]) and "".join(row["hint"]) == row["target"][0]["content"]
         assert {len(str(a)), len(str(b))} == {row["extra_info"]["digits"]}
         assert (row["prompt"][0]["role"], row["target"][0]["role"]) == ("user", "assistant")
         assert (row["ability"], row["reward_model"]["style"]) == ("arithmetic", "rule")
@@ -242,6 +246,30 @@ def test_bad_split_settings(splits: dict, message: str) -> None:
         arithmetic.build_rows(splits, 0)
 
 
+def test_rows_by_hand() -> None:
+    """Rows of one seed, all columns: what they hold must not change without a new MANIFEST_FORMAT."""
+    rows = arithmetic.build_rows({"hard": {"digits": [2], "train": 1, "test": 1}}, seed=0)
+    assert rows[0] == {
+        "data_source": "arithmetic_hard",
+        "prompt": [{"role": "user", "content": "65+92="}],
+        "target": [{"role": "assistant", "content": "5+2+0=07\n6+9+0=15\nanswer 157"}],
+        "hint": ["5+2+0=07\n", "6+9+0=15\n", "answer 157"],
+        "ability": "arithmetic",
+        "reward_model": {"style": "rule", "ground_truth": "157"},
+        "extra_info": {"index": 0, "split": "train", "digits": 2},
+    }
+    assert rows[1]["prompt"][0]["content"] == "65+47=" and rows[1]["extra_info"] == {"index": 0, "split": "test", "digits": 2}
+
+
+def test_pretraining_examples_forget_carries_as_often_as_asked() -> None:
+    source = arithmetic.PretrainingExamples({"digits": {"2": 0.5, 3: 0.5}, "careless": {"3": 1.0}})
+    question_length, solution_length = map(len, source.longest)
+    for question, solution in source.draw(random.Random(0), 200):
+        a, b = (int(part) for part in question.rstrip("=").split("+"))
+        assert solution == arithmetic.worked_solution(a, b, careless=a > 99)
+        assert len(question) <= question_length and len(solution) <= solution_length
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -268,7 +296,7 @@ def test_datasets_reads_the_files(tmp_path: Path) -> None:
 def test_manifest_and_cheap_second_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = arithmetic.write_splits(tmp_path, SETTINGS)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["seed"] == 3 and manifest["rows"] == {"train.parquet": 40, "test.parquet": 30}
+    assert manifest["format"] == arithmetic.MANIFEST_FORMAT and manifest["rows"] == {"train.parquet": 40, "test.parquet": 30}
     assert manifest["settings"] == {"seed": 3, "splits": SPLITS}
     assert sorted(manifest["sha256"]) == ["test.parquet", "train.parquet"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "test.parquet", "train.parquet"]
@@ -289,7 +317,7 @@ def test_damaged_files_are_rebuilt(tmp_path: Path, damage: str) -> None:
         (tmp_path / "manifest.json").write_text("{")
     arithmetic.write_splits(tmp_path, SETTINGS)
     assert train.read_bytes() == good
-    assert json.loads((tmp_path / "manifest.json").read_text())["seed"] == 3
+    assert json.loads((tmp_path / "manifest.json").read_text())["settings"]["seed"] == 3
 
 
 def test_other_settings_rebuild(tmp_path: Path) -> None:
@@ -316,5 +344,5 @@ def test_the_shipped_configuration_fits_its_lengths(monkeypatch: pytest.MonkeyPa
     # one token per character, plus eos; the prompt has three special tokens around it
     assert len(arithmetic.worked_solution(biggest, biggest)) + 1 <= config.data.max_response_length
     assert len(arithmetic.question(biggest, biggest)) + 3 <= config.data.max_prompt_length
-    rows = arithmetic.build_rows(arithmetic.plain(config.prepare.task.splits), config.prepare.task.seed)
+    rows = arithmetic.build_rows(files.plain(config.prepare.task.splits), config.prepare.task.seed)
     assert {row["data_source"] for row in rows if row["extra_info"]["split"] == "train"} == {"arithmetic_hard"}

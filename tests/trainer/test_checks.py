@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from unify_posttrain.algorithms import ALGORITHMS
 from unify_posttrain.config import check_choices, compose_config
 from unify_posttrain.tasks.arithmetic import write_splits
 from unify_posttrain.tasks.tiny_model import build_base_model
@@ -59,15 +60,16 @@ def train_file(home: Path, tmp_path: Path):
     return write
 
 
-@pytest.mark.parametrize("algorithm", ["hpt", "luffy", "sft", "grpo", "dr_grpo"])
+@pytest.mark.parametrize("algorithm", ["hpt", "luffy", "sft", "grpo", "dr_grpo", "ppo"])
 def test_good_input_passes_and_is_described(compose, algorithm) -> None:
     config = compose(f"algorithm={algorithm}", "trainer.total_training_steps=8")
     assert check_config(config).name == algorithm
     report = check_data(config)
     assert (report.train_rows, report.train_dropped, report.val_rows) == (64, 0, 12)
     text = describe_run(config, report)
-    rollouts = {"hpt": 128, "luffy": 112, "sft": 0, "grpo": 128, "dr_grpo": 128}[algorithm]
+    rollouts = {"hpt": 128, "luffy": 112, "sft": 0, "grpo": 128, "dr_grpo": 128, "ppo": 128}[algorithm]
     assert f"16 prompts -> {rollouts} rollouts" in text and "nothing was started" in text
+    assert ("\ncritic  " in text) == (algorithm == "ppo")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,11 @@ def test_good_input_passes_and_is_described(compose, algorithm) -> None:
         (["fusion.shaping.gamma=0", "algorithm=luffy"], r"fusion\.shaping\.gamma=0"),
         (["actor_rollout_ref.rollout.temperature=0.7"], r"temperature=0\.7.*allow_tempered_nll"),
         (["algorithm=sft", "fusion.demo.missing=rl"], r"fusion\.demo\.missing=rl.*sft"),
-        (["algorithm.adv_estimator=gae"], r"adv_estimator=gae.*use grpo"),
+        (["algorithm.adv_estimator=gae"], r"adv_estimator=gae.*algorithm=hpt has no critic; use grpo, or algorithm=ppo"),
+        (["algorithm.adv_estimator=gae", "algorithm=grpo"], r"adv_estimator=gae.*algorithm=grpo has no critic"),
+        (["critic.enable=true", "algorithm=grpo"], r"critic\.enable=true: algorithm=grpo.*null, or use algorithm=ppo"),
+        (["trainer.critic_warmup=3"], r"critic_warmup=3: algorithm=hpt has no critic.*set it to 0"),
+        (["algorithm.adv_estimator=remax"], r"adv_estimator=remax needs a greedy rollout.*use grpo"),
         (["algorithm.use_kl_in_reward=true"], r"use_kl_in_reward=true.*use_kl_loss"),
         (["actor_rollout_ref.actor.policy_loss.loss_mode=gspo"], r"loss_mode=gspo is not supported"),
         (["actor_rollout_ref.rollout.skip_rollout=true"], r"skip_rollout=True is not supported"),
@@ -112,6 +118,46 @@ def test_configuration_mistakes(compose, overrides, message) -> None:
         check_all(compose("algorithm=hpt", *overrides))
 
 
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["algorithm.adv_estimator=grpo"], r"adv_estimator=grpo does not read the critic of algorithm=ppo; set it to gae"),
+        (["critic.enable=false"], r"critic\.enable=false: algorithm=ppo.*set it to null"),
+        (["trainer.critic_warmup=40"], r"critic_warmup=40 exceeds trainer\.total_training_steps=36.*lower it"),
+        (["critic.loss_agg_mode=seq-mean-token-sum-norm"], r"critic\.loss_agg_mode=seq.*-norm; choose one of token-mean"),
+        (["critic.shuffle=true"], r"critic\.shuffle=true is not supported"),
+        (["algorithm.use_pf_ppo=true"], r"use_pf_ppo=true is not supported"),
+        (["critic.strategy=megatron"], r"critic\.strategy=megatron is not supported"),
+        (["critic.strategy=fsdp"], r"critic\.strategy=fsdp cannot run on CPU; use fsdp2"),
+        (["critic.model.path=/nowhere/critic"], r"critic\.model\.path=/nowhere/critic holds no config\.json"),
+        (["critic.ppo_mini_batch_size=6"], r"train_batch_size=16 must be a multiple of critic\.ppo_mini_batch_size=6"),
+        (["critic.ppo_micro_batch_size_per_gpu=48"], r"64 rows.*critic\.ppo_micro_batch_size_per_gpu=48 does not divide"),
+        (["critic.ppo_micro_batch_size_per_gpu=null"], r"critic\.ppo_micro_batch_size_per_gpu=None is not set"),
+        (["critic.forward_micro_batch_size_per_gpu=0"], r"critic\.forward_micro_batch_size_per_gpu=0 is not set"),
+        (
+            ["critic.use_dynamic_bsz=true", "critic.forward_max_token_len_per_gpu=79"],
+            r"forward_max_token_len_per_gpu=79 is smaller than one row.*= 80; raise it",
+        ),
+        (
+            ["trainer.n_gpus_per_node=2", "actor_rollout_ref.rollout.n=1", "critic.ppo_mini_batch_size=1",
+             "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4"],
+            r"critic\.ppo_mini_batch_size=1 x rollout\.n=1 rows cannot be dealt to 2 ranks",
+        ),
+    ],
+)  # fmt: skip
+def test_critic_mistakes(compose, overrides, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_config(compose("algorithm=ppo", *overrides))
+
+
+@pytest.mark.parametrize("hardware", [(), ("hardware=gpu_1", "+dry_run=true"), ("hardware=node_8gpu", "+dry_run=true")])
+def test_one_rollout_is_enough_for_a_critic(compose, hardware) -> None:
+    single = ("actor_rollout_ref.rollout.n=1", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8", *hardware)
+    assert check_config(compose("algorithm=ppo", *single)).needs_critic
+    with pytest.raises(ValueError, match=r"rollout\.n=1.*2 or more"):
+        check_config(compose("algorithm=grpo", *single))
+
+
 def check_all(config) -> None:
     check_config(config)
     check_data(config)
@@ -119,7 +165,7 @@ def check_all(config) -> None:
 
 def test_unknown_group_choice_lists_the_known_ones() -> None:
     with pytest.raises(
-        ValueError, match=r"algorithm=hpd is unknown; choose one of dr_grpo, grpo, hpt, luffy, sft; did you mean hpt"
+        ValueError, match=rf"algorithm=hpd is unknown; choose one of {', '.join(sorted(ALGORITHMS))}; did you mean hpt"
     ):
         check_choices(["algorithm=hpd"])
     with pytest.raises(ValueError, match="hardware=gpu is unknown"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -36,13 +37,15 @@ class RecordingActor(FusionActor):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.gradients: list[dict[str, torch.Tensor]] = []
+        self.clips: list[float] = []
 
-    def _clip_and_step(self):
+    def _clip_and_step(self, grad_clip):
         def full(gradient):
             return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient.clone()
 
         named = {name: full(p.grad) for name, p in self.actor_module.named_parameters() if p.grad is not None}
         self.gradients.append(named)
+        self.clips.append(grad_clip)
         norm = torch.sqrt(sum(g.double().square().sum() for g in named.values()))
         return float(norm), True
 
@@ -64,17 +67,22 @@ def make_model() -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config).float()
 
 
+@cache
+def _composed(*overrides: str):
+    return OmegaConf.to_container(compose_config([*BASE, *overrides]).actor_rollout_ref.actor, resolve=True)
+
+
 def make_actor(*overrides: str, module=None, recording: bool = True):
     start_group()
-    config = compose_config([*BASE, *overrides])
-    actor_config = omega_conf_to_dataclass(OmegaConf.create(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True)))
+    actor_config = omega_conf_to_dataclass(OmegaConf.create(_composed(*overrides)))
     module = make_model() if module is None else module
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     return (RecordingActor if recording else FusionActor)(actor_config, module, optimizer)
 
 
-def make_batch(rows: int, demonstrations: int, padding: int = 0, seed: int = 0) -> DataProto:
-    """Random rows: `demonstrations` of them off-policy (first), `padding` silent (last), lengths from 1 to T."""
+def make_batch(rows: int, demonstrations: int, padding: int = 0, seed: int = 0, hints: int = 0) -> DataProto:
+    """Random rows with every stream that a term can name: `demonstrations` of them off-policy (first), `padding` silent (last),
+    `hints` of the rollouts begin with up to two tokens of a hint; lengths from 1 to T."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, RESPONSE + 1, (rows,), generator=generator)
     prompts = torch.randint(1, PROMPT + 1, (rows,), generator=generator)
@@ -89,18 +97,28 @@ def make_batch(rows: int, demonstrations: int, padding: int = 0, seed: int = 0) 
         response_mask[-padding:] = 0
     demo = kinds == 1
     advantage = torch.randn(rows, 1, generator=generator)
+    hint = torch.zeros(rows, RESPONSE, dtype=torch.bool)
+    hint[demonstrations : demonstrations + hints, :2] = response_mask[demonstrations : demonstrations + hints, :2].bool()
+    response_mask[hint] = 0
+    solved = (torch.rand(rows, generator=torch.Generator().manual_seed(seed)) < 0.5).float()
     tensors = {
         "input_ids": input_ids * attention,
         "responses": (input_ids * attention)[:, PROMPT:],
         "attention_mask": attention,
         "position_ids": (attention.cumsum(-1) - 1).clamp(min=0),
         "response_mask": response_mask,
-        "prefix_mask": response_mask.bool() & demo[:, None],
+        "prefix_mask": response_mask.bool() & demo[:, None] | hint,
         "old_log_probs": -4 + torch.randn(rows, RESPONSE, generator=generator),
         "ref_log_prob": -4 + torch.randn(rows, RESPONSE, generator=generator),
         "advantages": advantage * response_mask,
         "rl_weight": torch.where(kinds == 0, torch.rand(rows, generator=generator) + 0.5, 0.0),
         "sft_weight": torch.where(demo, 1.0, 0.0),
+        "solved": solved,
+        "unsolved": 1 - solved,
+        "scores": 2 * solved - 1,
+        "batch_entropy": torch.full((rows,), 1.5),
+        "uniforms": torch.rand(rows, RESPONSE, generator=torch.Generator().manual_seed(seed)),
+        "target_probs": torch.rand(rows, RESPONSE, generator=torch.Generator().manual_seed(seed)),
     }
     uids = object_column([f"group-{row // 4}" for row in range(rows)])
     meta = {"temperature": 1.0, "mini_batches": 1, "term_scales": {"rl": 0.75, "sft": 0.25}, "pad_token_id": 0}

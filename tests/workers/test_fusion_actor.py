@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from .actor_kit import gradient_distance, make_actor, make_batch, make_model, start_group
+from unify_posttrain.algorithms import ALGORITHMS
+
+from .actor_kit import RESPONSE, gradient_distance, make_actor, make_batch, make_model, start_group
 
 HPT = ("algorithm=hpt", "fusion.clip=ppo", "actor_rollout_ref.actor.use_kl_loss=true")
 LUFFY = ("algorithm=luffy", "fusion.agg.rl=token-mean")
@@ -72,6 +74,31 @@ def test_order_of_rows_and_padding_rows_change_nothing(mode) -> None:
     assert gradient_distance(with_padding, reference) < TOLERANCE
 
 
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_no_algorithm_depends_on_micro_batches_order_or_padding(name) -> None:
+    """Two mini-batches of seven rows, each with rollouts, hints and demonstrations."""
+    actor = make_actor(f"algorithm={name}")
+
+    def gradients(rows: list[int], micro: int, silent: tuple[int, ...] = ()):
+        batch = make_batch(rows=14, demonstrations=5, hints=4).select_idxs(np.array(rows))
+        for stream in ("response_mask", "prefix_mask", "rl_weight", "sft_weight"):
+            batch.batch[stream][list(silent)] = 0
+        batch.meta_info["mini_batches"] = 2
+        actor.gradients, actor.config.ppo_micro_batch_size_per_gpu = [], micro
+        return actor, actor.update_policy(batch), actor.gradients
+
+    first, second = [0, 1, 6, 10, 7, 11, 2], [3, 8, 4, 9, 12, 5, 13]
+    _, metrics, reference = gradients([*first, *second], micro=7)
+    assert len(reference) == 2 and all(sum(g.abs().sum() for g in step.values()) > 0 for step in reference)
+    reordered = [*first[::-1], 6, *second[3:], *second[:3], 0]  # with a masked copy of a row at the end of each
+    for rows, micro, silent in (([*first, *second], 1, ()), ([*first, *second], 3, ()), (reordered, 3, (7, 15))):
+        _, found, mine = gradients(rows, micro, silent)
+        for a, b in zip(mine, reference, strict=True):
+            assert gradient_distance(a, b) < TOLERANCE
+        for key, value in metrics.items():
+            assert found[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
+
+
 def test_likelihood_gradient_is_that_of_mean_nll() -> None:
     """sft on four demonstrations: the gradient of transformers' own cross entropy over the same tokens."""
     batch = make_batch(rows=4, demonstrations=4)
@@ -91,6 +118,72 @@ def test_likelihood_gradient_is_that_of_mean_nll() -> None:
     assert gradient_distance(mine, reference) < 1e-5
     assert metrics["fusion/sft_loss"] == pytest.approx(float(loss), rel=1e-5)
     assert metrics["fusion/rl_loss"] == 0.0
+
+
+# Replay: the second objective of an algorithm
+
+
+def demonstrations_only(rows: int, **meta):
+    """What the trainer's replayer sends: model inputs and masks, nothing of rollouts."""
+    batch = make_batch(rows=rows, demonstrations=rows).select(
+        batch_keys=["input_ids", "responses", "attention_mask", "position_ids", "response_mask", "prefix_mask"]
+    )
+    batch.meta_info = {"objective": "replay", "temperature": 1.0, "mini_batches": 1, "epochs": 1, "grad_clip": 1e9, **meta}
+    return batch
+
+
+def test_replayed_demonstrations_are_trained_by_the_replay_terms() -> None:
+    """NLL - α H over the demonstration tokens, from transformers' own logits."""
+    actor = make_actor("algorithm=relift", "fusion.relift.entropy_coeff=0.05")
+    batch = demonstrations_only(4, epochs=3, grad_clip=0.7)
+    metrics = actor.update_policy(batch)
+    assert len(actor.gradients) == 3 and actor.clips == [0.7] * 3
+    model, t = make_model(), batch.batch
+    logits = model(input_ids=t["input_ids"], attention_mask=t["attention_mask"], position_ids=t["position_ids"]).logits
+    log_probs = logits[:, -RESPONSE - 1 : -1].log_softmax(dim=-1)
+    mask = t["response_mask"].bool()
+    nll = -log_probs.gather(-1, t["responses"].unsqueeze(-1)).squeeze(-1)[mask].mean()
+    entropy = -(log_probs.exp() * log_probs).sum(dim=-1)[mask].mean()
+    (nll - 0.05 * entropy).backward()
+    reference = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    for gradient in actor.gradients:  # nothing is stepped here, so that every epoch sees the same model
+        assert gradient_distance(gradient, reference) < 1e-5
+    assert metrics["fusion/sft_nll"] == pytest.approx(nll.item(), rel=1e-5)
+    assert metrics["fusion/total_loss"] == pytest.approx((nll - 0.05 * entropy).item(), rel=1e-5)
+    # without the mark in meta_info the same batch lacks what reinforcement learning reads
+    del batch.meta_info["objective"]
+    with pytest.raises(KeyError, match=r"relift.*old_log_probs"):
+        actor.update_policy(batch)
+
+
+def test_replay_steps_through_its_mini_batches_at_its_own_clip() -> None:
+    actor = make_actor("algorithm=relift", recording=False)  # SGD at 0.1: a step as long as 0.1 x the clipped norm
+    before = {name: p.clone() for name, p in actor.actor_module.named_parameters()}
+    metrics = actor.update_policy(demonstrations_only(6, mini_batches=1, grad_clip=0.01))
+    assert metrics["actor/grad_norm"] > 0.01 and metrics["fusion/optimizer_steps"] == 1
+    moved = torch.sqrt(sum((p - before[name]).double().square().sum() for name, p in actor.actor_module.named_parameters()))
+    assert moved.item() == pytest.approx(0.1 * 0.01, rel=1e-3)
+    assert actor.update_policy(demonstrations_only(6, mini_batches=3, epochs=2))["fusion/optimizer_steps"] == 6
+
+
+# Phases
+
+
+def test_phases_have_terms_of_their_own() -> None:
+    """SFT first, then GRPO, as if each were the algorithm of the run."""
+    actor = make_actor("algorithm=sft_then_rl")
+    assert not actor.needs_entropy
+    for phase, (name, demonstrations) in enumerate((("sft", 4), ("grpo", 0))):
+        actor.start_phase(phase)
+        actor.gradients = []
+        batch = make_batch(rows=4, demonstrations=demonstrations)
+        metrics = actor.update_policy(batch)
+        (reference,), expected = update(batch, f"algorithm={name}")
+        assert gradient_distance(actor.gradients[0], reference) == 0.0
+        assert metrics == expected
+    assert actor.needs_entropy  # GRPO's bonus
+    actor.start_phase(0)
+    assert not actor.needs_entropy and [term.name for term in actor.terms] == ["sft"]
 
 
 def _unweighted(demonstrations: int):
@@ -130,15 +223,18 @@ def test_a_step_over_the_norm_limit_is_skipped_and_counted() -> None:
     assert all(torch.equal(before[name], p) for name, p in actor.actor_module.named_parameters())
 
 
-def test_non_finite_gradient_is_skipped_and_its_groups_are_named(caplog) -> None:
-    actor = make_actor("algorithm=hpt", "fusion.max_grad_norm=80", recording=False)
+@pytest.mark.parametrize("limit", ["80", "null"])
+def test_non_finite_gradient_is_skipped_and_its_groups_are_named(caplog, limit) -> None:
+    actor = make_actor("algorithm=hpt", f"fusion.max_grad_norm={limit}", recording=False)
     with torch.no_grad():
         actor.actor_module.model.embed_tokens.weight[7] = float("nan")
     batch = make_batch(rows=4, demonstrations=1)
     batch.batch["input_ids"][2, -1] = batch.batch["responses"][2, -1] = 7
     batch.batch["input_ids"][2, 6] = 7
+    before = {name: p.clone() for name, p in actor.actor_module.named_parameters()}
     metrics = actor.update_policy(batch)
-    assert metrics["fusion/grad_skipped"] == 1
+    assert metrics["fusion/grad_skipped"] == 1 and metrics["fusion/optimizer_steps"] == 0
+    assert all(torch.equal(before[name], p) for name, p in actor.actor_module.named_parameters() if "embed" not in name)
     assert "group-0" in caplog.text
 
 
@@ -152,47 +248,57 @@ def test_missing_stream_names_it_and_the_algorithm() -> None:
 # Ranks
 
 
-def _rank(rank: int, world: int, path: str, uneven: bool) -> None:
-    """One of two FSDP2 ranks: its half of the rows, its full gradient written to a file."""
+RANKED = {  # name -> overrides; one start of two processes serves all
+    "hpt": HPT,
+    "hpt dynamic": (*HPT, "actor_rollout_ref.actor.use_dynamic_bsz=true", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=16"),
+    "srft": ("algorithm=srft",),
+    "uft": ("algorithm=uft",),
+    "psft": ("algorithm=psft",),
+    "online_sft pseudo": ("algorithm=online_sft", "fusion.online_sft.form=pseudo"),
+}
+
+
+def _ranked_batch():
+    """Demonstrations stand first: with five of twelve rows rank 1 has none at all."""
+    batch = make_batch(rows=12, demonstrations=5, hints=3)
+    batch.meta_info["mini_batches"] = 1
+    return batch
+
+
+def _rank(rank: int, world: int, path: str) -> None:
+    """One of two FSDP2 ranks: its half of the rows; what every algorithm makes of them, written to a file."""
     torch.set_num_threads(1)
     start_group(rank, world, path + ".meeting")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    module = make_model()
     mesh = init_device_mesh("cpu", (world,))
-    for layer in module.model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(module, mesh=mesh)
-    flags = ("actor_rollout_ref.actor.use_dynamic_bsz=true", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=16")
-    actor = make_actor(*HPT, *(flags if uneven else ()), module=module)
-    # Demonstrations stand first: with five of twelve rows rank 1 has none at all.
-    batch = _batch()
-    halves = batch.select_idxs(np.arange(rank * 6, rank * 6 + 6))
-    halves.meta_info = {**batch.meta_info, "mini_batches": 1}
-    halves.batch["old_log_probs"] = batch.batch["old_log_probs"][rank * 6 : rank * 6 + 6]
-    actor._old_is_current = lambda tensors: tensors["old_log_probs"]
-    metrics = actor.update_policy(halves)
-    if rank == 0:
-        torch.save({"gradient": actor.gradients[0], "metrics": metrics, "steps": len(actor.gradients)}, path)
-    else:
-        torch.save({"metrics": metrics, "steps": len(actor.gradients)}, path + ".1")
+    results = {}
+    for name, flags in RANKED.items():
+        module = make_model()
+        for layer in module.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        actor = make_actor(*flags, module=module)
+        actor._old_is_current = lambda tensors: tensors["old_log_probs"]
+        metrics = actor.update_policy(_ranked_batch().select_idxs(np.arange(rank * 6, rank * 6 + 6)))
+        results[name] = {"gradient": actor.gradients[0], "metrics": metrics, "steps": len(actor.gradients)}
+    torch.save(results, f"{path}.{rank}")
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_two_ranks_equal_one(tmp_path, dynamic) -> None:
-    actor = make_actor(*HPT)
-    actor._old_is_current = lambda tensors: tensors["old_log_probs"]
-    batch = _batch()
-    batch.meta_info["mini_batches"] = 1
-    metrics = actor.update_policy(batch)
+def test_two_ranks_equal_one(tmp_path) -> None:
     path = str(tmp_path / "rank")
-    mp.spawn(_rank, args=(2, path, dynamic), nprocs=2)
-    first, second = torch.load(path), torch.load(path + ".1")
-    reference = {name.replace("_fsdp_wrapped_module.", ""): g for name, g in first["gradient"].items()}
-    assert gradient_distance(actor.gradients[0], reference) < TOLERANCE
-    assert first["steps"] == second["steps"] == len(actor.gradients)
-    assert sorted(first["metrics"]) == sorted(second["metrics"]) == sorted(metrics)
-    for key, value in metrics.items():
-        assert first["metrics"][key] == second["metrics"][key] == pytest.approx(value, rel=1e-5, abs=1e-7), key
+    mp.spawn(_rank, args=(2, path), nprocs=2)
+    found = [torch.load(f"{path}.{rank}") for rank in range(2)]
+    for name, flags in RANKED.items():
+        actor = make_actor(*flags)
+        actor._old_is_current = lambda tensors: tensors["old_log_probs"]
+        metrics = actor.update_policy(_ranked_batch())
+        for result in (each[name] for each in found):
+            gradient = {key.replace("_fsdp_wrapped_module.", ""): g for key, g in result["gradient"].items()}
+            assert gradient_distance(actor.gradients[0], gradient) < TOLERANCE, name
+            assert result["steps"] == len(actor.gradients)
+            assert sorted(result["metrics"]) == sorted(metrics)
+            for key, value in metrics.items():
+                assert result["metrics"][key] == pytest.approx(value, rel=1e-5, abs=1e-7), (name, key)

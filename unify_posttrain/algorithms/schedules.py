@@ -63,17 +63,6 @@ def warmup_cosine(step: int, total: int, start: float, warmup_ratio: float, floo
     return float(floor)
 
 
-def steps_of_episodes(episodes: int, prompts_per_step: int, accumulation: int = 1) -> int:
-    """Training steps that see so many prompts (Online SFT): max(1, ceil(episodes / prompts_per_step) // accumulation).
-
-    >>> steps_of_episodes(30000, prompts_per_step=16)
-    1875
-    """
-    if min(episodes, prompts_per_step, accumulation) < 1:
-        raise ValueError(f"fusion.online_sft.episodes={episodes} and prompts per step={prompts_per_step} must be at least 1")
-    return max(1, -(-episodes // prompts_per_step) // accumulation)
-
-
 def _check_step(step: int) -> None:
     if step < 0:
         raise ValueError(f"step={step}: a schedule counts steps from 0")

@@ -148,8 +148,8 @@ def teacher_probabilities(row: Mapping[str, Any], row_id: int, tokens: int) -> t
     numbers = () if value is None else tuple(float(number) for number in value)
     if len(numbers) not in (tokens, tokens - 1) or any(not 0 <= number <= 1 for number in numbers):
         raise ValueError(
-            f"training row {row_id}: column 'target_probs' must hold {tokens} probabilities, one per target token with EOS, and holds "
-            f"{len(numbers)} numbers; fusion.shaping.name=target_prob reads them"
+            f"training row {row_id}: column 'target_probs' must hold {tokens} probabilities, one per target token with EOS, and "
+            f"holds {len(numbers)} numbers; fusion.shaping.name=target_prob reads them"
         )
     return (*numbers, *(1.0,) * (tokens - len(numbers)))
 

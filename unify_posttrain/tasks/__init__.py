@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unify_posttrain.tasks.arithmetic import write_splits
+from unify_posttrain.tasks import arithmetic, countdown
 
 # prepare.task.name -> writer of the task's data files.
-PREPARERS: dict[str, Callable[[Path, Mapping[str, Any]], dict[str, Path]]] = {"arithmetic": write_splits}
+PREPARERS: dict[str, Callable[[Path, Mapping[str, Any]], dict[str, Path]]] = {
+    "arithmetic": arithmetic.write_splits,
+    "countdown": countdown.write_splits,
+}
 
 __all__ = ["PREPARERS"]

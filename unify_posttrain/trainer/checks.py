@@ -11,6 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.algorithms import Algorithm, build_algorithm
+from unify_posttrain.config import steps_of_episodes
 from unify_posttrain.experience.rules import OnPolicy
 from unify_posttrain.objective import CurrentPolicy, PolicyGradient
 from unify_posttrain.trainer.critic_checks import check_critic
@@ -135,8 +136,8 @@ def _check_unsupported(config: DictConfig, algorithm: Algorithm) -> None:
         )
     if config.algorithm.use_kl_in_reward and algorithm.one_update:
         raise ValueError(
-            f"algorithm.use_kl_in_reward=true counts the KL of algorithm={algorithm.name} twice: its reward holds fusion.online_sft.beta "
-            "times it already; set it to false"
+            f"algorithm.use_kl_in_reward=true counts the KL of algorithm={algorithm.name} twice: its reward holds it, times "
+            "fusion.online_sft.beta; set it to false"
         )
     if config.algorithm.use_kl_in_reward and needs_target:
         raise ValueError(
@@ -171,6 +172,12 @@ def _check_batch(config: DictConfig, algorithm: Algorithm) -> None:
         raise ValueError(
             f"algorithm={algorithm.name} holds for rollouts of the current policy: one update per batch, so set "
             f"actor_rollout_ref.actor.ppo_mini_batch_size={batch} (it is {mini}) and ppo_epochs=1 (it is {actor.ppo_epochs})"
+        )
+    episodes = algorithm.fusion.online_sft.episodes
+    if episodes is not None and config.trainer.total_training_steps != steps_of_episodes(episodes, batch):
+        raise ValueError(
+            f"fusion.online_sft.episodes={episodes} at {batch} prompts a step are {steps_of_episodes(episodes, batch)} steps, "
+            f"trainer.total_training_steps={config.trainer.total_training_steps}; set one of them"
         )
     shards = ranks // actor.ulysses_sequence_parallel_size
     if not actor.use_dynamic_bsz and batch * rollout.n % ranks:

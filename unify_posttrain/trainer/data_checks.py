@@ -53,7 +53,7 @@ def check_data(config: DictConfig) -> DataReport:
     rules = [phase.algorithm.experience for phase in algorithm.phases]
     if any(rule.needs_hint for rule in rules) and HINT_COLUMN not in train.dataframe.column_names:
         raise ValueError(
-            f"data.train_files have no column '{HINT_COLUMN}' (list of sentences), which algorithm={algorithm.name} reads its hints "
+            f"data.train_files have no column '{HINT_COLUMN}' (list of sentences), which algorithm={algorithm.name} reads hints "
             f"from; present: {', '.join(train.dataframe.column_names)}"
         )
     without_target = None

@@ -67,7 +67,7 @@ def opening_columns(openings: Sequence[Opening]) -> dict[str, np.ndarray]:
 
 
 def opening_metrics(openings: Sequence[tuple[Opening, ...]]) -> dict[str, float]:
-    """`fusion/hint_frac`: mean part of the solution that rollouts were given; `fusion/hint_shortened`: prompts whose did not fit."""
+    """`fusion/hint_frac`: mean part of the solution that rollouts were given; `fusion/hint_shortened`: prompts whose was cut."""
     given = [opening.share for row in openings for opening in row]
     return {
         "fusion/hint_frac": float(np.mean(given)) if given else 0.0,

@@ -33,7 +33,8 @@ def _check_overlong_penalty(config: DictConfig) -> None:
     if manager not in ("dapo", "DAPORewardManager"):
         if penalty.get("enable"):
             raise ValueError(
-                f"{PENALTY}.enable=true, but reward.reward_manager.name={manager} reads no length penalty; set it to dapo"
+                f"{PENALTY}.enable=true, but reward.reward_manager.name={manager} reads no length penalty; set it to "
+                f"dapo, or {PENALTY}.enable=false"
             )
         return
     longest = OmegaConf.select(config, "reward.reward_kwargs.max_resp_len")

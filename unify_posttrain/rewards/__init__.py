@@ -1,0 +1,1 @@
+"""Rewards that are more than one task's: pure functions and models, without verl or Ray."""

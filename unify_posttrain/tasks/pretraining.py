@@ -1,0 +1,114 @@
+"""Pretraining of the tiny base model: next-token prediction on worked solutions of a task, drawn afresh in every step."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+
+from unify_posttrain.tasks import arithmetic, countdown
+
+IGNORE_INDEX = -100
+
+_KEYS = ("task", "steps", "batch_size", "lr", "betas", "weight_decay", "warmup_ratio", "grad_clip")
+
+
+class ExampleSource(Protocol):
+    """Worked examples of a task. Made from ``prepare.model.pretraining``, of which it reads the keys ``KEYS``."""
+
+    KEYS: tuple[str, ...]
+
+    def __init__(self, settings: Mapping[str, Any]) -> None: ...
+
+    @property
+    def longest(self) -> tuple[str, str]:
+        """A question and a solution with at least as many characters as any that is drawn."""
+        ...
+
+    def draw(self, generator: random.Random, count: int) -> list[tuple[str, str]]:
+        """``count`` pairs of a question and a solution; the generator decides all of it."""
+        ...
+
+
+# prepare.model.pretraining.task -> where the examples come from.
+SOURCES: dict[str, type[ExampleSource]] = {
+    "arithmetic": arithmetic.PretrainingExamples,
+    "countdown": countdown.PretrainingExamples,
+}
+
+
+def pretraining_keys(training: Mapping[str, Any]) -> set[str]:
+    """The keys that ``training`` has to have, given its ``task``; ValueError if that names none."""
+    task = training.get("task")
+    if task not in SOURCES:
+        raise ValueError(f"pretraining.task={task!r} is unknown; choose one of {', '.join(sorted(SOURCES))}")
+    return {*_KEYS, *SOURCES[task].KEYS}
+
+
+def example_source(training: Mapping[str, Any]) -> ExampleSource:
+    """The source that ``training`` asks for; ValueError (key, value, remedy) for settings it cannot draw from."""
+    return SOURCES[training["task"]](training)
+
+
+def encode_examples(tokenizer: PreTrainedTokenizerFast, examples: Sequence[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and labels of B examples (question, solution), padded on the right to T.
+
+    A row is chat template, generation prompt, solution, eos: what post-training shows and samples.
+
+    Returns:
+        ids [B, T] int64 and labels [B, T] int64, the latter ``IGNORE_INDEX`` on prompt and padding.
+    """
+    chats = [[{"role": "user", "content": question}] for question, _ in examples]
+    prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True)
+    solutions = [solution + tokenizer.eos_token for _, solution in examples]
+    targets = tokenizer(solutions, add_special_tokens=False)["input_ids"]
+    width = max(len(prompt) + len(target) for prompt, target in zip(prompts, targets, strict=True))
+    ids = torch.full((len(examples), width), tokenizer.pad_token_id)
+    labels = torch.full_like(ids, IGNORE_INDEX)
+    for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
+        end = len(prompt) + len(target)
+        ids[row, :end] = torch.tensor(prompt + target)
+        labels[row, len(prompt) : end] = ids[row, len(prompt) : end]
+    return ids, labels
+
+
+def pretrain(
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    training: Mapping[str, Any],
+    seed: int,
+    progress: Callable[[int, int, float], None] | None,
+) -> None:
+    """Next-token prediction on fresh problems; linear warm-up, then a cosine to zero. Changes ``model`` in place.
+
+    Args:
+        training: the keys of ``prepare.model.pretraining``, as :func:`check_training` returned them.
+        seed: of the problems drawn.
+        progress: called after each step with (step, steps, loss in nats per trained token).
+    """
+    steps, source = training["steps"], example_source(training)
+    generator = random.Random(seed)
+    warmup = training["warmup_ratio"] * steps
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=training["lr"], betas=tuple(training["betas"]), weight_decay=training["weight_decay"]
+    )
+    model.train()
+    for step in range(1, steps + 1):
+        rate = min(1.0, step / warmup) if step <= warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+        for group in optimizer.param_groups:
+            group["lr"] = training["lr"] * rate
+        ids, labels = encode_examples(tokenizer, source.draw(generator, training["batch_size"]))
+        # Right padding under a causal mask: no trained token sees it, so no attention mask is needed.
+        logits = model(input_ids=ids, use_cache=False).logits  # [B, T, V]
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training["grad_clip"])
+        optimizer.step()
+        if progress is not None:
+            progress(step, steps, loss.item())
+    model.eval()
