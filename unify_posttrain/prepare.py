@@ -1,7 +1,8 @@
 """Write a task's data, and build the tiny base model where the model group asks for one.
 
-    python -m unify_posttrain.prepare task=arithmetic                   # data and, with the default model, the base model
-    python -m unify_posttrain.prepare task=arithmetic model=qwen3_4b    # data only
+    python -m unify_posttrain.prepare task=arithmetic                              # data and, by default, its base model
+    python -m unify_posttrain.prepare task=countdown model=tiny_qwen2_countdown    # data and base model
+    python -m unify_posttrain.prepare task=arithmetic model=qwen3_4b               # data only
 
 Both are cached: equal settings do nothing, different ones rebuild.
 """

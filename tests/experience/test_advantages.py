@@ -66,6 +66,20 @@ def test_group_baseline_leaves_verls_values() -> None:
     assert np.isnan(override_advantages(*luffy_group(2), {}, baseline="group")).all()
 
 
+def test_a_rollout_that_continues_a_prefix_is_no_on_policy_row_to_the_on_baseline() -> None:
+    # scores 1 (after a prefix), 1, 0, 0: mean 1/3 and variance ((2/3)^2 + 2 (1/3)^2)/2 = 1/3 of the last three
+    plan = Joined(4).plan([Group("u", 2, 4, False)])
+    arguments = (plan, np.array([ROLLOUT] * 4), np.array(["u"] * 4, dtype=object), np.array([1.0, 1, 0, 0]))
+    prefixed = np.array([True, False, False, False])
+    assert combined(*arguments, False, baseline="on", prefixed=prefixed) == pytest.approx([2 / 3, 2 / 3, -1 / 3, -1 / 3])
+    with_std = combined(*arguments, True, baseline="on", prefixed=prefixed)
+    assert with_std == pytest.approx(np.array([2, 2, -1, -1]) / 3 / (1 / 3) ** 0.5, abs=1e-5)
+    assert combined(*arguments, False, baseline="on") == pytest.approx([0.5, 0.5, -0.5, -0.5])
+    assert np.isnan(override_advantages(*arguments, {}, baseline="group", prefixed=prefixed)).all()  # verl's mixed group
+    everything = np.ones(4, dtype=bool)
+    assert combined(*arguments, False, baseline="on", prefixed=everything) == pytest.approx([1, 1, 0, 0])  # mean 0 of none
+
+
 def test_on_baseline_of_a_single_rollout_and_of_none() -> None:
     # one rollout: mean 0, deviation 1, as in verl's group of one; none: the same for the demonstration
     assert combined(*luffy_group(0, n_on=1), True, baseline="on") == pytest.approx([0.999999, 0.0], abs=1e-9)

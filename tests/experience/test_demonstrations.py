@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unify_posttrain.experience import Demonstration, DemonstrationReader, demonstration_tensors
-from unify_posttrain.experience.demonstrations import Reading, target_texts
+from unify_posttrain.experience.demonstrations import Reading, target_texts, teacher_probabilities
 
 EOS, PAD = 2, 0
 PROMPT = [{"role": "user", "content": "p"}]
@@ -197,6 +197,39 @@ def test_key_names_row_and_target() -> None:
     demonstrations = [reader(select="random").read(5, PROMPT, ROW, step).demonstration for step in range(12)]
     for demonstration in demonstrations:
         assert demonstration.key == (5, "abcd".index(chr(demonstration.response_ids[0])))
+
+
+# --- a teacher's probabilities ---------------------------------------------------------------------------------------
+
+
+def test_one_probability_per_token_that_of_eos_may_be_absent() -> None:
+    assert teacher_probabilities({"target_probs": [0.5, 0.25, 1.0]}, 0, 3) == (0.5, 0.25, 1.0)
+    assert teacher_probabilities({"target_probs": np.array([0.5, 0.25])}, 0, 3) == (0.5, 0.25, 1.0)
+    assert teacher_probabilities({"target_probs": (0, 1)}, 0, 2) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [None, [], [0.5], [0.5] * 4, [0.5, 1.5], [-0.1, 0.5], [float("nan"), 0.5]])
+def test_other_lengths_and_numbers_name_row_column_and_setting(value: list | None) -> None:
+    with pytest.raises(ValueError, match=r"training row 7: column 'target_probs' must hold 3 .*shaping\.name=target_prob"):
+        teacher_probabilities({"target_probs": value}, 7, 3)
+
+
+def test_probabilities_are_read_only_if_asked_for_and_stay_with_their_tokens() -> None:
+    row = {"target": "abc", "target_probs": [0.1, 0.2, 0.3]}
+    assert read(row=row).demonstration.probabilities == ()
+    assert read(row=row, with_probabilities=True).demonstration.probabilities == (0.1, 0.2, 0.3, 1.0)
+    cut = read(row=row, with_probabilities=True, max_length=2, overlong="truncate").demonstration
+    assert (cut.response_ids, cut.probabilities) == ((97, 98), (0.1, 0.2))
+    with pytest.raises(ValueError, match="training row 7: column 'target_probs'"):
+        read(row={"target": "abc"}, with_probabilities=True)
+
+
+def test_packed_probabilities() -> None:
+    rows = [Demonstration(0, 0, (1,), (5, 2), (0.25, 0.5)), Demonstration(1, 0, (1,), (6, 7, 2), (0.1, 0.2, 1.0))]
+    packed = demonstration_tensors(rows, prompt_length=1, response_length=4, pad_id=PAD)["target_probs"]
+    assert packed.dtype == torch.float32
+    torch.testing.assert_close(packed, torch.tensor([[0.25, 0.5, 1, 1], [0.1, 0.2, 1, 1]]))
+    assert "target_probs" not in demonstration_tensors([Demonstration(0, 0, (1,), (5, 2))], 1, 4, PAD)
 
 
 # --- packing ---------------------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unify_posttrain.experience import Demonstration, GatePlan, Mixed, Rows, demonstration_tensors, gate, mix
-from unify_posttrain.experience.mixer import DEMONSTRATION, PADDING, ROLLOUT, row_metrics
+from unify_posttrain.experience.mixer import DEMONSTRATION, OPENING_LENGTH, PADDING, ROLLOUT, row_metrics
 from unify_posttrain.experience.rows import assemble, object_column
-from unify_posttrain.experience.rules import DemonstrationsOnly, Group, Joined
+from unify_posttrain.experience.rules import DemonstrationsOnly, Group, Joined, OnPolicy
+from unify_posttrain.objective import token_class
 
 PROMPT, WIDTH = 2, 4
 
@@ -150,6 +151,44 @@ def test_every_prompt_skipped_is_padding_only() -> None:
     check_invariants(mixed, 2, 2)
     assert names(mixed) == []
     assert mixed.padding == 4
+
+
+# --- rollouts that begin with given tokens ---------------------------------------------------------------------------
+
+
+def opened(sizes: dict[str, int], opening: list[int], trained: bool) -> Rows:
+    """Rollouts of four tokens, the first `opening[i]` of row i given to it: trained (a prefix) or not (a hint)."""
+    rows = rollouts(sizes, lengths=[WIDTH] * len(opening))
+    rows.columns[OPENING_LENGTH] = np.array(opening)
+    if not trained:
+        rows.tensors["response_mask"][torch.arange(WIDTH) < torch.tensor(opening)[:, None]] = 0
+    return rows
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_given_tokens_are_no_samples(trained: bool) -> None:
+    mixed = mix(OnPolicy(3).plan([Group("a", 1, 3)]), opened({"a": 3}, [0, 1, 3], trained), None)
+    assert not mixed.reordered
+    t = mixed.rows.tensors
+    assert t["prefix_mask"].tolist() == [[False] * 4, [True, False, False, False], [True, True, True, False]]
+    given = "demo" if trained else "hint"
+    assert torch.equal(token_class(t, given), t["prefix_mask"])
+    assert torch.equal(token_class(t, "on"), ~t["prefix_mask"])
+    assert t["rl_weight"].tolist() == [1.0] * 3  # they are rollouts
+    metrics = row_metrics(mixed.kinds, t["response_mask"], t["prefix_mask"], t["rm_scores"].sum(dim=-1).numpy())
+    assert (metrics["fusion/tokens_on"], metrics["fusion/rows_on"], metrics["fusion/rows_demo"]) == (8, 3, 0)
+    assert (metrics["fusion/tokens_demo"], metrics["fusion/tokens_hint"]) == ((4, 0) if trained else (0, 4))
+
+
+def test_given_tokens_follow_their_row_and_neither_demonstrations_nor_padding_have_any() -> None:
+    rows = opened({"a": 3, "b": 4}, [1, 2, 3, 0, 0, 0, 3], trained=True)
+    plan = Joined(4).plan([Group("a", 1, 3, True), Group("b", 1, 4)])
+    mixed = mix(plan, rows, demonstrations(["a"]), ranks=3, mini_batches=1)
+    assert mixed.reordered and mixed.padding == 1
+    t = mixed.rows.tensors
+    by_name = {name: int(row.sum()) for name, row in zip(names(mixed), t["prefix_mask"][mixed.kinds != PADDING], strict=True)}
+    assert by_name == {100: 1, 101: 2, 102: 3, 103: 0, 104: 0, 105: 0, 106: 3, 200: 3}  # the demonstration: all its three tokens
+    assert not t["prefix_mask"][mixed.kinds == PADDING].any()
 
 
 # --- order -----------------------------------------------------------------------------------------------------------

@@ -270,6 +270,16 @@ def test_pretraining_examples_forget_carries_as_often_as_asked() -> None:
         assert len(question) <= question_length and len(solution) <= solution_length
 
 
+def test_pretraining_draws_by_hand() -> None:
+    """The first draws of the shipped base model: other ones would be another base model, which needs a new MARKER_FORMAT."""
+    training = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "tiny_qwen2.yaml").prepare.model.pretraining)
+    assert arithmetic.PretrainingExamples(training).draw(random.Random(0), 3) == [
+        ("5242+9376=", "2+6+0=08\n4+7+0=11\n2+3+0=05\n5+9+0=14\nanswer 14518"),  # careless: 2+3+1 would be right
+        ("8961+7634=", "1+4+0=05\n6+3+0=09\n9+6+0=15\n8+7+0=15\nanswer 15595"),
+        ("902+949=", "2+9+0=11\n0+4+1=05\n9+9+0=18\nanswer 1851"),
+    ]
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 

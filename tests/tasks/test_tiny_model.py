@@ -193,7 +193,7 @@ def test_foreign_folders_are_not_overwritten(tmp_path: Path) -> None:
         # 6 digits: prompt 3 + 14, worked solution 6 * 9 + 7 + 7, eos
         (changed("pretraining.digits", {2: 0.5, 6: 1.0}), r"max_position_embeddings=64: .*, '999999\+999999=', needs 86; raise"),
         (changed("pretraining.task", "chess"), r"pretraining.task='chess' is unknown; choose one of arithmetic, countdown"),
-        (changed("pretraining.task", "countdown"), r"missing \['pretraining.largest', 'pretraining.numbers'\], unknown .*digits"),
+        (changed("pretraining.task", "countdown"), r"missing \['pretraining.largest', .*'pretraining.stops'\], unknown .*digits"),
         (changed("pretraining", {}), r"pretraining.task=None is unknown"),
     ],
 )

@@ -42,7 +42,7 @@ def rates(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.L
 
 
 def test_online_sft_schedule(algorithm: Callable[..., Algorithm]) -> None:
-    """Specification: base 1e-6, least 1e-8, T = 100, as conf/algorithm/online_sft.yaml has it; whatever the optimizer had before."""
+    """Specification: base 1e-6, least 1e-8, T = 100, as conf/algorithm/online_sft.yaml has it; whatever was before."""
     built, optimizer = algorithm("algorithm=online_sft"), sgd(lr=0.5)
     found = rates(optimizer, make_schedule(optimizer, Phase(built), optim(lr=1e-6), total=100), steps=121)
     # from 5 % over int(.1*100) = 10 steps; halfway down at (10 + 100)/2
@@ -67,11 +67,12 @@ def test_a_phase_has_its_own_rate_and_length(algorithm: Callable[..., Algorithm]
         ({}, [1.0] * 9),
         ({"lr_warmup_steps_ratio": 0.25}, [0.0, 0.5, *[1.0] * 7]),  # int(.25*8) = 2
         ({"lr_warmup_steps": 4, "lr_warmup_steps_ratio": 0.25}, [0, 0.25, 0.5, 0.75, *[1.0] * 5]),  # steps go before the ratio
+        ({"lr_warmup_steps": 0, "lr_warmup_steps_ratio": 0.25}, [1.0] * 9),  # also when there are none
         ({"lr_warmup_steps": None, "lr_warmup_steps_ratio": None}, [1.0] * 9),
         # (1 + cos(pi k/8))/2 for k = 0, 4 and 8
         ({"lr_scheduler_type": "cosine"}, {0: 1.0, 4: 0.5, 8: 0.0}),
         ({"lr_scheduler_type": "cosine", "min_lr_ratio": 0.1}, {0: 1.0, 4: 0.55, 8: 0.1}),
-        ({"lr_scheduler_type": "cosine", "min_lr_ratio": None, "lr_warmup_steps_ratio": 0.5}, {0: 0.0, 2: 0.5, 4: 1.0, 6: 0.5, 8: 0.0}),
+        ({"lr_scheduler_type": "cosine", "min_lr_ratio": None, "lr_warmup_steps": 4}, {0: 0.0, 2: 0.5, 4: 1.0, 6: 0.5, 8: 0.0}),
     ],
 )  # fmt: skip
 def test_verls_schedules(algorithm: Callable[..., Algorithm], keys: dict, expected: list | dict) -> None:

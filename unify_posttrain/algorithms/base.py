@@ -86,7 +86,7 @@ class Algorithm(ABC):
     name: ClassVar[str]
     paper: ClassVar[str]
     advantage: ClassVar[str] = "Â"  # what the stream `advantages` holds, for people
-    needs_critic: ClassVar[bool] = False
+    needs_critic: ClassVar[bool] = False  # advantages come from the values of a critic (adv_estimator=gae)
     needs_reference: ClassVar[bool] = False  # a reference policy, whatever the coefficient of the KL term
     one_update: ClassVar[bool] = False  # the estimator holds for one optimizer step per batch of rollouts only
     single_phase: ClassVar[bool] = False  # brings workers or state of its own, so it cannot be a phase of another run

@@ -23,13 +23,13 @@ from typing import Any
 import pyarrow as pa
 
 from unify_posttrain.tasks import files
+from unify_posttrain.tasks.answer import MARKER, final_answer, outcome
 
 LEVEL = files.Level("digits", "digit count", minimum=1)
 SCHEMA = files.schema(digits=pa.int64())
 MANIFEST_FORMAT = 2  # raise it when the rows for equal settings change: old folders are then rebuilt
 MAX_ANSWER_DIGITS = 64
 
-_MARKER = "answer"
 _ANSWER = re.compile(rf"0|[1-9][0-9]{{0,{MAX_ANSWER_DIGITS - 1}}}")  # [0-9], since \d accepts non-ASCII digits
 
 
@@ -57,7 +57,7 @@ def worked_solution(a: int, b: int, careless: bool = False) -> str:
         lines.append(f"{digit_a}+{digit_b}+{carry}={total:02d}")
         digits = f"{total % 10}{digits}"
         carry = 0 if careless else total // 10
-    return "\n".join([*lines, f"{_MARKER} {int(f'{total // 10}{digits}')}"])
+    return "\n".join([*lines, f"{MARKER} {int(f'{total // 10}{digits}')}"])
 
 
 def compute_score(
@@ -83,14 +83,8 @@ def compute_score(
             f"reward_model.ground_truth of data_source={data_source!r} must be a string of digits, "
             f"got {type(ground_truth).__name__}; rebuild the data with write_splits"
         )
-    before, _found, after = solution_str.rpartition(f"{_MARKER} ")
-    well_formed = (
-        solution_str.count(_MARKER) == 1  # also 0 when the marker is missing
-        and (before == "" or before.endswith("\n"))
-        and _ANSWER.fullmatch(after) is not None
-    )
-    score = float(well_formed and after == ground_truth)
-    return {"score": score, "acc": score}
+    answer = final_answer(solution_str)
+    return outcome(answer is not None and _ANSWER.fullmatch(answer) is not None and answer == ground_truth)
 
 
 def operand_range(digits: int) -> range:

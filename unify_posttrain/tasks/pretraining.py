@@ -86,7 +86,7 @@ def pretrain(
     """Next-token prediction on fresh problems; linear warm-up, then a cosine to zero. Changes ``model`` in place.
 
     Args:
-        training: the keys of ``prepare.model.pretraining``, as :func:`check_training` returned them.
+        training: the keys of ``prepare.model.pretraining``.
         seed: of the problems drawn.
         progress: called after each step with (step, steps, loss in nats per trained token).
     """

@@ -2,17 +2,19 @@
 
 It stands in for a downloaded base model wherever a run has to finish on a laptop: an ordinary Hugging Face folder that
 ``AutoTokenizer`` and ``AutoModelForCausalLM`` open without remote code. Simplified on purpose: pretraining is plain
-next-token prediction on worked sums (`unify_posttrain.tasks.arithmetic`), drawn afresh in every step; the draw does not
-know the test file, so short problems of the easy split may occur in it.
+next-token prediction on worked solutions of one task (`unify_posttrain.tasks.pretraining`), drawn afresh in every step; the
+draw does not know the test file, so problems of the easy split may occur in it.
 
-A share of the solutions of some digit counts (``pretraining.careless``) forgets the carries. Real base models can often
-do what they rarely do, and post-training brings it out in a few dozen steps; a net of this size that has not learned
-long sums at all needs thousands. So these runs show that a method works, not that it teaches skills from nothing.
+A share of the solutions of some difficulties (``pretraining.careless``) shows a bad habit: carries are forgotten, a search
+ends in a guess. Real base models can often do what they rarely do, and post-training brings it out in a few dozen steps; a
+net of this size that has not learned long sums at all needs thousands. So these runs show that a method works, not that it
+teaches skills from nothing.
 
     python -c "from pathlib import Path; import yaml; from unify_posttrain.tasks.tiny_model import build_base_model; \
         build_base_model(Path('outputs/models/mine'), yaml.safe_load(open('mine.yaml')))"
 
-with the keys of ``prepare.model`` in ``conf/model/tiny_qwen2.yaml``, which also says how long it takes.
+with the keys of ``prepare.model`` in ``conf/model/tiny_qwen2.yaml`` (sums) or ``tiny_qwen2_countdown.yaml``, which also say
+how long it takes.
 """
 
 from __future__ import annotations
@@ -123,7 +125,7 @@ def build_base_model(folder: Path, settings: Mapping[str, Any], progress: Callab
 
     Args:
         folder: appears, complete, when the build has ended.
-        settings: the keys of ``prepare.model`` in ``conf/model/tiny_qwen2.yaml``; ``name`` and ``folder`` are ignored.
+        settings: the keys of ``prepare.model`` in ``conf/model/tiny_qwen2*.yaml``; ``name`` and ``folder`` are ignored.
         progress: called after each step with (step, steps, loss in nats per trained token).
 
     Returns:

@@ -18,7 +18,6 @@ from verl.protocol import pad_dataproto_to_divisor, unpad_dataproto
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer, compute_response_mask
 from verl.trainer.ppo.reward import extract_reward
 from verl.utils.debug import marked_timer
-from verl.utils.metric import reduce_metrics
 from verl.utils.seqlen_balancing import log_seqlen_unbalance
 
 from unify_posttrain.algorithms import Algorithm, build_algorithm
@@ -34,16 +33,15 @@ from unify_posttrain.trainer.loader import TrainLoader
 from unify_posttrain.trainer.log_probs import LogProbStages
 from unify_posttrain.trainer.openings import HINT_COLUMN, draw_openings, opening_columns, opening_metrics
 from unify_posttrain.trainer.phases import PhaseClock
-from unify_posttrain.trainer.replayer import Replayer
+from unify_posttrain.trainer.replayer import Replayer, ReplayStage
 from unify_posttrain.workers.metrics import UPDATE_METRICS
 
 logger = logging.getLogger(__name__)
 
 OWN_COLUMNS = (*TARGET_COLUMNS, PROBABILITY_COLUMN, HINT_COLUMN)  # no business of agent loops and reward workers
-REPLAY_METRICS = {"nll": "fusion/sft_nll", "loss": "fusion/total_loss", "grad_norm": "actor/grad_norm", "lr": "actor/lr"}
 
 
-class FusionTrainer(Checkpointing, LogProbStages):
+class FusionTrainer(Checkpointing, LogProbStages, ReplayStage):
     """RayPPOTrainer for every algorithm of this package."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -271,21 +269,6 @@ class FusionTrainer(Checkpointing, LogProbStages):
         batch = super()._fit_update_actor(batch)
         self._fit_replay()
         return batch
-
-    def _fit_replay(self) -> None:
-        """A fine-tuning step on replayed demonstrations, if one is due."""
-        waiting = 0 if self.replayer is None else len(self.replayer.buffer)
-        ranks = self._get_dp_size(self.actor_rollout_wg, "actor")
-        replay = None if self.replayer is None else self.replayer.take(self.global_steps, ranks)
-        left = 0 if self.replayer is None else len(self.replayer.buffer)
-        found: dict[str, float] = {}
-        if replay is not None:
-            with marked_timer("update_replay", self.timing_raw, color="red"):
-                found = reduce_metrics(self.actor_rollout_wg.update_replay(replay).meta_info["metrics"])
-        self.metrics.update({f"fusion/replay_{name}": found.get(key, 0.0) for name, key in REPLAY_METRICS.items()})
-        self.metrics.update(
-            {"fusion/buffer_size": float(left), "fusion/sft_step": float(bool(found)), "fusion/replay_rows": float(waiting - left)}
-        )
 
     def _fit_update_weights(self) -> None:
         """Save before the engine wakes and takes the memory; wake it only if it will be used."""

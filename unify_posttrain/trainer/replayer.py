@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from verl import DataProto
+from verl.experimental.separation.ray_trainer import SeparateRayPPOTrainer
+from verl.utils.debug import marked_timer
+from verl.utils.metric import reduce_metrics
 
 from unify_posttrain.experience.demonstrations import Demonstration, demonstration_tensors
 from unify_posttrain.experience.gate import GatePlan, GroupPlan
@@ -13,6 +16,7 @@ from unify_posttrain.experience.replay import ReplayBuffer, ReplayEntry
 from unify_posttrain.experience.rows import Rows, object_column
 
 REPLAY = "replay"  # meta_info["objective"] of such a batch
+REPLAY_METRICS = {"nll": "fusion/sft_nll", "loss": "fusion/total_loss", "grad_norm": "actor/grad_norm", "lr": "actor/lr"}
 
 
 class Replayer:
@@ -63,3 +67,24 @@ class Replayer:
             "global_token_num": batch.batch["attention_mask"].sum(dim=-1).tolist(),
         }
         return batch
+
+
+class ReplayStage(SeparateRayPPOTrainer):
+    """Part of FusionTrainer."""
+
+    replayer: Replayer | None
+
+    def _fit_replay(self) -> None:
+        """A fine-tuning step on replayed demonstrations, if one is due."""
+        waiting = 0 if self.replayer is None else len(self.replayer.buffer)
+        ranks = self._get_dp_size(self.actor_rollout_wg, "actor")
+        replay = None if self.replayer is None else self.replayer.take(self.global_steps, ranks)
+        left = 0 if self.replayer is None else len(self.replayer.buffer)
+        found: dict[str, float] = {}
+        if replay is not None:
+            with marked_timer("update_replay", self.timing_raw, color="red"):
+                found = reduce_metrics(self.actor_rollout_wg.update_replay(replay).meta_info["metrics"])
+        self.metrics.update({f"fusion/replay_{name}": found.get(key, 0.0) for name, key in REPLAY_METRICS.items()})
+        self.metrics.update(
+            {"fusion/buffer_size": float(left), "fusion/sft_step": float(bool(found)), "fusion/replay_rows": float(waiting - left)}
+        )

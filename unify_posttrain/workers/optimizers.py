@@ -35,7 +35,8 @@ def make_schedule(optimizer: Optimizer, phase: Phase, optim: Any, total: int) ->
             optimizer,
             partial(warmup_cosine, total=total, start=own.start, warmup_ratio=own.warmup_ratio, floor=own.min_lr / lr),
         )
-    warm = optim.lr_warmup_steps if (optim.lr_warmup_steps or -1) >= 0 else int((optim.lr_warmup_steps_ratio or 0.0) * total)
+    given = -1 if optim.lr_warmup_steps is None else optim.lr_warmup_steps
+    warm = given if given >= 0 else int((optim.lr_warmup_steps_ratio or 0.0) * total)
     if optim.lr_scheduler_type == "cosine":
         return get_cosine_schedule_with_warmup(
             optimizer=optimizer,

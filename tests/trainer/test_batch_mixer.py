@@ -1,0 +1,320 @@
+"""From prompts to the batch that is trained, for every algorithm: openings, plan, mixed rows, streams, advantages; no Ray.
+
+Two prompts of n = 4: `a` has a target, `b` has none. Tokens are small numbers, rollouts are made up, rewards are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+from verl import DataProto
+from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
+
+from unify_posttrain.algorithms import ALGORITHMS, Algorithm, Settings
+from unify_posttrain.experience.demonstrations import Demonstration, DemonstrationReader, demonstration_tensors
+from unify_posttrain.experience.mixer import DEMONSTRATION, PADDING, ROLLOUT
+from unify_posttrain.experience.rows import object_column
+from unify_posttrain.objective import compute_loss, token_class
+from unify_posttrain.trainer.batch_mixer import KIND_COLUMN, BatchMixer
+from unify_posttrain.trainer.demonstrator import Demonstrator
+from unify_posttrain.trainer.openings import draw_openings, opening_columns
+
+PROMPT, RESPONSE, EOS, PAD, N = 2, 8, 2, 0, 4
+STAGES = {"advantages", "old_log_probs", "ref_log_prob", "batch_entropy"}  # what verl's stages add afterwards
+TARGET = "56785"
+
+
+def encode(text: str) -> list[int]:
+    return [int(character) for character in text]
+
+
+@pytest.fixture(scope="session")
+def small(settings: Callable[..., Settings]) -> Callable[..., Algorithm]:
+    """small("luffy", shaping={"name": "reject"}): the composed algorithm at n = 4 and a horizon of 8 tokens."""
+
+    def build(name: str, **fusion: Any) -> Algorithm:
+        changes = {"group_size": N, "horizon": RESPONSE, "uft": {"max_new_tokens": 4, **fusion.pop("uft", {})}, **fusion}
+        return ALGORITHMS[name](settings(f"algorithm={name}").changed(changes, {}, "test"))
+
+    return build
+
+
+def prompts(targets: Sequence[str | None] = (TARGET, None), hints: bool = False) -> DataProto:
+    rows = len(targets)
+    columns = {
+        "uid": object_column(list("abcd"[:rows])),
+        "row_id": np.arange(rows) + 30,
+        "raw_prompt": object_column([[{"role": "user", "content": str(row)}] for row in range(rows)]),
+        "target": object_column(list(targets)),
+        "target_probs": object_column([[0.5] * len(target or "") for target in targets]),
+        "data_source": object_column(["sums"] * rows),
+    }
+    if hints:
+        columns["hint"] = object_column([["5", "6", "7", "8"]] * rows)
+    return DataProto.from_dict(non_tensors=columns)
+
+
+def score_rows(data: DataProto) -> DataProto:
+    """Every demonstration is right."""
+    scores = torch.zeros(data.batch["responses"].shape)
+    scores[:, 0] = 1.0
+    columns = {"acc": np.ones(len(data))}
+    return DataProto.from_dict(tensors={"rm_scores": scores}, non_tensors=columns, meta_info={"reward_extra_keys": ["acc"]})
+
+
+class Step:
+    """A training step of an algorithm up to its advantages."""
+
+    def __init__(self, built: Algorithm, std: bool, step: int = 1, ranks: int = 1, mini_batches: int = 1) -> None:
+        self.built, self.std, self.step, self.ranks = built, std, step, ranks
+        reader = DemonstrationReader(
+            encode, lambda messages: ("1", [1]), EOS, RESPONSE, with_probabilities=built.fusion.shaping.name == "target_prob"
+        )
+        needs_target = built.experience.needs_target
+        self.demonstrator = Demonstrator(reader, built.fusion, score_rows, 1, PROMPT, RESPONSE, PAD) if needs_target else None
+        self.mixer = BatchMixer(built.fusion, self.demonstrator, mini_batches, 1.0, log_probs=True, normalise_by_std=std)
+
+    def mix(self, batch: DataProto, solved: dict[str, list[float]]) -> DataProto:
+        """`solved`: uid -> scores of its rollouts, as many as the rule asks for (or more: the rest is not needed)."""
+        found = self.demonstrator.read(batch, self.step)[0] if self.demonstrator else {}
+        openings = draw_openings(self.built.experience, batch, found, encode, self.step)
+        for name in ("target", "target_probs"):
+            batch.non_tensor_batch.pop(name, None)
+        rollouts = generated(batch, openings, solved)
+        return self.mixer.mix(self.built, batch, rollouts, found, self.ranks, self.step)[0]
+
+    def advantages(self, batch: DataProto, old: float = 0.0, reference: float = 0.0) -> dict[str, float]:
+        """verl's estimator, then what it cannot know. Log-probabilities are the same on every token."""
+        t = batch.batch
+        t["token_level_scores"] = t["rm_scores"]
+        uids = batch.non_tensor_batch["uid"]
+        t["advantages"], t["returns"] = compute_grpo_outcome_advantage(
+            t["rm_scores"], t["response_mask"], uids, norm_adv_by_std_in_grpo=self.std
+        )
+        t["old_log_probs"], t["ref_log_prob"] = (torch.full(t["rm_scores"].shape, value) for value in (old, reference))
+        return self.mixer.replace_advantages(self.built, batch)
+
+
+def generated(batch: DataProto, openings: list, solved: dict[str, list[float]]) -> DataProto | None:
+    """Rollouts that the engine would return: opening, then own tokens 9, to six tokens in all."""
+    packed, uids, scores, given = [], [], [], []
+    for uid, row in zip(batch.non_tensor_batch["uid"], openings, strict=True):
+        for number, opening in enumerate(row):
+            packed.append(Demonstration(0, 0, (1,), (*opening.ids, *[9] * max(1, 6 - len(opening.ids)))))
+            uids.append(uid)
+            scores.append(solved[uid][number])
+            given.append(opening)
+    if not packed:
+        return None
+    tensors = demonstration_tensors(packed, PROMPT, RESPONSE, PAD)
+    del tensors["prefix_mask"]
+    for row, opening in enumerate(given):
+        tensors["response_mask"][row, : len(opening.ids)] = int(opening.trained)
+    tensors["rm_scores"] = torch.zeros(tensors["responses"].shape)
+    tensors["rm_scores"][:, 5] = torch.tensor(scores)
+    tensors["rollout_log_probs"] = torch.zeros(tensors["responses"].shape)
+    columns = {"uid": object_column(uids), "acc": np.array([float(score >= 1) for score in scores]), **opening_columns(given)}
+    return DataProto.from_dict(tensors=tensors, non_tensors=columns, meta_info={"reward_extra_keys": ["acc"]})
+
+
+SCORES = {"a": [1.0, 0.0, 0.0, 0.0], "b": [0.0, 1.0, 1.0, 0.0]}
+
+
+def values(batch: DataProto, name: str = "advantages") -> dict[tuple[str, int], set[float]]:
+    """(uid, kind) -> values of a stream on the rows' own tokens, or of a row stream."""
+    found: dict[tuple[str, int], set[float]] = {}
+    kinds = batch.non_tensor_batch.get(KIND_COLUMN, np.zeros(len(batch), dtype=int))
+    for row, (uid, kind) in enumerate(zip(batch.non_tensor_batch["uid"], kinds, strict=True)):
+        value = batch.batch[name][row]
+        value = value[batch.batch["response_mask"][row].bool()] if value.ndim else value[None]
+        found.setdefault((uid, int(kind)), set()).update(round(number, 5) for number in value.tolist())
+    return found
+
+
+# --- every algorithm -------------------------------------------------------------------------------------------------
+
+
+def one_phase(name: str) -> bool:
+    return name != "sft_then_rl"
+
+
+@pytest.mark.parametrize("name", sorted(filter(one_phase, ALGORITHMS)))
+def test_every_stream_that_a_term_names_is_in_the_batch(
+    small: Callable[..., Algorithm], composed: Callable[..., DictConfig], name: str
+) -> None:
+    """... and its loss and gradient on that batch are finite, on any number of ranks."""
+    std = composed(f"algorithm={name}").algorithm.norm_adv_by_std_in_grpo
+    fusion = {"phases": ()} if name != "prefix_rft" else {"prefix": {"min_ratio": 0.5, "max_ratio": 0.5}}
+    built = small(name, **fusion)
+    for ranks, mini_batches in ((1, 1), (2, 2)):
+        step = Step(built, std, ranks=ranks, mini_batches=mini_batches)
+        batch = step.mix(prompts(hints=name == "uft"), SCORES)
+        named = {stream for term in built.terms for stream in term.streams}
+        assert named - STAGES - {"scores"} <= set(batch.batch.keys())
+        assert len(batch) % (ranks * mini_batches) == 0 or KIND_COLUMN not in batch.non_tensor_batch
+        step.advantages(batch, old=-1.0, reference=-1.2)
+        tensors = {**batch.batch, "log_probs": torch.full((len(batch), RESPONSE), -1.1, requires_grad=True)}
+        tensors["entropys"] = torch.ones(len(batch), RESPONSE)
+        loss, _ = compute_loss(built.terms, tensors)
+        gradient = torch.autograd.grad(loss, tensors["log_probs"])[0]
+        assert torch.isfinite(loss) and torch.isfinite(gradient).all() and gradient.any()
+        if KIND_COLUMN in batch.non_tensor_batch:
+            padding = torch.from_numpy(batch.non_tensor_batch[KIND_COLUMN] == PADDING)
+            assert not gradient[padding].any() and not tensors["advantages"][padding].any()
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "ppo", "online_sft"])
+def test_plain_rollouts_stay_as_verl_made_them(small: Callable[..., Algorithm], name: str) -> None:
+    batch = Step(small(name), std=True).mix(prompts(), SCORES)
+    assert KIND_COLUMN not in batch.non_tensor_batch
+    assert not {"prefix_mask", "rl_weight", "sft_weight"} & set(batch.batch.keys())
+
+
+def test_hints_are_attended_and_not_sampled(small: Callable[..., Algorithm]) -> None:
+    step = Step(small("uft", uft={"hint_mode": "stage"}), std=True)
+    batch = step.mix(prompts(hints=True), SCORES)
+    hint = token_class(batch.batch, "hint")
+    assert hint.sum(dim=-1).tolist() == [4] * 8  # all four sentences at step 1, within the room of 4
+    assert not batch.batch["response_mask"][hint].any() and batch.batch["attention_mask"][:, PROMPT:][hint].all()
+    step.advantages(batch)
+    assert not batch.batch["advantages"][hint].any()
+    assert values(batch)["a", ROLLOUT] == {1.5, -0.5}  # 1 of 4 solved: mean .25, deviation .5
+
+
+# --- advantages ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "std", "expected"),
+    [
+        # n - 1 rollouts and the demonstration: 1 0 0 and 1, mean .5; b alone: 0 1 1 0
+        ("luffy", False, {("a", ROLLOUT): {0.5, -0.5}, ("a", DEMONSTRATION): {0.5}, ("b", ROLLOUT): {0.5, -0.5}}),
+        ("srft", True, {("a", ROLLOUT): {0.86602, -0.86602}, ("a", DEMONSTRATION): {0.86602}, ("b", ROLLOUT): {0.86602, -0.86602}}),
+        # the rollouts' own mean 1/3
+        ("rl_with_sft_loss", False, {("a", ROLLOUT): {0.66667, -0.33333}, ("a", DEMONSTRATION): {0.0}, ("b", ROLLOUT): {0.5, -0.5}}),
+        # four rollouts beside the demonstration: mean .25, deviation .5
+        ("chord", True, {("a", ROLLOUT): {1.5, -0.5}, ("a", DEMONSTRATION): {0.0}, ("b", ROLLOUT): {0.86602, -0.86602}}),
+        ("relift", False, {("a", ROLLOUT): {0.75, -0.25}, ("b", ROLLOUT): {0.5, -0.5}}),
+    ],
+)  # fmt: skip
+def test_advantages(small: Callable[..., Algorithm], name: str, std: bool, expected: dict) -> None:
+    step = Step(small(name), std)
+    batch = step.mix(prompts(), SCORES)
+    step.advantages(batch)
+    assert values(batch) == expected
+
+
+def test_a_prefixed_rollout_is_compared_within_its_group(small: Callable[..., Algorithm]) -> None:
+    step = Step(small("prefix_rft", prefix={"min_ratio": 0.5, "max_ratio": 0.5}), std=False)
+    batch = step.mix(prompts(), SCORES)
+    step.advantages(batch)
+    # row 0 of `a` begins with int(6*.5) tokens of the demonstration, is solved, and carries its advantage on all of its tokens
+    demo = token_class(batch.batch, "demo")
+    assert demo.sum(dim=-1).tolist() == [3, 0, 0, 0, 0, 0, 0, 0]
+    assert batch.batch["responses"][0, :3].tolist() == [5, 6, 7]
+    assert batch.batch["advantages"][0, :6].tolist() == pytest.approx([0.75] * 6)
+
+
+def test_the_on_baseline_leaves_prefixed_rollouts_out(small: Callable[..., Algorithm]) -> None:
+    step = Step(small("luffy", baseline="on", prefix={"min_ratio": 0.5, "max_ratio": 0.5}), std=False)
+    batch = step.mix(prompts(), SCORES)
+    step.advantages(batch)
+    assert values(batch)["a", ROLLOUT] == {1.0, 0.0}  # the three on-policy rows all failed: mean 0
+    assert values(batch)["b", ROLLOUT] == {0.5, -0.5}
+
+
+def test_online_sft_advantages_and_rewards(small: Callable[..., Algorithm]) -> None:
+    # six tokens, log π_old - log π_ref = .2 each: k1 = 1.2; R - .1*1.2
+    step = Step(small("online_sft"), std=True)
+    batch = step.mix(prompts(), SCORES)
+    metrics = step.advantages(batch, old=-1.0, reference=-1.2)
+    assert values(batch) == {("a", ROLLOUT): {0.88, -1.12}, ("b", ROLLOUT): {0.88, -1.12}}
+    assert values(batch, "scores") == {("a", ROLLOUT): {1.0, -1.0}, ("b", ROLLOUT): {1.0, -1.0}}
+    assert metrics["fusion/kl_seq"] == pytest.approx(1.2)
+    assert Step(small("grpo"), std=True).mixer.fusion.algorithm == "grpo"
+
+
+def test_online_sft_keeps_a_penalty_beside_the_verdict(small: Callable[..., Algorithm]) -> None:
+    """The reward manager's score is the verdict (`acc`) and a penalty; ±1 replaces the verdict alone."""
+    step = Step(small("online_sft"), std=True)
+    rollouts = generated(prompts(), [small("online_sft").experience.openings(None, 1)] * 2 if False else _plain(), SCORES)
+    rollouts.batch["rm_scores"][:, 5] -= 0.25
+    batch = step.mixer.mix(step.built, prompts(), rollouts, {}, 1, 1)[0]
+    step.advantages(batch)
+    assert values(batch, "scores")["a", ROLLOUT] == {0.75, -1.25}
+
+
+def _plain() -> list:
+    from unify_posttrain.experience.rules import PLAIN
+
+    return [(PLAIN,) * N] * 2
+
+
+# --- streams of single terms -----------------------------------------------------------------------------------------
+
+
+def test_solved_rows_are_those_of_the_success_field(small: Callable[..., Algorithm]) -> None:
+    step = Step(small("srft"), std=True, ranks=3)
+    batch = step.mix(prompts(), {"a": [1.0, 0.5, 0.0, 0.0], "b": [1.0, 1.5, 0.0, 0.9]})
+    assert values(batch, "solved") == {
+        ("a", ROLLOUT): {1.0, 0.0},
+        ("a", DEMONSTRATION): {1.0},
+        ("b", ROLLOUT): {1.0, 0.0},
+        ("padding-0", PADDING): {0.0},
+    }
+    assert int(batch.batch["solved"].sum()) == 1 + 1 + 2  # at least the threshold: 1 of a, its demonstration, 1 and 1.5 of b
+    assert torch.equal(batch.batch["solved"] + batch.batch["unsolved"], torch.ones(len(batch)))
+    by_field = Step(small("srft", success_key="acc"), std=True).mix(prompts(), SCORES)
+    assert int(by_field.batch["solved"].sum()) == 1 + 1 + 2
+
+
+def test_uniform_numbers_belong_to_prompt_and_step(small: Callable[..., Algorithm]) -> None:
+    """The same wherever a row is trained: on more ranks, or after a resume."""
+    built = small("luffy", shaping={"name": "reject"})
+
+    def drawn(**keys: int) -> dict[str, list]:
+        batch = Step(built, std=False, **keys).mix(prompts(), SCORES)
+        uids = batch.non_tensor_batch["uid"]
+        return {uid: batch.batch["uniforms"][list(uids).index(uid)].tolist() for uid in "ab"}
+
+    first = drawn()
+    assert drawn(ranks=3, mini_batches=2) == first
+    assert first["a"] != first["b"] and drawn(step=2)["a"] != first["a"]
+    assert all(0 <= number < 1 for row in first.values() for number in row)
+
+
+def test_teacher_probabilities_stand_on_the_demonstration(small: Callable[..., Algorithm]) -> None:
+    batch = Step(small("luffy", shaping={"name": "target_prob"}), std=False).mix(prompts(), SCORES)
+    (row,) = np.flatnonzero(batch.non_tensor_batch[KIND_COLUMN] == DEMONSTRATION)
+    assert batch.batch["target_probs"][row].tolist() == [0.5] * 5 + [1.0] * 3  # five tokens; EOS has none of its own
+
+
+@pytest.mark.xfail(strict=True, reason="BUG: a batch without demonstrations lacks target_probs, and the actor raises KeyError")
+@pytest.mark.parametrize(("name", "targets"), [("hpt", (TARGET, TARGET)), ("luffy", (None, None))])
+def test_a_batch_without_demonstrations_has_the_stream_too(small: Callable[..., Algorithm], name: str, targets: tuple) -> None:
+    """HPT's gate found every prompt solved; LUFFY's prompts had no target."""
+    built = small(name, shaping={"name": "target_prob"})
+    batch = Step(built, std=False).mix(prompts(targets), {"a": [1.0, 1.0, 1.0, 0.0], "b": [0.0, 1.0, 1.0, 0.0]})
+    assert not (batch.non_tensor_batch[KIND_COLUMN] == DEMONSTRATION).any()
+    named = {stream for term in built.terms for stream in term.streams}
+    assert named - STAGES <= set(batch.batch.keys())
+
+
+def test_a_teacher_needs_whole_demonstrations(small: Callable[..., Algorithm]) -> None:
+    """Prefix tokens of a rollout carry no probabilities."""
+    for prefix in ({"min_ratio": 0.5}, {"strategy": "linear"}, {"strategy": "reverse_linear"}):
+        with pytest.raises(ValueError, match=r"shaping\.name=target_prob needs whole demonstrations"):
+            small("luffy", shaping={"name": "target_prob"}, prefix=prefix)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="SPEC 3: under demo.missing=skip a prompt without a target has no row; CHORD keeps its rollouts"
+)
+def test_chord_skips_prompts_without_a_target_if_told_to(small: Callable[..., Algorithm]) -> None:
+    experience = small("chord", demo={"missing": "skip"}).experience
+    assert experience.rollouts(has_demonstration=False) == 0

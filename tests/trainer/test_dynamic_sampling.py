@@ -1,0 +1,81 @@
+"""Dynamic sampling: which groups count, when to stop drawing prompts, and what is trained of what was drawn."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from unify_posttrain.experience.rules import Group, OnPolicy
+from unify_posttrain.trainer.dynamic_sampling import DynamicSampling
+
+
+def uids(text: str) -> np.ndarray:
+    return np.array(list(text), dtype=object)
+
+
+def test_groups_whose_rewards_differ() -> None:
+    sampling = DynamicSampling(2, None, 10)
+    # a: 1 0; b: 1 1; c: one rollout; d: .5 .5 .25, rows of groups may stand anywhere
+    spread = sampling.spread(uids("abdbacdd"), np.array([1, 1, 0.5, 1, 0, 7, 0.5, 0.25]))
+    assert spread == {"a": True, "b": False, "d": True, "c": False}
+    assert list(spread) == ["a", "b", "d", "c"]  # in order of appearance: earlier prompts are trained first
+    assert sampling.spread(uids("aa"), np.array([True, False])) == {"a": True}  # a reward field like `acc`
+
+
+@pytest.mark.parametrize(
+    ("found", "batches", "stops", "warns"),
+    [
+        (1, 1, False, False),
+        (2, 1, True, False),
+        (3, 1, True, False),
+        (1, 9, False, False),
+        (1, 10, True, True),
+        (0, 10, True, True),
+    ],
+)
+def test_when_to_stop(found: int, batches: int, stops: bool, warns: bool, caplog: pytest.LogCaptureFixture) -> None:
+    spread = {str(number): number < found for number in range(4)}
+    with caplog.at_level(logging.WARNING):
+        assert DynamicSampling(2, None, 10).enough(spread, batches) is stops
+    assert bool(caplog.records) == warns
+    if warns:
+        assert f"only {found} of 2 groups" in caplog.text and "max_num_gen_batches=10" in caplog.text
+
+
+def test_the_first_groups_that_differ_are_kept() -> None:
+    plan = OnPolicy(2).plan([Group(uid, 1, 2) for uid in "abcde"])
+    spread = {"a": False, "b": True, "c": False, "d": True, "e": True}
+    chosen = DynamicSampling(2, None, 10).select(plan, spread)
+    assert [group.uid for group in chosen] == list("abcde"), "every prompt that was drawn stays on record"
+    assert {group.uid: (group.kept, group.on_weight) for group in chosen} == {
+        **dict.fromkeys("ace", (0, 0.0)),
+        **dict.fromkeys("bd", (2, 1.0)),
+    }
+    assert chosen.zones() == {"rl": 2, "sft": 0, "off": 0, "skipped": 3}
+    assert all(group.successes == 1 and group.rollouts == 2 for group in chosen)
+    assert chosen.changes_rows
+
+
+def test_too_few_groups_and_none() -> None:
+    plan = OnPolicy(2).plan([Group(uid, 0, 2) for uid in "ab"])
+    sampling = DynamicSampling(2, None, 1)
+    assert sampling.select(plan, {"a": False, "b": True}).zones()["rl"] == 1
+    assert sampling.select(plan, {"a": False, "b": False}).zones() == {"rl": 0, "sft": 0, "off": 0, "skipped": 2}
+    # all that were wanted: nothing is dropped, and the rows keep their order
+    assert not sampling.select(plan, {"a": True, "b": True}).changes_rows
+
+
+def config(**node: object):
+    return OmegaConf.create({"algorithm": {"filter_groups": node or None}, "data": {"train_batch_size": 16}})
+
+
+def test_settings() -> None:
+    found = DynamicSampling.from_config(config(enable=True, metric="acc", max_num_gen_batches=3))
+    assert (found.wanted, found.metric, found.max_batches) == (16, "acc", 3)
+    assert DynamicSampling.from_config(config(enable=False, metric=None, max_num_gen_batches=0)) is None
+    assert DynamicSampling.from_config(config()) is None
+    with pytest.raises(ValueError, match=r"algorithm\.filter_groups\.max_num_gen_batches=0"):
+        DynamicSampling.from_config(config(enable=True, metric=None, max_num_gen_batches=0))
