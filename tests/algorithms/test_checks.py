@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from unify_posttrain.algorithms import ALGORITHMS, FusionConfig, Settings, build_algorithm
-from unify_posttrain.objective import SHAPES, Shaped
+from unify_posttrain.objective import SHAPES, PseudoLikelihood, Shaped
 from unify_posttrain.trainer.checks import check_config
 
 
@@ -104,6 +104,45 @@ def test_absent_fusion_key_is_named() -> None:
         ("luffy", "shaping.name", "p_div_p_x", r"fusion\.shaping\.name='p_div_p_x'"),
         ("luffy", "shaping.gamma", 0.0, r"fusion\.shaping\.gamma=0\.0"),
         ("sft", "demo.missing", "rl", r"fusion\.demo\.missing=rl.*skip or error"),
+        ("dft", "demo.missing", "rl", r"fusion\.demo\.missing=rl.*algorithm=dft.*skip or error"),
+        ("grpo", "sft_form", "mle", r"fusion\.sft_form='mle'.*nll, dft, phi, psft"),
+        ("grpo", "shaping.on", "reject", r"fusion\.shaping\.on='reject'.*none, p_div_p"),
+        ("luffy", "shaping.all_maximum", 1.5, r"fusion\.shaping\.all_maximum=1\.5"),
+        ("luffy", "prefix.n_prefix", 9, r"fusion\.prefix\.n_prefix=9 exceeds.*rollout\.n=8"),
+        ("luffy", "prefix.strategy", "linear_variance", r"fusion\.prefix\.strategy='linear_variance'"),
+        ("srft", "group_size", 1, r"rollout\.n=1: a srft group"),
+        ("srft", "srft.on_form", "prop", r"fusion\.srft\.on_form='prop'.*log_prob, prob, ratio, log_ratio"),
+        ("srft", "srft.counts", "all", r"fusion\.srft\.counts='all'.*by_source, by_sign, released"),
+        ("srft", "srft.entropy_scope", "row", r"fusion\.srft\.entropy_scope='row'"),
+        ("srft", "srft.weight_cap", 0.0, r"fusion\.srft\.weight_cap=0\.0"),
+        ("srft", "srft.neg_prob_floor", 1.0, r"fusion\.srft\.neg_prob_floor=1\.0"),
+        ("srft", "clip", "ppo", r"fusion\.clip and fusion\.shaping\.on.*algorithm=srft.*none"),
+        ("srft", "shaping.on", "logp", r"fusion\.clip and fusion\.shaping\.on.*algorithm=srft"),
+        ("prefix_rft", "prefix.entropy_top", 0.0, r"fusion\.prefix\.entropy_top=0\.0"),
+        ("rl_with_sft_loss", "baseline", "group", r"fusion\.baseline=group.*set it to on"),
+        ("relift", "relift.optimizer", "both", r"fusion\.relift\.optimizer='both'.*separate, shared"),
+        ("relift", "relift.lr", 0.0, r"fusion\.relift\.lr=0\.0 must be > 0"),
+        ("relift", "relift.grad_clip", -1.0, r"fusion\.relift\.grad_clip=-1\.0"),
+        ("relift", "relift.sft_epochs", 0, r"fusion\.relift\.sft_epochs=0"),
+        ("relift", "relift.sft_mini_batch_size", 48, r"sft_mini_batch_size=48 must divide fusion\.relift\.sft_data_size=128"),
+        ("relift", "relift.sft_data_size", 0, r"fusion\.relift\.sft_data_size=0"),
+        ("relift", "relift.max_buffer", 127, r"fusion\.relift\.max_buffer=127"),
+        ("relift", "sft_form", "psft", r"fusion\.sft_form=psft.*replay.*use nll"),
+        ("uft", "uft.max_new_tokens", 65, r"fusion\.uft\.max_new_tokens=65 must lie in 1\.\.data\.max_response_length=64"),
+        ("uft", "uft.max_new_tokens", 0, r"fusion\.uft\.max_new_tokens=0"),
+        ("uft", "uft.hint_mode", "r3", r"fusion\.uft\.hint_coef=0\.001: r3 does not train its hints; set it to 0"),
+        ("uft", "uft.hint_mode", "binomial", r"fusion\.uft\.hint_mode='binomial'"),
+        ("uft", "uft.p_low", 0.96, r"fusion\.uft\.p_low=0\.96 exceeds"),
+        ("online_sft", "online_sft.form", "direct", r"fusion\.online_sft\.form='direct'.*analytic, pseudo"),
+        ("online_sft", "online_sft.baseline", "mean", r"fusion\.online_sft\.baseline='mean'.*none, beta, rloo"),
+        ("online_sft", "online_sft.task", "math", r"fusion\.online_sft\.task='math'.*rule, model"),
+        ("online_sft", "online_sft.length_norm", "published", r"length_norm=published.*form=pseudo.*legacy=true"),
+        ("online_sft", "online_sft.clip_weight_value", 5.0, r"clip_weight_value=5\.0.*legacy=true"),
+        ("online_sft", "online_sft.clip_logprob_min", -5.0, r"clip_logprob_min=-5\.0.*legacy=true"),
+        ("online_sft", "clip", "ppo", r"fusion\.clip and fusion\.shaping\.on.*algorithm=online_sft"),
+        ("chord", "chord.expert_share", 1.0, r"fusion\.chord\.expert_share=1\.0"),
+        ("chord", "chord.peak", 1.5, r"fusion\.chord\.peak=1\.5"),
+        ("chord", "chord.warm", -1, r"fusion\.chord\.warm=-1"),
     ],
 )
 def test_bad_values_are_refused_before_anything_starts(
@@ -146,6 +185,75 @@ def test_no_algorithm_reads_a_stream_that_nobody_makes(settings: Callable[..., S
     for phase in ALGORITHMS[name](settings(f"algorithm={name}")).phases:
         terms = (*phase.algorithm.terms, *phase.algorithm.replay_terms)
         assert {stream for term in terms for stream in term.streams} <= PRODUCED
+
+
+@pytest.mark.parametrize("name", ["uft", "online_sft"])
+def test_what_needs_a_reference_says_so(settings: Callable[..., Settings], name: str) -> None:
+    with pytest.raises(ValueError, match=rf"use_kl_loss=false: algorithm={name} needs the reference policy; set it to true"):
+        ALGORITHMS[name](replace(settings(f"algorithm={name}"), use_kl_loss=False))
+
+
+@pytest.mark.parametrize(("key", "said"), [("length_norm", ""), ("clip_weight_value", "=-5"), ("clip_logprob_min", "=-5")])
+def test_published_settings_of_online_sft_need_both_switches(settings: Callable[..., Settings], key: str, said: str) -> None:
+    base = changed(settings("algorithm=online_sft"), f"online_sft.{key}", "published" if key == "length_norm" else -5.0)
+    for switches in ({"form": "pseudo"}, {"legacy": True}):
+        with pytest.raises(ValueError, match=rf"fusion\.online_sft\.{key}{said}.*form=pseudo fusion\.online_sft\.legacy=true"):
+            ALGORITHMS["online_sft"](base.changed({"online_sft": switches}, {}, "test"))
+    both = ALGORITHMS["online_sft"](base.changed({"online_sft": {"form": "pseudo", "legacy": True}}, {}, "test"))
+    assert isinstance(both.terms[0].loss, PseudoLikelihood)
+    assert both.terms[0].loss != PseudoLikelihood(beta=0.1)
+
+
+def test_the_pseudo_form_has_its_own_baseline(settings: Callable[..., Settings]) -> None:
+    base = settings("algorithm=online_sft").changed({"online_sft": {"form": "pseudo", "baseline": "rloo"}}, {}, "test")
+    with pytest.raises(ValueError, match=r"fusion\.online_sft\.baseline=rloo: form=pseudo has the fixed baseline"):
+        ALGORITHMS["online_sft"](base)
+
+
+SFT_PHASE = {"algorithm": "sft", "steps": 3, "fusion": {"demo": {"missing": "skip"}}, "actor": {"entropy_coeff": 0}}
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ([], r"fusion\.phases has 0 entries; give two or more"),
+        ([SFT_PHASE], r"fusion\.phases has 1 entries"),
+        ([SFT_PHASE, {"algorithm": "grpo", "setps": 3}], r"fusion\.phases\[1\]\.setps is unknown; known keys: algorithm, steps"),
+        ([SFT_PHASE, {"algorithm": "ppo"}], r"fusion\.phases\[1\]\.algorithm='ppo'; choose one of chord, dapo"),
+        ([SFT_PHASE, {"algorithm": "relift"}], r"fusion\.phases\[1\]\.algorithm='relift'"),
+        ([SFT_PHASE, {"algorithm": "sft_then_rl"}], r"fusion\.phases\[1\]\.algorithm='sft_then_rl'"),
+        ([SFT_PHASE, {}], r"fusion\.phases\[1\]\.algorithm=None"),
+        ([SFT_PHASE, {"algorithm": "grpo", "steps": 3}], r"fusion\.phases\[1\] is the last phase.*remove its steps and stall"),
+        ([{**SFT_PHASE, "steps": None}, {"algorithm": "grpo"}], r"fusion\.phases\[0\] must say when it ends"),
+        ([{**SFT_PHASE, "stall": 2}, {"algorithm": "grpo"}], r"fusion\.phases\[0\] must say when it ends: either steps or stall"),
+        ([{**SFT_PHASE, "steps": 0}, {"algorithm": "grpo"}], r"fusion\.phases\[0\]: steps, stall and lr must be positive"),
+        ([SFT_PHASE, {"algorithm": "grpo", "lr": -1e-6}], r"fusion\.phases\[1\]: steps, stall and lr must be positive"),
+        ([{**SFT_PHASE, "fusion": {}}, {"algorithm": "grpo"}], r"fusion\.demo\.missing=rl needs rollouts, algorithm=sft"),
+        ([{**SFT_PHASE, "actor": {}}, {"algorithm": "grpo"}], r"actor\.entropy_coeff=0\.001 rewards.*algorithm=sft has none"),
+        ([SFT_PHASE, {"algorithm": "grpo", "fusion": {"clop": "ppo"}}], r"fusion\.phases\[1\]\.fusion\.clop is unknown; did you"),
+        ([SFT_PHASE, {"algorithm": "grpo", "fusion": {"agg": {"rll": 1}}}], r"fusion\.phases\[1\]\.fusion\.agg\.rll is unknown"),
+        ([SFT_PHASE, {"algorithm": "grpo", "actor": {"lr": 1}}], r"fusion\.phases\[1\]\.actor\.lr is unknown"),
+    ],
+)  # fmt: skip
+def test_phases_that_make_no_run(settings: Callable[..., Settings], phases: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ALGORITHMS["sft_then_rl"](changed(settings("algorithm=sft_then_rl"), "phases", tuple(phases)))
+
+
+def test_any_algorithms_may_follow_each_other(settings: Callable[..., Settings]) -> None:
+    phases = (
+        SFT_PHASE,
+        {"algorithm": "luffy", "stall": 2},
+        {"algorithm": "hpt", "lr": 3e-6, "fusion": {"hpt": {"switch_gate": 2}}},
+    )
+    built = ALGORITHMS["sft_then_rl"](changed(settings("algorithm=sft_then_rl"), "phases", phases))
+    assert [(phase.algorithm.name, phase.steps, phase.stall, phase.lr) for phase in built.phases] == [
+        ("sft", 3, None, None),
+        ("luffy", None, 2, None),
+        ("hpt", None, None, 3e-6),
+    ]
+    assert built.phases[2].algorithm.fusion.hpt.switch_gate == 2
+    assert built.phases[2].algorithm.fusion.hpt.term_scale == "share"  # what a phase does not say stands as in conf/
 
 
 def test_sft_refuses_kl(settings: Callable[..., Settings]) -> None:

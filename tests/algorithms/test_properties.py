@@ -85,7 +85,7 @@ def same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
 
 SEEDS, ROWS, WIDTHS = st.integers(0, 2**31), st.integers(1, 8), st.integers(1, 6)
 every_variant = pytest.mark.parametrize("key", sorted(VARIANTS))
-few = settings(max_examples=6)
+few = settings(max_examples=4)
 
 
 # --- the gradient is the estimator's (invariant 10) ------------------------------------------------------------------
@@ -127,7 +127,7 @@ def coefficient_on_log_prob(term: Term, batch: Batch) -> Tensor:
 
 
 @every_variant
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_gradient_is_the_composed_rho(variant: Callable, random_batch: Callable, key: str, seed: int) -> None:
     terms, scales = variant(key)
     batch = shipped(terms, random_batch(seed, rows=40, width=7))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from unify_posttrain.algorithms import Algorithm, ScoredRows
+from unify_posttrain.config import steps_of_episodes
 from unify_posttrain.experience.replay import ReplayEntry
 from unify_posttrain.experience.rules import Group, Prompt
 from unify_posttrain.objective import Term, compute_loss
@@ -461,6 +462,11 @@ def test_online_sft_rewards(tiny: Build) -> None:
     assert tiny("online_sft").rewards(rows_).tolist() == [0.5, -1.25]
     assert tiny("online_sft", online_sft={"correct_reward": 2.0}).rewards(rows_).tolist() == [1.5, -1.25]
     assert tiny("online_sft", online_sft={"task": "model"}).rewards(rows_).tolist() == [0.5, -0.25]
+
+
+def test_steps_of_the_tldr_run() -> None:
+    # 30000 prompts, 16 a step; a part of a step counts as one, and there is at least one
+    assert (steps_of_episodes(30000, 16), steps_of_episodes(33, 16), steps_of_episodes(1, 16)) == (1875, 3, 1)
 
 
 @pytest.mark.parametrize(("names", "value"), [(("k1", "kl"), 0.4), (("k2", "mse"), 0.08), (("k3", "low_var_kl"), 0.070320)])

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+TIMING = ("timing", "perf/")
 SPLITS = {
     "easy": {"digits": [1], "train": 0, "test": 8},
     "hard": {"digits": [2], "train": 24, "test": 16},
@@ -66,6 +67,22 @@ class World:
 
     def checkpoints(self, name: str) -> Path:
         return self.home / "runs" / name / "checkpoints"
+
+
+def resumed(world: World, name: str, step: int, *overrides: str) -> tuple[dict, dict]:
+    """The steps after a checkpoint, as run the first time and as repeated from it."""
+    folder = world.checkpoints(name) / f"global_step_{step}"
+    again = f"{name}-again"
+    world.train(again, *overrides, "trainer.resume_mode=resume_path", f"trainer.resume_from_path={folder}")
+
+    def after(run: str) -> dict:
+        return {
+            number: {key: value for key, value in entry.items() if not key.startswith(TIMING)}
+            for number, entry in world.metrics(run).items()
+            if number > step
+        }
+
+    return after(name), after(again)
 
 
 def build_world(home: Path) -> World:

@@ -10,11 +10,10 @@ import math
 
 import pytest
 
-from .conftest import World
+from .conftest import World, resumed
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]  # two runs in a test
 
-TIMING = ("timing", "perf/")
 SILENT = "actor:{entropy_coeff:0,use_kl_loss:false}"
 PHASES = {  # algorithm: (steps, overrides), in this order
     "sft": (1, "fusion:{demo:{missing:skip}}," + SILENT),
@@ -45,22 +44,6 @@ def by_phase(metrics: dict[int, dict[str, float]]) -> dict[str, list[dict[str, f
     for _, entry in sorted(metrics.items()):
         found[list(PHASES)[int(entry["fusion/phase"])]].append(entry)
     return found
-
-
-def resumed(world: World, name: str, step: int, *overrides: str) -> tuple[dict, dict]:
-    """The steps after a checkpoint, as run the first time and as repeated from it."""
-    folder = world.checkpoints(name) / f"global_step_{step}"
-    again = f"{name}-again"
-    world.train(again, *overrides, "trainer.resume_mode=resume_path", f"trainer.resume_from_path={folder}")
-
-    def after(run: str) -> dict:
-        return {
-            number: {key: value for key, value in entry.items() if not key.startswith(TIMING)}
-            for number, entry in world.metrics(run).items()
-            if number > step
-        }
-
-    return after(name), after(again)
 
 
 def test_eleven_methods_in_one_run_and_a_resume_in_its_middle(world: World) -> None:
@@ -128,3 +111,16 @@ def test_relift_fine_tunes_when_its_buffer_is_full_and_resumes_with_it_half_full
 
     first, again = resumed(world, "relift", 3, *run)
     assert again == first and len(first) == 5
+
+
+def test_dynamic_sampling_draws_prompts_until_rewards_differ(world: World) -> None:
+    world.train("dapo", "algorithm=dapo", "trainer.total_training_steps=3", "trainer.resume_mode=disable")
+    metrics = world.metrics("dapo")
+    for entry in metrics.values():
+        batches, prompts = entry["fusion/gen_batches"], entry["fusion/prompts_rl"] + entry["fusion/prompts_skipped"]
+        assert 1 <= batches <= 10 and prompts == 8 * batches
+        # As many groups as a batch has prompts, none of them all right or all wrong, though lengths are punished as well.
+        assert entry["fusion/prompts_rl"] == 8 and entry["fusion/rows_on"] == 32
+        assert entry["fusion/tokens_generated"] > entry["fusion/tokens_on"] or batches == 1
+    assert any(entry["fusion/gen_batches"] > 1 for entry in metrics.values()), "some groups of four agree"
+    assert all(math.isfinite(value) for entry in metrics.values() for value in entry.values())

@@ -38,7 +38,8 @@ def settings(folder: Path) -> ClassifierSettings:
 def test_classifier_judges_raw_text(world: World, tmp_path: Path) -> None:
     folder = build_classifier(tmp_path / "classifier")
     world.train(
-        "classifier", "algorithm=grpo", "task=tldr", "trainer.total_training_steps=2", *FRESH,
+        "classifier", "algorithm=online_sft", "task=tldr", "trainer.total_training_steps=2", *FRESH,
+        "actor_rollout_ref.actor.ppo_mini_batch_size=8",
         f"data.train_files={world.home}/data/arithmetic/train.parquet",
         f"data.val_files={world.home}/data/arithmetic/test.parquet",
         f"reward.reward_model.model_path={folder}",
@@ -57,6 +58,7 @@ def test_classifier_judges_raw_text(world: World, tmp_path: Path) -> None:
         assert any(row["raw_reward"] == pytest.approx(logit, abs=1e-4) for logit in logits)
         assert row["score"] == pytest.approx(1 / (1 + math.exp(-2 * row["raw_reward"])), abs=1e-5)  # sigmoid(2x + 0)
     metrics = world.metrics("classifier")
+    assert metrics[1]["fusion/kl_seq"] == pytest.approx(0, abs=1e-4) and abs(metrics[2]["fusion/kl_seq"]) > 1e-4
     assert metrics[1]["critic/score/max"] > metrics[1]["critic/score/min"] and metrics[1]["actor/grad_norm"] > 0
     assert "val-aux/arithmetic_hard/raw_reward/mean@1" in metrics[2]
 

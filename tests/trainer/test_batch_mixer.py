@@ -19,6 +19,7 @@ from unify_posttrain.algorithms import ALGORITHMS, Algorithm, Settings
 from unify_posttrain.experience.demonstrations import Demonstration, DemonstrationReader, demonstration_tensors
 from unify_posttrain.experience.mixer import DEMONSTRATION, PADDING, ROLLOUT
 from unify_posttrain.experience.rows import object_column
+from unify_posttrain.experience.rules import PLAIN
 from unify_posttrain.objective import compute_loss, token_class
 from unify_posttrain.trainer.batch_mixer import KIND_COLUMN, BatchMixer
 from unify_posttrain.trainer.demonstrator import Demonstrator
@@ -192,21 +193,23 @@ def test_hints_are_attended_and_not_sampled(small: Callable[..., Algorithm]) -> 
 @pytest.mark.parametrize(
     ("name", "std", "expected"),
     [
-        # n - 1 rollouts and the demonstration: 1 0 0 and 1, mean .5; b alone: 0 1 1 0
-        ("luffy", False, {("a", ROLLOUT): {0.5, -0.5}, ("a", DEMONSTRATION): {0.5}, ("b", ROLLOUT): {0.5, -0.5}}),
-        ("srft", True, {("a", ROLLOUT): {0.86602, -0.86602}, ("a", DEMONSTRATION): {0.86602}, ("b", ROLLOUT): {0.86602, -0.86602}}),
+        # n - 1 rollouts and the demonstration: 1 0 0 and 1, mean .5, variance 1/3; b alone: 0 1 1 0
+        ("luffy", False, [{0.5, -0.5}, {0.5}, {0.5, -0.5}]),
+        ("srft", True, [{0.86602, -0.86602}, {0.86602}, {0.86602, -0.86602}]),
         # the rollouts' own mean 1/3
-        ("rl_with_sft_loss", False, {("a", ROLLOUT): {0.66667, -0.33333}, ("a", DEMONSTRATION): {0.0}, ("b", ROLLOUT): {0.5, -0.5}}),
+        ("rl_with_sft_loss", False, [{0.66667, -0.33333}, {0.0}, {0.5, -0.5}]),
         # four rollouts beside the demonstration: mean .25, deviation .5
-        ("chord", True, {("a", ROLLOUT): {1.5, -0.5}, ("a", DEMONSTRATION): {0.0}, ("b", ROLLOUT): {0.86602, -0.86602}}),
-        ("relift", False, {("a", ROLLOUT): {0.75, -0.25}, ("b", ROLLOUT): {0.5, -0.5}}),
+        ("chord", True, [{1.5, -0.5}, {0.0}, {0.86602, -0.86602}]),
+        ("relift", False, [{0.75, -0.25}, None, {0.5, -0.5}]),
     ],
 )  # fmt: skip
-def test_advantages(small: Callable[..., Algorithm], name: str, std: bool, expected: dict) -> None:
+def test_advantages(small: Callable[..., Algorithm], name: str, std: bool, expected: list) -> None:
+    """Of the rollouts of `a`, its demonstration, and the rollouts of `b`."""
     step = Step(small(name), std)
     batch = step.mix(prompts(), SCORES)
     step.advantages(batch)
-    assert values(batch) == expected
+    keys = [("a", ROLLOUT), ("a", DEMONSTRATION), ("b", ROLLOUT)]
+    assert values(batch) == {key: value for key, value in zip(keys, expected, strict=True) if value is not None}
 
 
 def test_a_prefixed_rollout_is_compared_within_its_group(small: Callable[..., Algorithm]) -> None:
@@ -228,6 +231,18 @@ def test_the_on_baseline_leaves_prefixed_rollouts_out(small: Callable[..., Algor
     assert values(batch)["b", ROLLOUT] == {0.5, -0.5}
 
 
+@pytest.mark.xfail(strict=True, reason="BUG: the driver reads fusion.baseline of the run, not of the phase that trains")
+def test_a_phase_has_a_baseline_of_its_own(small: Callable[..., Algorithm]) -> None:
+    """SFT, then RL with an SFT loss, which insists on baseline=on; the run's own says group."""
+    first = {"algorithm": "sft", "steps": 1, "fusion": {"demo": {"missing": "skip"}}, "actor": {"entropy_coeff": 0}}
+    root = small("sft_then_rl", phases=(first, {"algorithm": "rl_with_sft_loss", "fusion": {"baseline": "on"}}))
+    step = Step(root.phases[1].algorithm, std=False)
+    step.mixer.fusion = root.fusion  # as the trainer builds it
+    batch = step.mix(prompts(), SCORES)
+    step.advantages(batch)
+    assert values(batch)["a", ROLLOUT] == {0.66667, -0.33333}
+
+
 def test_online_sft_advantages_and_rewards(small: Callable[..., Algorithm]) -> None:
     # six tokens, log π_old - log π_ref = .2 each: k1 = 1.2; R - .1*1.2
     step = Step(small("online_sft"), std=True)
@@ -236,23 +251,16 @@ def test_online_sft_advantages_and_rewards(small: Callable[..., Algorithm]) -> N
     assert values(batch) == {("a", ROLLOUT): {0.88, -1.12}, ("b", ROLLOUT): {0.88, -1.12}}
     assert values(batch, "scores") == {("a", ROLLOUT): {1.0, -1.0}, ("b", ROLLOUT): {1.0, -1.0}}
     assert metrics["fusion/kl_seq"] == pytest.approx(1.2)
-    assert Step(small("grpo"), std=True).mixer.fusion.algorithm == "grpo"
 
 
 def test_online_sft_keeps_a_penalty_beside_the_verdict(small: Callable[..., Algorithm]) -> None:
     """The reward manager's score is the verdict (`acc`) and a penalty; ±1 replaces the verdict alone."""
     step = Step(small("online_sft"), std=True)
-    rollouts = generated(prompts(), [small("online_sft").experience.openings(None, 1)] * 2 if False else _plain(), SCORES)
+    rollouts = generated(prompts(), [(PLAIN,) * N] * 2, SCORES)
     rollouts.batch["rm_scores"][:, 5] -= 0.25
     batch = step.mixer.mix(step.built, prompts(), rollouts, {}, 1, 1)[0]
     step.advantages(batch)
     assert values(batch, "scores")["a", ROLLOUT] == {0.75, -1.25}
-
-
-def _plain() -> list:
-    from unify_posttrain.experience.rules import PLAIN
-
-    return [(PLAIN,) * N] * 2
 
 
 # --- streams of single terms -----------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import torch
 from omegaconf import DictConfig
 from verl import DataProto
 
-from unify_posttrain.algorithms import Algorithm
+from unify_posttrain.algorithms import Algorithm, Settings
+from unify_posttrain.algorithms.srft import SRFT
 from unify_posttrain.experience.mixer import DEMONSTRATION, PADDING, ROLLOUT
 from unify_posttrain.trainer.batch_mixer import KIND_COLUMN
 from unify_posttrain.trainer.log_probs import BATCH_ENTROPY, LOG_PROB_METRICS, ROLLOUT_PROB_METRICS, LogProbStages, batch_entropy
@@ -194,11 +195,9 @@ def test_batch_entropy_is_that_of_what_the_actor_sees_together() -> None:
         torch.testing.assert_close(found[together], entropys[together][mask[together]].mean().expand(len(together)))
 
 
-def test_srft_measures_it_where_its_weights_ask_for_it(
-    composed: Callable[..., DictConfig], algorithm: Callable[..., Algorithm]
-) -> None:
-    flags = ("algorithm=srft", "fusion.srft.entropy_scope=batch")
-    it = Stages(composed(*flags), algorithm(*flags), ranks=1, mini_batches=2)
+def test_srft_measures_it_where_its_weights_ask_for_it(stages: Callable[..., Stages], settings: Callable[..., Settings]) -> None:
+    it = stages("srft", mini_batches=2)
+    it.algorithm = SRFT(settings("algorithm=srft").changed({"srft": {"entropy_scope": "batch"}}, {}, "test"))
     batch = it._fit_compute_log_prob(rows(MIXED))
     assert it.asked == [["0", "1", "2"]]  # every trained row, padding excepted
     # entropy is token/10: tokens 0 1 2 and 10 11 12, mean 6, and 20 21 22 beside a row of padding, mean 21

@@ -28,9 +28,12 @@ class LUFFY(Algorithm):
                 f"actor_rollout_ref.rollout.n={self.fusion.group_size}: a {self.name} group is rollouts and a demonstration, "
                 "set it to 2 or more"
             )
-        whole = self.fusion.prefix.min_ratio == self.fusion.prefix.max_ratio == 1
+        prefix = self.fusion.prefix
+        whole = prefix.min_ratio == prefix.max_ratio == 1 and prefix.strategy in ("random", "fixed")
         if self.fusion.shaping.name == "target_prob" and not whole:
-            raise ValueError("fusion.shaping.name=target_prob needs whole demonstrations; set fusion.prefix.min_ratio=max_ratio=1")
+            raise ValueError(
+                "fusion.shaping.name=target_prob needs whole demonstrations: fusion.prefix.min_ratio=max_ratio=1, random"
+            )
         self.prefixes.ratios(row_id=0, global_step=1, group_size=self.fusion.group_size)  # n_prefix fits the group
 
     @property

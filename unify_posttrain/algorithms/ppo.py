@@ -7,12 +7,10 @@ the default, Â is the reward minus the value of the token, and a group of one r
 The critic itself is trained by `objective.value.value_loss` on the same rows.
 """
 
-from unify_posttrain.algorithms.base import Algorithm
-from unify_posttrain.experience.rules import Experience, OnPolicy
-from unify_posttrain.objective import Term
+from unify_posttrain.algorithms.grpo import GRPO
 
 
-class PPO(Algorithm):
+class PPO(GRPO):
     """Rollouts only, clipped ratio, token mean, advantages from a critic."""
 
     name = "ppo"
@@ -21,12 +19,3 @@ class PPO(Algorithm):
     needs_critic = True
     single_phase = True
     group_baseline = False
-    single_phase = True
-
-    @property
-    def terms(self) -> tuple[Term, ...]:
-        return (self.on_policy_term(), *self.regularisers)
-
-    @property
-    def experience(self) -> Experience:
-        return OnPolicy(self.fusion.group_size)
