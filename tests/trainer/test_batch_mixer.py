@@ -231,7 +231,6 @@ def test_the_on_baseline_leaves_prefixed_rollouts_out(small: Callable[..., Algor
     assert values(batch)["b", ROLLOUT] == {0.5, -0.5}
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: the driver reads fusion.baseline of the run, not of the phase that trains")
 def test_a_phase_has_a_baseline_of_its_own(small: Callable[..., Algorithm]) -> None:
     """SFT, then RL with an SFT loss, which insists on baseline=on; the run's own says group."""
     first = {"algorithm": "sft", "steps": 1, "fusion": {"demo": {"missing": "skip"}}, "actor": {"entropy_coeff": 0}}
@@ -302,7 +301,6 @@ def test_teacher_probabilities_stand_on_the_demonstration(small: Callable[..., A
     assert batch.batch["target_probs"][row].tolist() == [0.5] * 5 + [1.0] * 3  # five tokens; EOS has none of its own
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: a batch without demonstrations lacks target_probs, and the actor raises KeyError")
 @pytest.mark.parametrize(("name", "targets"), [("hpt", (TARGET, TARGET)), ("luffy", (None, None))])
 def test_a_batch_without_demonstrations_has_the_stream_too(small: Callable[..., Algorithm], name: str, targets: tuple) -> None:
     """HPT's gate found every prompt solved; LUFFY's prompts had no target."""
@@ -320,9 +318,6 @@ def test_a_teacher_needs_whole_demonstrations(small: Callable[..., Algorithm]) -
             small("luffy", shaping={"name": "target_prob"}, prefix=prefix)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="SPEC 3: under demo.missing=skip a prompt without a target has no row; CHORD keeps its rollouts"
-)
 def test_chord_skips_prompts_without_a_target_if_told_to(small: Callable[..., Algorithm]) -> None:
     experience = small("chord", demo={"missing": "skip"}).experience
     assert experience.rollouts(has_demonstration=False) == 0

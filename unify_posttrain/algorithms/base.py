@@ -118,6 +118,11 @@ class Algorithm(ABC):
         for key, (value, known) in choices.items():
             if value not in known:
                 raise ValueError(f"fusion.{key}={value!r}; choose one of {', '.join(known)}")
+        if fusion.shaping.on == "logp" and fusion.clip == "ppo":
+            raise ValueError(
+                "fusion.shaping.on=logp is log r, about 0, and fusion.clip=ppo bounds it around 1: every token would be clipped; "
+                "set fusion.clip=none"
+            )
         if self.needs_reference and not self.settings.use_kl_loss:
             raise ValueError(
                 f"actor_rollout_ref.actor.use_kl_loss=false: algorithm={self.name} needs the reference policy; set it to true "
@@ -168,7 +173,9 @@ class Algorithm(ABC):
         """The parts of a run, at least one."""
         return (Phase(self),)
 
-    # What terms need.
+    # What terms and advantages need.
+
+    advantage_streams: ClassVar[tuple[str, ...]] = ()  # read by `row_advantages`, of sampled tokens
 
     @property
     def needs_entropy(self) -> bool:
@@ -176,7 +183,13 @@ class Algorithm(ABC):
 
     def token_classes_reading(self, stream: str) -> set[str]:
         """Token classes whose rows need a stream, e.g. the ones for which old log-probabilities must be computed."""
-        return {members.tokens for term in self.terms for members in (term.members, term.normaliser) if stream in term.streams}
+        classes = {"on"} if stream in self.advantage_streams else set()
+        for term in self.terms:
+            if stream in (*term.loss.streams, *term.members.streams):
+                classes.add(term.members.tokens)
+            if stream in term.normaliser.streams:
+                classes.add(term.normaliser.tokens)
+        return classes
 
     # Terms that several algorithms share.
 

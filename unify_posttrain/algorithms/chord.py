@@ -41,7 +41,7 @@ class CHORD(Algorithm):
 
     @property
     def experience(self) -> Experience:
-        return Beside(self.fusion.group_size, self.fusion.chord.expert_share, self.fusion.seed)
+        return Beside(self.fusion.group_size, self.fusion.chord.expert_share, self.fusion.seed, self.missing_in_gate)
 
     def scales(self, plan: GatePlan, step: int = 1) -> Mapping[str, float]:
         return {"rl": 1 - self.mu(step), "sft": self.mu(step)}

@@ -30,6 +30,7 @@ class OnlineSFT(Algorithm):
     advantage = "R - β(l - l_ref) - b"
     needs_reference = True
     one_update = True
+    advantage_streams = ("old_log_probs", "ref_log_prob")
 
     def check(self) -> None:
         own = self.fusion.online_sft

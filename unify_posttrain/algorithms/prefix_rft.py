@@ -18,11 +18,12 @@ class PrefixRFT(LUFFY):
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        everything, top = Members("trained"), self.fusion.prefix.entropy_top
+        top, bound = self.fusion.prefix.entropy_top, self.fusion.shaping.all_maximum
+        everything, prefixes = (Members(tokens, max_probability=bound) for tokens in ("trained", "demo"))
         weight = None if top is None else TopEntropy(top)
         prefix = PolicyGradient(OldPolicy(), "advantages", self.stabiliser, token_weight=weight)
         return (
             self.on_policy_term(counted=everything, coefficient=self.fusion.prefix.on_adv_weight),
-            Term("off", prefix, Members("demo"), self.aggregation("rl"), self.fusion.prefix.prefix_adv_weight, counted=everything),
+            Term("off", prefix, prefixes, self.aggregation("rl"), self.fusion.prefix.prefix_adv_weight, counted=everything),
             *self.regularisers,
         )

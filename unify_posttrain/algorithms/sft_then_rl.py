@@ -7,14 +7,24 @@ one runs to the end. Weights are kept at a boundary; the KL reference of a later
 with.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from unify_posttrain.algorithms.base import Algorithm, Phase
+from unify_posttrain.algorithms.settings import FusionConfig
 from unify_posttrain.experience.rules import Experience
 from unify_posttrain.objective import Term
 
 KEYS = ("algorithm", "steps", "stall", "lr", "fusion", "actor")
+
+
+def _once_per_run(phase: FusionConfig, run: FusionConfig) -> Iterator[tuple[str, Any, Any]]:
+    """(key, the phase's, the run's) of settings that data and draws are read with once."""
+    for key in ("seed", "group_size", "horizon"):
+        yield key, getattr(phase, key), getattr(run, key)
+    for key in ("overlong", "select", "require_verified", "max_length"):
+        yield f"demo.{key}", getattr(phase.demo, key), getattr(run.demo, key)
+    yield "shaping.name", phase.shaping.name == "target_prob", run.shaping.name == "target_prob"
 
 
 class SFTThenRL(Algorithm):
@@ -51,6 +61,9 @@ class SFTThenRL(Algorithm):
             raise ValueError(f"{path}: steps, stall and lr must be positive, not {dict(entry)}")
         fusion = {**(entry.get("fusion") or {}), "algorithm": name, "phases": ()}
         settings = self.settings.changed(fusion, entry.get("actor") or {}, path)
+        for key, value, whole in _once_per_run(settings.fusion, self.fusion):
+            if value != whole:
+                raise ValueError(f"{path}.fusion.{key}={value}: it holds for the whole run, which has {whole}; set fusion.{key}")
         return Phase(ALGORITHMS[name](settings), steps, stall, entry.get("lr"))
 
     @property

@@ -45,9 +45,11 @@ class SRFT(LUFFY):
             if value not in known:
                 raise ValueError(f"fusion.srft.{key}={value!r}; choose one of {', '.join(known)}")
         super().check()
-        if self.fusion.clip != "none" or self.fusion.shaping.on != "none":
+        shaping = self.fusion.shaping
+        if self.fusion.clip != "none" or shaping.on != "none" or shaping.all_maximum is not None:
             raise ValueError(
-                "fusion.clip and fusion.shaping.on act on the ratio, which algorithm=srft does not use; set both to none"
+                "fusion.clip, fusion.shaping.on and fusion.shaping.all_maximum are LUFFY's, algorithm=srft does not use them; set "
+                "them to none, none and null"
             )
 
     @property

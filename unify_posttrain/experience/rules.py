@@ -233,21 +233,23 @@ class Beside(Experience):
         expert_share: None: every prompt has both. A number: that share of the prompts, drawn from (seed, step, row_id), is
             expert data (demonstration only, nothing is generated), the others are rollouts only.
         seed: of the draw.
+        missing: `rl` or `skip`: whether a prompt without a target gets rollouts.
     """
 
     group_size: int
     expert_share: float | None = None
     seed: int = 0
+    missing: str = "rl"
     needs_target: bool = True
 
     def rollouts(self, has_demonstration: bool) -> int:
-        return self.group_size
+        return self.group_size if has_demonstration or self.missing == "rl" else 0
 
     def openings(self, prompt: Prompt, step: int) -> tuple[Opening, ...]:
         share = 0.0 if self.expert_share is None or prompt.target is None else self.expert_share
         if np.random.default_rng([self.seed, step, prompt.row_id]).random() < share:
             return ()
-        return (PLAIN,) * self.group_size
+        return super().openings(prompt, step)
 
     def plan(self, groups: Sequence[Group]) -> GatePlan:
         plans = []

@@ -150,7 +150,7 @@ class TopEntropy:
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> Tensor:
         entropy, demo = stream(tensors, "entropys", self).detach(), token_class(tensors, "demo")
-        kept = torch.ceil(self.share * demo.sum(dim=-1, keepdim=True))
+        kept = torch.ceil(self.share * demo.sum(dim=-1, keepdim=True).double() - 1e-9)  # 0.3 · 50 is 15.000000000000002
         order = torch.where(demo, -entropy, torch.inf).argsort(dim=-1, stable=True)
         rank = torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
         return (demo & (rank < kept)).to(entropy.dtype)

@@ -79,6 +79,7 @@ class BatchMixer:
             (batch, dealt, metrics): `dealt` is true if the rows have been dealt to ranks and mini-batches; otherwise they are
             the rollouts in their own order. Mixed batches carry `KIND_COLUMN`.
         """
+        self.fusion = algorithm.fusion  # a phase of the run may have settings of its own
         self.plan = algorithm.experience.plan(self._groups(prompts, rollouts, demonstrations))
         if select is not None:
             self.plan = select(self.plan)
@@ -109,6 +110,8 @@ class BatchMixer:
         read = {name for term in algorithm.terms for name in term.streams}
         if "uniforms" in read:
             batch.batch["uniforms"] = self._uniforms(prompts, batch, step)
+        if "target_probs" in read and "target_probs" not in batch.batch:
+            batch.batch["target_probs"] = torch.ones(batch.batch["responses"].shape, dtype=torch.float32)  # no demonstration
         if read & {"solved", "unsolved"}:
             scores = batch.batch["rm_scores"].sum(dim=-1).tolist()
             values = np.asarray(self._success_values(batch, scores), dtype=np.float64)
@@ -131,14 +134,7 @@ class BatchMixer:
         scores = batch.batch["token_level_scores"].sum(dim=-1)
         metrics = {"fusion/kl_seq": 0.0}
         if {"old_log_probs", "ref_log_prob"} <= set(batch.batch.keys()):
-            success = torch.tensor([float(value) for value in self._success_values(batch, scores.tolist())])
-            uids, mask = list(batch.non_tensor_batch["uid"]), token_class(batch.batch, "on")
-            rows = ScoredRows(scores, success, uids, mask, batch.batch["old_log_probs"], batch.batch["ref_log_prob"])
-            own = algorithm.row_advantages(rows)
-            if own is not None:
-                _set_advantages(batch, own[0].double().numpy())
-                metrics.update(own[1])
-                batch.batch["scores"] = algorithm.rewards(rows)
+            metrics.update(self._own_advantages(algorithm, batch, scores))
         if KIND_COLUMN not in batch.non_tensor_batch:
             return metrics
         prefixed = (token_class(batch.batch, "demo").any(dim=-1)).numpy()
@@ -155,6 +151,22 @@ class BatchMixer:
         )
         _set_advantages(batch, values)
         return metrics
+
+    def _own_advantages(self, algorithm: Algorithm, batch: DataProto, scores: torch.Tensor) -> Mapping[str, float]:
+        """The algorithm's own advantages of the rows that were sampled; padding is not among them."""
+        success = torch.tensor([float(value) for value in self._success_values(batch, scores.tolist())])
+        mask = token_class(batch.batch, "on")
+        sampled = mask.any(dim=-1).nonzero().squeeze(-1)
+        streams = [tensor[sampled] for tensor in (scores, success, mask, batch.batch["old_log_probs"], batch.batch["ref_log_prob"])]
+        uids = [str(batch.non_tensor_batch["uid"][row]) for row in sampled.tolist()]
+        rows = ScoredRows(*streams[:2], uids, *streams[2:])
+        own = algorithm.row_advantages(rows)
+        if own is None:
+            return {}
+        _set_advantages(batch, torch.zeros_like(scores, dtype=torch.float64).index_copy(0, sampled, own[0].double()).numpy())
+        rewards = algorithm.rewards(rows).to(scores.dtype)
+        batch.batch["scores"] = torch.zeros_like(scores).index_copy(0, sampled, rewards)
+        return own[1]
 
     def reward_field(self, rollouts: DataProto, name: str | None) -> np.ndarray:
         """(B,) a reward field by name, the reward itself for None.

@@ -11,6 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.algorithms import Algorithm, build_algorithm
+from unify_posttrain.algorithms.schedules import warmup_cosine
 from unify_posttrain.config import steps_of_episodes
 from unify_posttrain.experience.rules import OnPolicy
 from unify_posttrain.objective import CurrentPolicy, PolicyGradient
@@ -173,6 +174,10 @@ def _check_batch(config: DictConfig, algorithm: Algorithm) -> None:
             f"algorithm={algorithm.name} holds for rollouts of the current policy: one update per batch, so set "
             f"actor_rollout_ref.actor.ppo_mini_batch_size={batch} (it is {mini}) and ppo_epochs=1 (it is {actor.ppo_epochs})"
         )
+    for phase in algorithm.phases:
+        schedule, lr = phase.algorithm.fusion.lr_schedule, phase.lr or actor.optim.lr
+        if schedule is not None:
+            warmup_cosine(0, 1, schedule.start, schedule.warmup_ratio, schedule.min_lr / lr)  # checks its own numbers
     episodes = algorithm.fusion.online_sft.episodes
     if episodes is not None and config.trainer.total_training_steps != steps_of_episodes(episodes, batch):
         raise ValueError(

@@ -53,6 +53,8 @@ class LogProbStages(SeparateRayPPOTrainer):
     def _fit_compute_ref_log_prob(self, batch: DataProto) -> DataProto:
         if not self.use_reference_policy:
             return batch
+        if self.config.algorithm.use_kl_in_reward:
+            return super()._fit_compute_ref_log_prob(batch)  # read by verl's reward, whatever the terms read
         return self._on_rows_reading(batch, ("ref_log_prob",), super()._fit_compute_ref_log_prob, ())
 
     def _on_rows_reading(
