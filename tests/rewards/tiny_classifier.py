@@ -2,7 +2,7 @@
 
 As a script it writes one to a folder, to try a task with a neural reward on a laptop (a second):
 
-    python -m tests.rewards.tiny_classifier /tmp/classifier
+    python -m tests.rewards.tiny_classifier some/folder
 """
 
 from __future__ import annotations
