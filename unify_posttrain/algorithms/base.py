@@ -64,6 +64,25 @@ class ScoredRows:
 
 
 @dataclass(frozen=True)
+class ReplayStep:
+    """How a fine-tuning step on replayed demonstrations is taken.
+
+    Attributes:
+        lr: its learning rate, outside of the run's schedule.
+        grad_clip: largest norm of its gradient.
+        epochs: passes over the batch.
+        mini_batch: demonstrations per optimizer step; None: all.
+        separate: moments of its own instead of the run's.
+    """
+
+    lr: float
+    grad_clip: float
+    epochs: int
+    mini_batch: int | None
+    separate: bool
+
+
+@dataclass(frozen=True)
 class Phase:
     """A part of a run with an algorithm of its own.
 
@@ -84,6 +103,7 @@ class Algorithm(ABC):
     """An algorithm under the estimator. `terms` is what the actor minimises, `experience` what the trainer asks for rows."""
 
     name: ClassVar[str]
+    own_metrics: ClassVar[Mapping[str, str]] = {}  # `fusion/*` name -> estimator metric, where a name is one algorithm's
     paper: ClassVar[str]
     advantage: ClassVar[str] = "Â"  # what the stream `advantages` holds, for people
     needs_critic: ClassVar[bool] = False  # advantages come from the values of a critic (adv_estimator=gae)
@@ -161,6 +181,11 @@ class Algorithm(ABC):
     @property
     def replay(self) -> ReplayBuffer | None:
         """A new, empty buffer of unsolved questions that are fine-tuned on later; None: there is none."""
+        return None
+
+    @property
+    def replay_step(self) -> ReplayStep | None:
+        """How that fine-tuning is done; None without a buffer."""
         return None
 
     @property

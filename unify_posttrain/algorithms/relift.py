@@ -9,7 +9,7 @@ buffer holds a question once (`dedup`), buffer and optimizer survive a resume, a
 the fine-tuning gradient does not shrink with the number of ranks.
 """
 
-from unify_posttrain.algorithms.base import Algorithm
+from unify_posttrain.algorithms.base import Algorithm, ReplayStep
 from unify_posttrain.experience.replay import ReplayBuffer
 from unify_posttrain.experience.rules import Experience, OnPolicy
 from unify_posttrain.objective import Entropy, Members, Term
@@ -54,6 +54,12 @@ class ReLIFT(Algorithm):
     def replay(self) -> ReplayBuffer:
         relift = self.fusion.relift
         return ReplayBuffer(relift.sft_data_size, relift.order, relift.dedup, relift.max_buffer, self.fusion.seed)
+
+    @property
+    def replay_step(self) -> ReplayStep:
+        relift = self.fusion.relift
+        separate = relift.optimizer == "separate"
+        return ReplayStep(relift.lr, relift.grad_clip, relift.sft_epochs, relift.sft_mini_batch_size, separate)
 
     @property
     def replay_terms(self) -> tuple[Term, ...]:

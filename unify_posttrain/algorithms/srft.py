@@ -9,6 +9,9 @@
 or L_demo and L_on over all tokens together (`released`). The weights need entropies, so they are always computed.
 """
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from unify_posttrain.algorithms.luffy import LUFFY
 from unify_posttrain.experience.rules import Experience, Joined
 from unify_posttrain.objective import (
@@ -38,6 +41,11 @@ class SRFT(LUFFY):
 
     name = "srft"
     paper = "arXiv 2506.19767"
+    own_metrics: ClassVar[Mapping[str, str]] = {
+        "fusion/srft_H": "entropy",
+        "fusion/srft_w_sft": "sft_weight",
+        "fusion/srft_w_on": "rl_weight",
+    }
 
     def check(self) -> None:
         srft = self.fusion.srft

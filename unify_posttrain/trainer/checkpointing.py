@@ -24,13 +24,16 @@ class Checkpointing(SeparateRayPPOTrainer):
     demonstrator: Demonstrator | None
     replayer: Replayer | None
     clock: PhaseClock
+    has_phases: bool
     train_dataloader: TrainLoader
     _metrics_before: list[str]
     _engine_awake: bool
     _saved: Path | None = None
 
     def _start_phase(self) -> None:
-        raise NotImplementedError
+        """Tell the workers which phase begins: its terms, a fresh optimizer, its learning-rate schedule."""
+        if self.has_phases:
+            self.actor_rollout_wg.start_phase(self.clock.index, self.clock.length(self.total_training_steps))
 
     def _save_checkpoint(self) -> None:
         super()._save_checkpoint()

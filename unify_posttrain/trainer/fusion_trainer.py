@@ -89,7 +89,7 @@ class FusionTrainer(Checkpointing, LogProbStages, ReplayStage):
             )
         buffer = self.algorithm.replay
         if buffer is not None:
-            mini_batch = self.fusion.relift.sft_mini_batch_size
+            mini_batch = self.algorithm.replay_step.mini_batch
             self.replayer = Replayer(buffer, mini_batch, temperature=rollout.temperature, **packing)
         self.mixer = BatchMixer(
             self.fusion,
@@ -113,10 +113,6 @@ class FusionTrainer(Checkpointing, LogProbStages, ReplayStage):
         super().fit()
 
     # Phases
-
-    def _start_phase(self) -> None:
-        if self.has_phases:
-            self.actor_rollout_wg.start_phase(self.clock.index, self.clock.length(self.total_training_steps))
 
     def _fit_prepare_step(self) -> None:
         super()._fit_prepare_step()

@@ -51,9 +51,9 @@ class FusionWorker(PortableWorker):
                 actor_module=self.actor_module_fsdp,
                 actor_optimizer=self.actor_optimizer,
             )
-            relift = self.actor.algorithm.fusion.relift
-            if self.actor.algorithm.replay is not None and relift.optimizer == "separate":
-                optim = omega_conf_to_dataclass({**self.config.actor.optim, "lr": relift.lr})
+            replay = self.actor.algorithm.replay_step
+            if replay is not None and replay.separate:
+                optim = omega_conf_to_dataclass({**self.config.actor.optim, "lr": replay.lr})
                 self.replay_optimizer = build_optimizer(self.actor_module_fsdp.parameters(), optim)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
@@ -68,9 +68,9 @@ class FusionWorker(PortableWorker):
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def update_replay(self, data: DataProto) -> DataProto:
         """A fine-tuning step on replayed demonstrations, outside of the learning-rate schedule."""
-        relift = self.actor.algorithm.fusion.relift
-        data.meta_info |= {"epochs": relift.sft_epochs, "grad_clip": relift.grad_clip}
-        with self._at_replay_rate(relift.lr):
+        replay = self.actor.algorithm.replay_step
+        data.meta_info |= {"epochs": replay.epochs, "grad_clip": replay.grad_clip}
+        with self._at_replay_rate(replay.lr):
             return super().update_actor(data)
 
     @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from unify_posttrain.algorithms import Algorithm
+from unify_posttrain.algorithms import ALGORITHMS, Algorithm
 
 # Always present, 0 when a term does not exist: loggers and readers need not know the algorithm.
 FUSION = {
@@ -24,11 +24,10 @@ FUSION = {
     "fusion/off_ratio_mean": "off_ratio",
     "fusion/mask_frac": "rl_kept",
     "fusion/hint_p": "hint_p",
-    "fusion/srft_H": "entropy",
-    "fusion/srft_w_sft": "sft_weight",
-    "fusion/srft_w_on": "rl_weight",
 }
 UPDATE_METRICS = (*FUSION, "fusion/optimizer_steps", "fusion/grad_skipped", "fusion/empty_updates")
+
+OWN = tuple(name for cls in ALGORITHMS.values() for name in cls.own_metrics)
 
 
 def verl_metrics(
@@ -75,7 +74,8 @@ def verl_metrics(
         metrics["actor/entropy"] = mean("entropy_loss")
     if algorithm.settings.use_kl_loss:
         metrics["actor/kl_coef"] = algorithm.settings.kl_loss_coef
-    metrics.update({name: mean(source) for name, source in FUSION.items()})
+    metrics.update(dict.fromkeys(OWN, 0.0))
+    metrics.update({name: mean(source) for name, source in {**FUSION, **algorithm.own_metrics}.items()})
     metrics["fusion/optimizer_steps"] = float(steps - grad_skipped)
     metrics["fusion/grad_skipped"] = float(grad_skipped)
     metrics["fusion/empty_updates"] = float(steps_without_members)
