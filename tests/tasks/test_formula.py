@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from unify_posttrain.tasks.formula import MAX_CHARACTERS, MAX_DEPTH, MAX_DIGITS, FormulaError, evaluate
+from unify_posttrain.tasks.formula import MAX_CHARACTERS, MAX_DEPTH, MAX_DIGITS, PARSE_ATTEMPTS, FormulaError, evaluate
 
 
 @pytest.mark.parametrize(
@@ -191,3 +194,39 @@ def test_no_text_raises_anything_else(text: str) -> None:
     # whatever was accepted, Python reads in the same way
     assert set(text) <= set("0123456789+-*/() ") and "**" not in text and "//" not in text
     assert sum(formula.numbers) >= 0 and len(formula.numbers) >= 1
+
+
+def test_threads_parse_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPython before 3.11.8 raises SystemError when two threads build a tree at once (gh-106905); verl scores in threads."""
+    inside, most = 0, 0
+    parse = ast.parse
+
+    def watched(*args: Any, **kwargs: Any) -> ast.AST:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.001)
+        try:
+            return parse(*args, **kwargs)
+        finally:
+            inside -= 1
+
+    monkeypatch.setattr(ast, "parse", watched)
+    with ThreadPoolExecutor(8) as pool:
+        values = [formula.value for formula in pool.map(evaluate, (f"{n}+1" for n in range(64)))]
+    assert (values, most) == ([Fraction(n + 1) for n in range(64)], 1)
+
+
+@pytest.mark.parametrize("failures", [1, PARSE_ATTEMPTS - 1])
+def test_an_interpreter_that_miscounts_is_asked_again(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    parse, left = ast.parse, failures
+
+    def flaky(*args: Any, **kwargs: Any) -> ast.AST:
+        nonlocal left
+        if left:
+            left -= 1
+            raise SystemError("AST constructor recursion depth mismatch (before=30, after=26)")
+        return parse(*args, **kwargs)
+
+    monkeypatch.setattr(ast, "parse", flaky)
+    assert evaluate("2*3").value == 6 and left == 0

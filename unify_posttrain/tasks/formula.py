@@ -12,13 +12,19 @@ from __future__ import annotations
 import ast
 import operator
 import re
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 
 MAX_CHARACTERS = 200
 MAX_DEPTH = 20  # of parentheses, and of the tree, where a chain 1+1+1+... is one level per number and a sign is one, too
 MAX_DIGITS = 12  # of a number in the text, and of numerator and denominator of every intermediate result
+
+PARSE_ATTEMPTS = 4
+
+_PARSER = threading.Lock()
 
 # ASCII only, since \d and isdigit() accept other scripts' digits. No dot, letter, comma or underscore: neither floats
 # nor names, calls or attributes reach the parser.
@@ -63,12 +69,22 @@ def evaluate(text: str) -> Formula:
         raise FormulaError(f"{text!r}: a formula starts and ends without a space and consists of 0-9 + - * / ( ) and spaces")
     _check_parentheses(text)
     try:
-        tree = ast.parse(text, mode="eval")
+        tree = _parse(text)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # the last two: depends on Python's version
         raise FormulaError(f"{text!r} is no formula: {error}") from None
     numbers: list[int] = []
     value = _value(tree.body, numbers, 1)
     return Formula(value, tuple(sorted(numbers)))
+
+
+def _parse(text: str) -> ast.Expression:
+    """``ast.parse``, one thread at a time: Python before 3.11.8 keeps the depth of the tree that it builds in one place for all
+    threads, and calls it a SystemError when it finds it changed. Whoever else parses does not ask for our lock, hence the retries."""
+    with _PARSER:
+        for _ in range(PARSE_ATTEMPTS - 1):
+            with suppress(SystemError):
+                return ast.parse(text, mode="eval")
+        return ast.parse(text, mode="eval")
 
 
 def _check_parentheses(text: str) -> None:
