@@ -79,7 +79,7 @@ def evaluate(text: str) -> Formula:
 
 def _parse(text: str) -> ast.Expression:
     """``ast.parse``, one thread at a time: Python before 3.11.8 keeps the depth of the tree that it builds in one place for all
-    threads, and calls it a SystemError when it finds it changed. Whoever else parses does not ask for our lock, hence the retries."""
+    threads, and calls it a SystemError when it finds it changed. Others who parse do not ask for our lock, hence the retries."""
     with _PARSER:
         for _ in range(PARSE_ATTEMPTS - 1):
             with suppress(SystemError):
