@@ -17,6 +17,7 @@ from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
 from unify_posttrain.algorithms import ALGORITHMS, Algorithm, Settings
 from unify_posttrain.experience.demonstrations import Demonstration, DemonstrationReader, demonstration_tensors
+from unify_posttrain.experience.gate import GatePlan
 from unify_posttrain.experience.mixer import DEMONSTRATION, PADDING, ROLLOUT
 from unify_posttrain.experience.rows import object_column
 from unify_posttrain.experience.rules import PLAIN
@@ -321,3 +322,25 @@ def test_a_teacher_needs_whole_demonstrations(small: Callable[..., Algorithm]) -
 def test_chord_skips_prompts_without_a_target_if_told_to(small: Callable[..., Algorithm]) -> None:
     experience = small("chord", demo={"missing": "skip"}).experience
     assert experience.rollouts(has_demonstration=False) == 0
+
+
+@pytest.mark.parametrize("name", ["grpo", "hpt", "luffy", "relift"])
+def test_a_prompt_that_cannot_be_graded_is_masked_and_counted(small: Callable[..., Algorithm], name: str) -> None:
+    """Its rollouts score 0 because its ground truth is unusable, not because they are wrong: nothing of it is trained."""
+    built = small(name)
+    step = Step(built, std=False)
+    found = step.demonstrator.read(prompts(), step.step)[0] if step.demonstrator else {}
+    solved = {"a": [0.0] * N, "b": [0.0, 1.0, 1.0, 0.0]}
+    rollouts = generated(prompts(), [(PLAIN,) * built.experience.rollouts(uid in found) for uid in "ab"], solved)
+    usable = np.array([float(uid != "a") for uid in rollouts.non_tensor_batch["uid"]])
+    faults = np.zeros(len(rollouts))
+    faults[-1] = 1.0
+    rollouts.non_tensor_batch |= {"gold_ok": usable, "grader_fault": faults}
+    batch, _, metrics = step.mixer.mix(built, prompts(), rollouts, found, 1, 1)
+    kept = batch.non_tensor_batch.get(KIND_COLUMN, np.zeros(len(batch))) != PADDING
+    assert set(batch.non_tensor_batch["uid"][kept]) == {"b"}
+    assert (metrics["fusion/gold_masked"], metrics["fusion/grader_faults"]) == (1.0, 1.0)
+    # the other prompt alone makes the rates: 2 of 4 solved, none unsolved
+    assert (metrics["fusion/solve_rate"], metrics["fusion/solve_none"], metrics["fusion/prompts_skipped"]) == (0.5, 0.0, 1.0)
+    assert step.mixer.plan.to_dict()["groups"][0]["graded"] is False
+    assert GatePlan.from_dict(step.mixer.plan.to_dict()) == step.mixer.plan

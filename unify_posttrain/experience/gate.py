@@ -8,8 +8,8 @@ carried out by `experience.mixer`, logged, and tested.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from math import floor
 from typing import Any
@@ -46,6 +46,7 @@ class GroupPlan:
         kept: on-policy rows that are trained (all or none).
         demonstrations: demonstration rows added.
         on_weight, off_weight, sft_weight: coefficients of the on-policy, off-policy and likelihood terms.
+        graded: False if the ground truth cannot be graded against: the group contributes nothing and counts in no rate of success.
         zone: "sft" if only demonstrations are trained and by likelihood, "off" if only demonstrations by the off-policy term,
             "rl" if on-policy rows are trained with non-zero weight, "skipped" if the prompt contributes no row.
     """
@@ -58,6 +59,7 @@ class GroupPlan:
     on_weight: float
     off_weight: float
     sft_weight: float
+    graded: bool = True
 
     @property
     def zone(self) -> str:
@@ -100,6 +102,11 @@ class GatePlan:
             "off": sum(bool(group.demonstrations and group.off_weight) for group in self.groups) / n,
             "sft": sum(bool(group.demonstrations and group.sft_weight) for group in self.groups) / n,
         }
+
+    def masked(self, uids: Container[str]) -> GatePlan:
+        """The plan in which these groups contribute nothing, because their ground truth cannot be graded against."""
+        nothing = {"kept": 0, "demonstrations": 0, "on_weight": 0.0, "off_weight": 0.0, "sft_weight": 0.0, "graded": False}
+        return GatePlan(tuple(replace(group, **nothing) if group.uid in uids else group for group in self.groups))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""

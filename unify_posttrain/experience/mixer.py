@@ -157,14 +157,16 @@ def _attach_streams(rows: Rows, kinds: np.ndarray, plan: GatePlan) -> None:
 def plan_metrics(plan: GatePlan, group_size: int) -> dict[str, float]:
     """`fusion/*` of the plan: prompts by zone (they sum to the number of prompts), histogram of successes, mean coefficients."""
     n = max(1, len(plan))
-    solved = sum(group.successes for group in plan)
-    rollouts = sum(group.rollouts for group in plan)
+    tried = [group for group in plan if group.rollouts and group.graded]
+    solved = sum(group.successes for group in tried)
+    rollouts = sum(group.rollouts for group in tried)
     metrics = {f"fusion/prompts_{zone}": float(count) for zone, count in plan.zones().items()}
+    metrics["fusion/gold_masked"] = float(sum(not group.graded for group in plan))
     for s in range(group_size + 1):
-        metrics[f"fusion/gate_hist/{s}"] = float(sum(group.successes == s for group in plan if group.rollouts))
+        metrics[f"fusion/gate_hist/{s}"] = float(sum(group.successes == s for group in tried))
     metrics["fusion/solve_rate"] = solved / rollouts if rollouts else 0.0
-    metrics["fusion/solve_none"] = sum(group.rollouts > 0 and group.successes == 0 for group in plan) / n
-    metrics["fusion/solve_all"] = sum(group.rollouts > 0 and group.successes == group.rollouts for group in plan) / n
+    metrics["fusion/solve_none"] = sum(group.successes == 0 for group in tried) / n
+    metrics["fusion/solve_all"] = sum(group.successes == group.rollouts for group in tried) / n
     metrics["fusion/coef_on_mean"] = sum(group.on_weight for group in plan) / n
     metrics["fusion/coef_off_mean"] = sum(group.off_weight for group in plan) / n
     metrics["fusion/coef_sft_mean"] = sum(group.sft_weight for group in plan) / n

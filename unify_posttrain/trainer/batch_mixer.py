@@ -23,6 +23,7 @@ from unify_posttrain.objective import token_class
 from unify_posttrain.trainer.demonstrator import Demonstrator
 
 KIND_COLUMN = "fusion_kind"  # travels with the rows, so that every reordering keeps it right
+GOLD_FIELD, FAULT_FIELD = "gold_ok", "grader_fault"  # what a reward function may say of a grading beside the score
 KIND_NAMES = {ROLLOUT: "rollout", DEMONSTRATION: "demonstration", PADDING: "padding"}
 
 
@@ -83,9 +84,12 @@ class BatchMixer:
         self.plan = algorithm.experience.plan(self._groups(prompts, rollouts, demonstrations))
         if select is not None:
             self.plan = select(self.plan)
+        ungraded = _ungraded(rollouts)
+        if ungraded:
+            self.plan = self.plan.masked(ungraded)
         metrics = {**plan_metrics(self.plan, self.fusion.group_size), **_generated(rollouts)}
         given = rollouts is not None and OPENING_LENGTH in rollouts.non_tensor_batch
-        if not algorithm.experience.needs_target and not given and select is None:
+        if not algorithm.experience.needs_target and not given and select is None and not ungraded:
             # Nothing to mix: the batch ships no extra stream, and its loss is verl's to the last bit.
             return rollouts, False, {**metrics, **_rows(rollouts, np.full(len(rollouts), ROLLOUT))}
         picked = [(g.uid, demonstrations[g.uid]) for g in self.plan for _ in range(g.demonstrations)]
@@ -239,11 +243,21 @@ def _rows(batch: DataProto, kinds: np.ndarray) -> dict[str, float]:
     return row_metrics(kinds, batch.batch["response_mask"], prefix_mask, batch.batch["rm_scores"].sum(dim=-1).numpy())
 
 
+def _ungraded(rollouts: DataProto | None) -> set[str]:
+    """Prompts whose ground truth the reward function calls unusable (field `gold_ok`, see `unify_posttrain.rewards.grading`)."""
+    if rollouts is None or GOLD_FIELD not in rollouts.non_tensor_batch:
+        return set()
+    columns = rollouts.non_tensor_batch
+    return {uid for uid, usable in zip(columns["uid"], columns[GOLD_FIELD], strict=True) if not usable}
+
+
 def _generated(rollouts: DataProto | None) -> dict[str, float]:
     """What was generated, before the gate dropped anything."""
     if rollouts is None:
-        return {"fusion/rollout_score": 0.0, "fusion/tokens_generated": 0.0}
+        return {"fusion/rollout_score": 0.0, "fusion/tokens_generated": 0.0, "fusion/grader_faults": 0.0}
+    faults = rollouts.non_tensor_batch.get(FAULT_FIELD, ())
     return {
+        "fusion/grader_faults": float(sum(faults)),
         "fusion/rollout_score": float(rollouts.batch["rm_scores"].sum(dim=-1).mean()),
         "fusion/tokens_generated": float(rollouts.batch["response_mask"].sum()),
     }

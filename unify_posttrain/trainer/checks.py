@@ -80,12 +80,6 @@ def _check_spellings(config: DictConfig) -> None:
         raise ValueError(
             f"actor_rollout_ref.actor.loss_agg_mode={mirrored} is verl's copy of fusion.agg.rl={expected}; set fusion.agg.rl"
         )
-    reward_version = OmegaConf.select(config, "data.reward_impl_version")
-    if reward_version is not None:
-        name = config.reward.custom_reward_function.name
-        raise ValueError(
-            f"data.reward_impl_version={reward_version}: the reward of this task ({name}) has no versions; remove the key"
-        )
 
 
 def _check_unsupported(config: DictConfig, algorithm: Algorithm) -> None:

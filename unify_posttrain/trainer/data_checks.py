@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.algorithms import Algorithm, build_algorithm
 from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN, TARGET_COLUMNS
+from unify_posttrain.trainer.reward_checks import check_sources
 
 HINT_COLUMN = "hint"
 
@@ -41,6 +42,7 @@ def check_data(config: DictConfig) -> DataReport:
         return FusionDataset(config.data[f"{split}_files"], tokenizer, config.data, max_samples=limit)
 
     train, val = load("train"), load("val")
+    check_sources(config, {source for frame in (train, val) for source in frame.dataframe.unique("data_source")})
     batch = config.data.train_batch_size
     if len(train) < batch:
         raise ValueError(f"data.train_files hold {len(train)} usable prompts, fewer than data.train_batch_size={batch}")

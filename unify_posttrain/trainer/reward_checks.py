@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.rewards.classifier import NODE, read_options
+from unify_posttrain.rewards.math import VERSIONS
 
 CLASSIFIER = "unify_posttrain.workers.reward_classifier"
+MATH = "unify_posttrain.rewards.math"
+# What verl's default_compute_score sends there.
+PRIME_SOURCES = frozenset(
+    f"numina_{name}" for name in ("aops_forum", "synthetic_math", "amc_aime", "synthetic_amc", "cn_k12", "olympiads")
+)
 PENALTY = "reward.reward_kwargs.overlong_buffer_cfg"
 
 
@@ -19,8 +26,49 @@ def check_reward(config: DictConfig) -> None:
         served as configured.
     """
     _check_overlong_penalty(config)
+    _check_version(config)
+    if "prime_math" in str(config.reward.custom_reward_function.path):
+        raise ValueError(
+            f"reward.custom_reward_function.path={config.reward.custom_reward_function.path}: verl's prime_math evaluates model "
+            f"text (CVE-2026-6878); use path=pkg://{MATH}, name=compute_score, reward_kwargs.version=5, which grades alike"
+        )
     if str(config.reward.custom_reward_function.path).endswith(CLASSIFIER):
         _check_classifier(config)
+
+
+def check_sources(config: DictConfig, sources: Iterable[str]) -> None:
+    """Raises:
+    ValueError: verl's own dispatcher would send a data source to `prime_math`.
+    """
+    refused = sorted(PRIME_SOURCES & set(sources))
+    if refused and config.reward.custom_reward_function.name == "default_compute_score":
+        raise ValueError(
+            f"data_source={refused[0]!r}: verl's default_compute_score grades it with prime_math, which evaluates model text "
+            f"(CVE-2026-6878); set reward.custom_reward_function.path=pkg://{MATH}, name=compute_score"
+        )
+
+
+def _check_version(config: DictConfig) -> None:
+    version, function = config.data.get("reward_impl_version"), config.reward.custom_reward_function
+    math = str(function.path).endswith(MATH) and function.name == "compute_score"
+    if version is not None and not math:
+        raise ValueError(
+            f"data.reward_impl_version={version}: the reward of this task ({function.name}) has no versions; remove the key"
+        )
+    if not math:
+        return
+    options = function.get("reward_kwargs") or {}
+    missing = [key for key in ("version", "workers", "timeout_seconds", "memory_mb") if options.get(key) is None]
+    if missing:
+        raise ValueError(
+            f"reward.custom_reward_function.reward_kwargs.{missing[0]} is not set: give version (0 to 7), "
+            "workers, timeout_seconds and memory_mb, as task=openr1_math does"
+        )
+    if isinstance(options.version, bool) or options.version not in VERSIONS:
+        raise ValueError(f"data.reward_impl_version={options.version!r} is unknown; choose one of {', '.join(map(str, VERSIONS))}")
+    for key in ("workers", "timeout_seconds", "memory_mb"):
+        if not options[key] > 0:
+            raise ValueError(f"reward.custom_reward_function.reward_kwargs.{key}={options[key]} must be above 0")
 
 
 def _check_overlong_penalty(config: DictConfig) -> None:

@@ -21,6 +21,9 @@ from unify_posttrain import cpu_compat
 
 logger = logging.getLogger(__name__)
 
+START_ATTEMPTS = 3
+RAY_TIMED_OUT = "timed out during startup"
+
 SECRET = re.compile(r"(api|access|private|secret)_?key|(^|_)token$|secret|password|credential", re.IGNORECASE)
 
 
@@ -37,7 +40,20 @@ def run(config: DictConfig) -> None:
             config.trainer[key] = str(Path(config.trainer[key]).resolve())
     OmegaConf.save(OmegaConf.create(redacted(OmegaConf.to_container(config))), run_dir / "config.yaml")
     cpu_compat.install()
-    run_ppo(config, task_runner_class=ray.remote(num_cpus=1)(FusionTaskRunner))
+    _run_when_ray_is_up(config)
+
+
+def _run_when_ray_is_up(config: DictConfig) -> None:
+    """verl's `run_ppo`. Ray waits 30 s, not more, for its own node to come up; on a busy laptop that is not enough every time."""
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            run_ppo(config, task_runner_class=ray.remote(num_cpus=1)(FusionTaskRunner))
+            return
+        except Exception as error:
+            if ray.is_initialized() or RAY_TIMED_OUT not in str(error) or attempt == START_ATTEMPTS:
+                raise
+            logger.warning("Ray did not start in time (the machine is busy); trying again")
+            ray.shutdown()
 
 
 def redacted(node: Any, name: str = "") -> Any:

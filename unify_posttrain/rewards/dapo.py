@@ -1,0 +1,31 @@
+"""The verdict on a last line `Answer: …` (DAPO, arXiv 2503.14476; its data asks for it and has whole numbers as answers)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from unify_posttrain.rewards import extraction
+from unify_posttrain.rewards.equality import equal_answers
+from unify_posttrain.rewards.grading import Grade, gold_answers
+from unify_posttrain.rewards.normal import normal_form
+
+
+def grade_answer_line(text: str, ground_truth: Any) -> Grade:
+    """Compare what follows the last `Answer:` (out of its box, if it is in one) with the ground truth, as far as sympy goes.
+
+    Returns:
+        score 1 or 0, and the other fields of a Grade.
+    """
+    golds = [gold for gold in gold_answers(ground_truth) if normal_form(gold).value]
+    line = extraction.answer_line(text)
+    answer = None if line is None else extraction.last_boxed(line) or line
+    pred = normal_form(answer).text if answer else ""
+    right = bool(pred) and any(equal_answers(answer, gold) for gold in golds)
+    return Grade(float(right), float(right), pred, float(bool(pred)), float(bool(golds)))
+
+
+def grade_item(item: Mapping[str, Any]) -> dict[str, Any]:
+    """:func:`grade_answer_line` for a worker: ``{"text", "gold"}``."""
+    return asdict(grade_answer_line(item["text"], item["gold"]))

@@ -1,0 +1,94 @@
+r"""Where the answer stands in what a model wrote. Every function takes one pass: linear in the length of any text.
+
+last_boxed   the content of the last `\boxed{...}` whose braces match
+answer_tag   the content of the last `<answer>...</answer>`
+answer_line  what follows the last `Answer:` on its line (DAPO, arXiv 2503.14476)
+final_line   the last line that is not empty
+"""
+
+from __future__ import annotations
+
+import re
+
+THINK_END = "</think>"
+
+_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)  # an escaped brace is a character, not a delimiter
+_ANSWER_LINE = re.compile(r"\banswer[^\S\n]{0,3}:", re.IGNORECASE)
+# Bounded repetitions: unbounded ones side by side would be quadratic in a line of spaces.
+_LEAD = re.compile(
+    r"(?:so|hence|thus|therefore)?[,\s]{0,3}(?:the|my|our)?\s{0,3}(?:final\s{1,3})?answer\s{0,3}(?:is\s{0,3}:?|:|=)\s*",
+    re.IGNORECASE,
+)
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last ``\boxed{...}`` with matching braces; of nested ones the inner. None if there is none.
+
+    ``\fbox`` is none, and a box that was cut off (at the length limit, say) doesn't count: an earlier complete one does.
+
+    >>> last_boxed(r"\boxed{1}, no: \boxed{\frac{2}{3}}")
+    '\\frac{2}{3}'
+    """
+    open_braces: list[int] = []  # where the content of each open brace begins; negative: it is a box
+    found: tuple[int, int] | None = None
+    for match in _BRACES.finditer(text):
+        token = match.group()
+        if token.startswith("\\boxed"):
+            open_braces.append(-match.end())
+        elif token == "{":
+            open_braces.append(match.end())
+        elif token == "}" and open_braces:
+            start = open_braces.pop()
+            if start < 0 and (found is None or -start > found[0]):
+                found = (-start, match.start())
+    return None if found is None else text[slice(*found)].strip()
+
+
+def answer_tag(text: str) -> str | None:
+    """The content of the last ``<answer>...</answer>``; None if there is none."""
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, end) if end >= 0 else -1
+    return text[start + len("<answer>") : end].strip() if start >= 0 else None
+
+
+def answer_line(text: str) -> str | None:
+    """What follows the last ``Answer:`` (any case) on its line; None if there is none or nothing follows."""
+    end = None
+    for match in _ANSWER_LINE.finditer(text):
+        end = match.end()
+    return None if end is None else text[end:].partition("\n")[0].strip() or None
+
+
+def final_line(text: str) -> str | None:
+    """The last line that is not empty, without a lead such as "The answer is" and a full stop; None if there is none."""
+    line = text.rstrip().rpartition("\n")[2].strip()
+    lead = _LEAD.match(line)
+    line = line[lead.end() :] if lead else line
+    return (line[:-1].rstrip() if line.endswith(".") else line) or None
+
+
+def extract_answer(text: str) -> str | None:
+    """The answer by the first of these that is there: the last complete box, the last answer tag, the final line."""
+    for find in (last_boxed, answer_tag, final_line):
+        answer = find(text)
+        if answer:
+            return answer
+    return None
+
+
+def after_first_think(text: str) -> str | None:
+    """What follows the first ``</think>``; None without one."""
+    _, found, after = text.partition(THINK_END)
+    return after if found else None
+
+
+def after_last_think(text: str) -> str | None:
+    """What follows the last ``</think>``; None without one."""
+    _, found, after = text.rpartition(THINK_END)
+    return after if found else None
+
+
+def between_thinks(text: str) -> str | None:
+    """What stands between the first ``</think>`` and the second, or the end; None without one."""
+    after = after_first_think(text)
+    return None if after is None else after.partition(THINK_END)[0]
