@@ -7,6 +7,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-run_experiment chord qwen2_5_7b \
+run_experiment chord qwen2_5_7b openr1_math \
     fusion.chord.expert_share=0.2 \
     "$@"

@@ -6,6 +6,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-run_experiment dapo qwen2_5_7b \
+run_experiment dapo qwen2_5_7b dapo_math \
     data.max_response_length=20480 \
     "$@"

@@ -8,4 +8,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-run_experiment grpo qwen2_5_math_7b "$@"
+run_experiment grpo qwen2_5_math_7b openr1_math "$@"

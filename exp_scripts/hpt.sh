@@ -10,4 +10,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-run_experiment hpt qwen2_5_math_7b "$@"
+run_experiment hpt qwen2_5_math_7b openr1_math "$@"

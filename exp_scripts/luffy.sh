@@ -9,4 +9,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-run_experiment luffy qwen2_5_math_7b "$@"
+run_experiment luffy qwen2_5_math_7b openr1_math \
+    data.reward_impl_version=3 \
+    "$@"

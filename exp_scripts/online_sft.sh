@@ -8,7 +8,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-run_experiment online_sft qwen2_5_math_7b \
-    data.max_response_length=3072 \
+run_experiment online_sft qwen2_5_math_7b dapo_math \
     fusion.online_sft.episodes=50000 \
     "$@"

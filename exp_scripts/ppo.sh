@@ -7,4 +7,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-run_experiment ppo qwen2_5_math_7b "$@"
+run_experiment ppo qwen2_5_math_7b openr1_math "$@"

@@ -8,6 +8,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-run_experiment relift qwen2_5_math_7b \
+run_experiment relift qwen2_5_math_7b openr1_math \
+    data.reward_impl_version=3 \
     actor_rollout_ref.actor.grad_clip=0.7 \
     "$@"

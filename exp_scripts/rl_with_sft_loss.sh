@@ -6,4 +6,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-run_experiment rl_with_sft_loss qwen2_5_math_7b "$@"
+run_experiment rl_with_sft_loss qwen2_5_math_7b openr1_math "$@"

@@ -8,6 +8,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-run_experiment uft qwen2_5_7b \
+run_experiment uft qwen2_5_7b custom \
     actor_rollout_ref.model.path=Qwen/Qwen2.5-3B \
     "$@"

@@ -3,15 +3,20 @@
     python -m unify_posttrain.prepare task=arithmetic                              # data and, by default, its base model
     python -m unify_posttrain.prepare task=countdown model=tiny_qwen2_countdown    # data and base model
     python -m unify_posttrain.prepare task=arithmetic model=qwen3_4b               # data only
+    python -m unify_posttrain.prepare task=openr1_math                             # a public data set, from the hub or a local copy
+    python -m unify_posttrain.prepare task=benchmarks 'prepare.task.sets=[aime24,math500]'
+    python -m unify_posttrain.prepare task=convert prepare.task.source=rows.jsonl prepare.task.columns.prompt=question \\
+        prepare.task.columns.ground_truth=answer                                   # any file, by naming its columns
 
-Both are cached: equal settings do nothing, different ones rebuild.
+All is cached: equal settings and sources do nothing, different ones rebuild. Public sets end with a report: rows read, dropped (and
+why) and kept, lengths in tokens if `prepare.task.tokenizer` is given; the same stands in `manifest.json`.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +60,13 @@ def prepare_model(config: DictConfig, progress: Progress | None = None) -> Path 
     return None if settings is None else build_base_model(Path(settings["folder"]), settings, progress)
 
 
+def wants_base_model(config: DictConfig) -> bool:
+    """Whether a base model belongs to this task: tiny ones are made for generated tasks, public data sets have real ones."""
+    from unify_posttrain.tasks import GENERATED
+
+    return OmegaConf.select(config, "prepare.task.name") in GENERATED
+
+
 def _settings(config: DictConfig, part: str) -> dict[str, Any] | None:
     node = OmegaConf.select(config, f"prepare.{part}")
     return None if node is None else OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]
@@ -65,8 +77,12 @@ def _main(config: DictConfig) -> None:
     from rich.progress import Progress as Bar
 
     try:
-        for name, path in prepare_data(config).items():
+        files = prepare_data(config)
+        for name, path in files.items():
             logger.info("%s: %s", name, path)
+        _print_reports(files)
+        if not wants_base_model(config):
+            return
         with Bar(transient=True) as bar:
             task = bar.add_task("pretraining the tiny base model", total=None)
 
@@ -78,6 +94,18 @@ def _main(config: DictConfig) -> None:
             logger.info("base model: %s", model)
     except ValueError as error:
         sys.exit(f"error: {error}")
+
+
+def _print_reports(files: Mapping[str, Path]) -> None:
+    from rich.console import Console
+
+    from unify_posttrain.preparation.report import tables
+    from unify_posttrain.preparation.store import manifest_of
+
+    console = Console()
+    for manifest in dict.fromkeys(manifest_of(path) for path in files.values()):
+        for table in tables(manifest):
+            console.print(table)
 
 
 def main() -> None:

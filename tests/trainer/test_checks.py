@@ -118,6 +118,12 @@ def test_configuration_mistakes(compose, overrides, message) -> None:
         check_all(compose("algorithm=hpt", *overrides))
 
 
+def test_an_extended_context_counts(compose) -> None:
+    """conf/model/qwen2_5_math_7b.yaml extends the context without touching the folder."""
+    key = "+actor_rollout_ref.model.override_config.max_position_embeddings=1024"
+    check_all(compose("algorithm=grpo", "data.max_response_length=600", key))
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [

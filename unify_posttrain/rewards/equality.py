@@ -21,6 +21,7 @@ from math_verify import LatexExtractionConfig, parse, verify
 from unify_posttrain.rewards.normal import MAX_CHARACTERS, Answer, normal_form, parse_number
 
 logger = logging.getLogger(__name__)
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that timeouts are ours to set, which they are
 
 RELATIVE_TOLERANCE = 1e-4  # of numeric equality, as in PRIME's grader
 

@@ -19,7 +19,6 @@ Functions here may hang or take all memory: call them through `unify_posttrain.r
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,8 +27,6 @@ from typing import Any
 from unify_posttrain.rewards import extraction
 from unify_posttrain.rewards.equality import equal_answers, parse_by_math_verify, same_by_math_verify
 from unify_posttrain.rewards.normal import normal_form
-
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns, at every call, that timeouts are ours to set: they are
 
 # What PRIME's grader looks behind when there is no box, each at its last occurrence.
 _LEADS = ("answer is", "answer:", "answers are", " is ", " are ", "=", ": ")

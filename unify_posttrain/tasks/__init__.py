@@ -1,4 +1,4 @@
-"""Tasks: data, verifiers and small models that a run can be prepared from without any download."""
+"""Tasks: data, verifiers and small models. Generated tasks need no download; the others read public data sets or your own files."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unify_posttrain.tasks import arithmetic, countdown
+from unify_posttrain.tasks import arithmetic, benchmarks, convert, countdown, dapo_math, openr1_math, tldr
+
+GENERATED = ("arithmetic", "countdown")  # tasks that a tiny base model exists for
 
 # prepare.task.name -> writer of the task's data files.
 PREPARERS: dict[str, Callable[[Path, Mapping[str, Any]], dict[str, Path]]] = {
     "arithmetic": arithmetic.write_splits,
+    "benchmarks": benchmarks.write_splits,
+    "convert": convert.write_splits,
     "countdown": countdown.write_splits,
+    "dapo_math": dapo_math.write_splits,
+    "openr1_math": openr1_math.write_splits,
+    "tldr": tldr.write_splits,
 }
 
-__all__ = ["PREPARERS"]
+__all__ = ["GENERATED", "PREPARERS"]

@@ -8,10 +8,7 @@ level: the digits of a sum, how many numbers a formula has to use.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +19,12 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unify_posttrain.preparation.store import MANIFEST, replace_file, sha256, up_to_date, write_manifest
+
 logger = logging.getLogger(__name__)
 
 SPLITS = ("easy", "hard", "ood")
 ROLES = ("train", "test")  # one file each
-MANIFEST = "manifest.json"
 
 _IGNORED_KEYS = frozenset({"name", "folder"})  # say where and what, not which rows
 
@@ -224,29 +222,6 @@ def row_settings(task: str, settings: Mapping[str, Any], keys: Sequence[str]) ->
     return settings
 
 
-def _replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary sibling and move it to ``path`` in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _up_to_date(manifest_path: Path, identity: Mapping[str, Any], paths: Mapping[str, Path]) -> bool:
-    try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        sums = {path.name: _sha256(path) for path in paths.values()}
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    return isinstance(manifest, dict) and {**identity, "sha256": sums}.items() <= manifest.items()
-
-
 def write_files(folder: Path, identity: Mapping[str, Any], columns: pa.Schema, rows: Callable[[], list[Row]]) -> dict[str, Path]:
     """Write ``train.parquet``, ``test.parquet`` and ``manifest.json``; nothing to do if they match ``identity``.
 
@@ -261,7 +236,7 @@ def write_files(folder: Path, identity: Mapping[str, Any], columns: pa.Schema, r
     """
     folder = Path(folder)
     paths = {role: folder / f"{role}.parquet" for role in ROLES}
-    if _up_to_date(folder / MANIFEST, identity, paths):
+    if up_to_date(folder / MANIFEST, identity, paths):
         logger.info("data in %s is up to date", folder)
         return paths
     made = rows()
@@ -269,10 +244,9 @@ def write_files(folder: Path, identity: Mapping[str, Any], columns: pa.Schema, r
     counts, sums = {}, {}
     for role, path in paths.items():
         table = pa.Table.from_pylist([row for row in made if row["extra_info"]["split"] == role], schema=columns)
-        _replace_file(path, partial(pq.write_table, table))
-        counts[path.name], sums[path.name] = table.num_rows, _sha256(path)
+        replace_file(path, partial(pq.write_table, table))
+        counts[path.name], sums[path.name] = table.num_rows, sha256(path)
     # Last: a crash before this line leaves sums that don't match, so the next call rebuilds.
-    text = json.dumps({**identity, "sha256": sums, "rows": counts}, indent=2, sort_keys=True) + "\n"
-    _replace_file(folder / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_manifest(folder / MANIFEST, {**identity, "sha256": sums, "rows": counts})
     logger.info("wrote data to %s: %s", folder, counts)
     return paths

@@ -254,12 +254,13 @@ def _check_model(config: DictConfig) -> None:
             "trust_remote_code=True. Use only model folders you trust.",
             folder,
         )
-    context = model.get("max_position_embeddings")
+    override = OmegaConf.select(config, "actor_rollout_ref.model.override_config.max_position_embeddings")
+    context = override or model.get("max_position_embeddings")
     width = config.data.max_prompt_length + config.data.max_response_length
     if context is not None and width > context:
         raise ValueError(
             f"data.max_prompt_length + data.max_response_length = {width} exceeds the model's max_position_embeddings={context}; "
-            "shorten them, or extend the model's context in its config.json"
+            "shorten them, or extend the model's context by actor_rollout_ref.model.override_config (as model=qwen2_5_math_7b does)"
         )
 
 

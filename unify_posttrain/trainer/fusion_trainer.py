@@ -34,6 +34,7 @@ from unify_posttrain.trainer.log_probs import LogProbStages
 from unify_posttrain.trainer.openings import HINT_COLUMN, draw_openings, opening_columns, opening_metrics
 from unify_posttrain.trainer.phases import PhaseClock
 from unify_posttrain.trainer.replayer import Replayer, ReplayStage
+from unify_posttrain.trainer.validation import ValidationStage
 from unify_posttrain.workers.metrics import UPDATE_METRICS
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 OWN_COLUMNS = (*TARGET_COLUMNS, PROBABILITY_COLUMN, HINT_COLUMN)  # no business of agent loops and reward workers
 
 
-class FusionTrainer(Checkpointing, LogProbStages, ReplayStage):
+class FusionTrainer(Checkpointing, LogProbStages, ReplayStage, ValidationStage):
     """RayPPOTrainer for every algorithm of this package."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:

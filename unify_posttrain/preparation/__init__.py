@@ -1,0 +1,28 @@
+"""Public data sets and files of your own, turned into verl's columns: read, checked, filtered, measured, split and written.
+
+    python -m unify_posttrain.prepare task=openr1_math                              # from the hub
+    python -m unify_posttrain.prepare task=openr1_math prepare.task.source=rows.jsonl prepare.task.validation_rows=0
+
+A task (`unify_posttrain.tasks`) says how one row of its source is read; everything else is here and the same for all. Sources pass
+through in chunks of `prepare.task.chunk_rows` rows, so memory does not grow with them. Columns: see :func:`rows.schema`.
+
+What is done about bad input. A fault of the file is an error, one line that names file, row or column and the remedy; nothing is
+written. A fault of one row is a counted drop, or that error under `prepare.task.on_bad_row=error`; more than
+`prepare.task.max_bad_share` of them are an error, too. A filter does what the data set's recipe asks for and is never an error.
+
+| found                                                          | what happens              | counted as            |
+|----------------------------------------------------------------|---------------------------|-----------------------|
+| file or folder missing, empty, of another format; no rows      | error                     |                       |
+| truncated parquet, invalid JSON (line), broken UTF-8           | error (file and line)     |                       |
+| column missing                                                 | error (source, column)    |                       |
+| value of a wrong type, empty or null prompt                    | fault of the row          | `malformed`           |
+| right choice that is none of the choices                       | fault of the row          | `malformed`           |
+| ground truth null, empty or NaN                                | fault of the row          | `no_ground_truth`     |
+| ground truth that the grader of `gold_version` cannot parse    | fault of the row          | `gold`                |
+| target null or empty (`missing_target=keep` keeps it for RL)   | fault of the row          | `empty_target`        |
+| prompt that is there before in the same split (`deduplicate`)  | filter, the first is kept | `duplicate`           |
+| no trace that ends (OpenR1-Math-220k)                          | filter                    | `incomplete_trace`    |
+| ... or none of those that math-verify accepted                 | filter                    | `failed_verification` |
+| prompt, or every target, over its limit (`too_long=drop`)      | filter, with `tokenizer`  | `too_long`            |
+| no row left                                                    | error                     |                       |
+"""

@@ -1,0 +1,258 @@
+"""Rows: the columns that are written, and the readers of the values that public data sets hold them in.
+
+A reader raises `RowFault` for a value that it cannot use; the pipeline drops and counts the row, or stops.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+MALFORMED = "malformed"
+NO_GROUND_TRUTH = "no_ground_truth"
+GOLD = "gold"
+EMPTY_TARGET = "empty_target"
+DUPLICATE = "duplicate"
+INCOMPLETE_TRACE = "incomplete_trace"
+FAILED_VERIFICATION = "failed_verification"
+TOO_LONG = "too_long"
+FAULTS = frozenset({MALFORMED, NO_GROUND_TRUTH, GOLD, EMPTY_TARGET})  # the others are filters
+ROLES = ("system", "user", "assistant", "tool")
+
+Row = Mapping[str, Any]
+Message = dict[str, str]
+
+
+class RowFault(Exception):
+    """A row that cannot be used: why (one of the reasons above), in which column, and what was found there."""
+
+    def __init__(self, reason: str, column: str, detail: str) -> None:
+        super().__init__(f"column {column!r}: {detail}")
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row as its reader understood it.
+
+    Attributes:
+        data_source: name of the set, by which scores are reported.
+        prompt: messages {role, content}, the last one the user's (or a tool's).
+        ground_truth: what the reward compares with.
+        targets: demonstrations, the preferred one first; empty if there is none.
+        style: `rule` (a function scores) or `model` (a reward model does, without ground truth).
+        ability: verl's name for the field of a task.
+        hint: the demonstration in sentences, each with its own line break; None if the set has no such column.
+        id, subject, level: of the published row, where it has them.
+        skipped: reason -> number of further traces of this problem that a filter left out.
+    """
+
+    data_source: str
+    prompt: list[Message]
+    ground_truth: str
+    targets: tuple[str, ...] = ()
+    style: str = "rule"
+    ability: str = "math"
+    hint: tuple[str, ...] | None = None
+    id: str | None = None
+    subject: str | None = None
+    level: str | None = None
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a source's rows are read.
+
+    Attributes:
+        columns: that the source must have; dotted names lead into nested ones.
+        read: row -> candidate; raises RowFault.
+        has_targets: whether a row without a target lacks something.
+        has_hint: whether a column `hint` is written.
+    """
+
+    columns: tuple[str, ...]
+    read: Callable[[Row], Candidate]
+    has_targets: bool = False
+    has_hint: bool = False
+
+
+def schema(has_hint: bool = False) -> pa.Schema:
+    """Columns of the written files: the same for every set, so that verl can concatenate several.
+
+    `target` is one assistant message or null, `target_lst` the texts of all targets or null, `extra_info.index` the position in
+    the file, `extra_info.split` train, validation or test, the rest as in :class:`Candidate`.
+    """
+    messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    texts = pa.list_(pa.string())
+    details = [("index", pa.int64())] + [(name, pa.string()) for name in ("split", "id", "subject", "level")]
+    return pa.schema(
+        [
+            ("data_source", pa.string()),
+            ("prompt", messages),
+            ("target", messages),
+            ("target_lst", texts),
+            *([("hint", texts)] if has_hint else []),
+            ("ability", pa.string()),
+            ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
+            ("extra_info", pa.struct(details)),
+        ]
+    )
+
+
+def as_record(candidate: Candidate, targets: Sequence[str]) -> dict[str, Any]:
+    """A row of :func:`schema`; index and split are filled in when the rows are dealt to their files."""
+    return {
+        "data_source": candidate.data_source,
+        "prompt": candidate.prompt,
+        "target": [{"role": "assistant", "content": targets[0]}] if targets else None,
+        "target_lst": list(targets) or None,
+        "hint": None if candidate.hint is None else list(candidate.hint),
+        "ability": candidate.ability,
+        "reward_model": {"style": candidate.style, "ground_truth": candidate.ground_truth},
+        "extra_info": {"id": candidate.id, "subject": candidate.subject, "level": candidate.level},
+    }
+
+
+def value_at(row: Row, path: str) -> Any:
+    """The value of a column; `a.b` and `a.0` lead into mappings and lists. None where something on the way is absent or null.
+
+    >>> value_at({"messages": [{"content": "Hi"}]}, "messages.0.content")
+    'Hi'
+    """
+    if path in row:
+        return row[path]
+    value: Any = row
+    for part in path.split("."):
+        if value is None:
+            return None
+        if isinstance(value, Mapping):
+            value = value.get(part)
+        elif _is_list(value) and part.isdigit():
+            value = value[int(part)] if int(part) < len(value) else None
+        else:
+            raise RowFault(MALFORMED, path, f"{part!r} leads into {_shown(value)}, which is neither a mapping nor a list")
+    return value
+
+
+def text(value: Any, column: str) -> str:
+    """A text that is not blank."""
+    if not isinstance(value, str):
+        raise RowFault(MALFORMED, column, f"must be text, not {_shown(value)}")
+    if not value.strip():
+        raise RowFault(MALFORMED, column, "is empty")
+    return value
+
+
+def optional_text(value: Any) -> str | None:
+    """Identifiers and labels: text and numbers as text, anything else as None."""
+    return str(value) if isinstance(value, str | int | float) else None
+
+
+def messages(value: Any, column: str) -> list[Message]:
+    """A prompt: a text becomes one user message; messages keep their role and content."""
+    if isinstance(value, str):
+        return [{"role": "user", "content": text(value, column)}]
+    if not _is_list(value) or not value:
+        raise RowFault(MALFORMED, column, f"must be text or a list of {{role, content}}, not {_shown(value)}")
+    found = [_message(item, column) for item in value]
+    if found[-1]["role"] not in ("user", "tool"):
+        raise RowFault(MALFORMED, column, f"ends with a message of the {found[-1]['role']}; a prompt ends with one of the user")
+    if not found[-1]["content"].strip():
+        raise RowFault(MALFORMED, column, "the last message is empty")
+    return found
+
+
+def targets(value: Any, column: str) -> tuple[str, ...]:
+    """Demonstrations: a text, one assistant message (in a list, or as JSON), or a list of texts. Blank ones and repeats go."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        found = [_target_text(value, column)]
+    elif _is_list(value) and all(isinstance(item, Mapping) for item in value):
+        found = [_one_turn(value, column)] if value else []
+    elif _is_list(value):
+        found = [item for item in value if item is not None]
+        if any(not isinstance(item, str) for item in found):
+            raise RowFault(MALFORMED, column, f"a list of targets must hold texts, not {_shown(value)}")
+    else:
+        raise RowFault(MALFORMED, column, f"must be text, one assistant message, a list of texts, or null, not {_shown(value)}")
+    return tuple(item for item in dict.fromkeys(found) if item.strip())
+
+
+def ground_truth(value: Any, column: str) -> str:
+    """An answer as text: 142.0 becomes 142, one answer of a list stands for itself, several and mappings become JSON."""
+    if _is_list(value) and len(value) == 1:
+        value = value[0]
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        raise RowFault(NO_GROUND_TRUTH, column, "holds no ground truth")
+    if isinstance(value, str) and not value.strip():
+        raise RowFault(NO_GROUND_TRUTH, column, "holds no ground truth")
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    if _is_list(value) or isinstance(value, Mapping):
+        if not value:
+            raise RowFault(NO_GROUND_TRUTH, column, "holds no ground truth")
+        return _json(value, column)
+    raise RowFault(MALFORMED, column, f"must be text, a number, a list or a mapping, not {_shown(value)}")
+
+
+def hint(value: Any, column: str) -> tuple[str, ...]:
+    """Sentences of a hint: a list of texts, or a text, which is cut after its line breaks. None: no sentences."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return tuple(value.splitlines(keepends=True))
+    if _is_list(value) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    raise RowFault(MALFORMED, column, f"must be a list of texts, a text, or null, not {_shown(value)}")
+
+
+def _message(item: Any, column: str) -> Message:
+    role, content = (item.get("role"), item.get("content")) if isinstance(item, Mapping) else (None, None)
+    if role not in ROLES or not isinstance(content, str):
+        raise RowFault(MALFORMED, column, f"a message must be {{role: {' | '.join(ROLES)}, content: text}}, not {_shown(item)}")
+    return {"role": role, "content": content}
+
+
+def _one_turn(value: Sequence[Any], column: str) -> str:
+    found = [_message(item, column) for item in value]
+    if [message["role"] for message in found] != ["assistant"]:
+        raise RowFault(MALFORMED, column, f"must be one assistant message, not {len(found)} of {_shown(value)}")
+    return found[0]["content"]
+
+
+def _target_text(value: str, column: str) -> str:
+    """Some sets store messages as JSON, because Arrow has no type for content that is now text, now a list."""
+    if value.lstrip().startswith("[{"):
+        try:
+            decoded = json.loads(value)
+        except json.JSONDecodeError:
+            return value  # a text that happens to begin like JSON
+        if all(isinstance(item, Mapping) and "role" in item for item in decoded):
+            return _one_turn(decoded, column)
+    return value
+
+
+def _json(value: Any, column: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except TypeError as error:
+        raise RowFault(MALFORMED, column, f"cannot be written as JSON: {error}") from error
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {str(value)[:60]!r}"

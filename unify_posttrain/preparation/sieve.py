@@ -1,0 +1,129 @@
+"""What happens to each row between its source and its file: read, checked, de-duplicated, styled, measured, counted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from unify_posttrain.preparation.lengths import TokenCounter
+from unify_posttrain.preparation.options import Options
+from unify_posttrain.preparation.prompts import PromptStyle
+from unify_posttrain.preparation.report import Report
+from unify_posttrain.preparation.rows import (
+    DUPLICATE,
+    EMPTY_TARGET,
+    FAULTS,
+    GOLD,
+    TOO_LONG,
+    Candidate,
+    Message,
+    Reader,
+    Row,
+    RowFault,
+    as_record,
+)
+
+_DIGEST_BYTES = 16  # one prompt that is kept costs this much memory
+
+
+class Sieve:
+    """Lets the usable rows of one split through and counts the others.
+
+    Args:
+        name: of the source and split, for messages.
+        options: what to drop.
+        style: of the prompts.
+        counter: of tokens; None: lengths are not looked at.
+    """
+
+    def __init__(self, name: str, options: Options, style: PromptStyle, counter: TokenCounter | None) -> None:
+        self.name, self.options, self.style, self.counter = name, options, style, counter
+        self.report = Report()
+        self._kept: set[bytes] = set()
+        self._gradable: dict[str, bool] = {}
+
+    def sift(self, chunk: Sequence[tuple[int, Row]], reader: Reader) -> list[dict[str, Any]]:
+        """Records (see :func:`rows.as_record`) of the rows that are kept, in order.
+
+        Raises:
+            ValueError: a faulty row under `on_bad_row=error`; names source, row and column.
+        """
+        candidates = [candidate for number, row in chunk if (candidate := self._read(number, row, reader)) is not None]
+        measured = self.counter.measure(candidates) if self.counter else [(0, [0] * len(item.targets)) for item in candidates]
+        records = []
+        for candidate, (prompt_length, target_lengths) in zip(candidates, measured, strict=True):
+            record = self._keep(candidate, prompt_length, target_lengths)
+            if record is not None:
+                records.append(record)
+        self.report.kept += len(records)
+        return records
+
+    def _read(self, number: int, row: Row, reader: Reader) -> Candidate | None:
+        self.report.read += 1
+        try:
+            candidate = reader.read(row)
+            candidate = replace(candidate, prompt=self.style.apply(candidate.prompt))
+            if reader.has_targets and not candidate.targets and self.options.missing_target == "drop":
+                raise RowFault(EMPTY_TARGET, "target", "holds no text (prepare.task.missing_target=keep keeps such rows)")
+            if self._is_repeated(candidate.prompt):
+                raise RowFault(DUPLICATE, "prompt", "has been seen")
+            self._check_gold(candidate)
+        except RowFault as fault:
+            self._drop(fault, number)
+            return None
+        return candidate
+
+    def _drop(self, fault: RowFault, number: int) -> None:
+        if fault.reason in FAULTS:
+            message = f"{self.name}, row {number}: {fault}"
+            if self.options.on_bad_row == "error":
+                raise ValueError(f"{message}; mend the row, or set prepare.task.on_bad_row=drop") from fault
+            if len(self.report.examples) < self.options.examples:
+                self.report.examples.append(message)
+        self.report.dropped[fault.reason] += 1
+
+    def _is_repeated(self, prompt: Sequence[Message]) -> bool:
+        return self.options.deduplicate and _digest(prompt) in self._kept
+
+    def _check_gold(self, candidate: Candidate) -> None:
+        version, truth = self.options.gold_version, candidate.ground_truth
+        if version is None or candidate.style == "model":
+            return
+        if truth not in self._gradable:
+            from unify_posttrain.rewards.grading import gradable
+
+            self._gradable[truth] = gradable(truth, version)
+        if not self._gradable[truth]:
+            raise RowFault(GOLD, "ground_truth", f"version {version} of the reward cannot parse {truth[:60]!r}")
+
+    def _keep(self, candidate: Candidate, prompt_length: int, target_lengths: Sequence[int]) -> dict[str, Any] | None:
+        """The record, unless a row of the same chunk had this prompt or something is too long."""
+        report, options = self.report, self.options
+        if self._is_repeated(candidate.prompt):
+            report.dropped[DUPLICATE] += 1
+            return None
+        targets = candidate.targets
+        skipped = dict(candidate.skipped)
+        if self.counter is not None:
+            report.prompt_lengths.append(prompt_length)
+            report.target_lengths.extend(target_lengths)
+            if options.too_long == "drop":
+                limit = options.max_response_length
+                targets = tuple(item for item, length in zip(targets, target_lengths, strict=True) if length <= limit)
+                if prompt_length > options.max_prompt_length or (candidate.targets and not targets):
+                    report.dropped[TOO_LONG] += 1
+                    return None
+                if len(targets) < len(candidate.targets):
+                    skipped[TOO_LONG] = len(candidate.targets) - len(targets)
+        if options.deduplicate:
+            self._kept.add(_digest(candidate.prompt))
+        report.traces.update(skipped)
+        return as_record(candidate, targets)
+
+
+def _digest(prompt: Sequence[Message]) -> bytes:
+    """Of the prompt's text without its system message, which `prepare.task.system` may have changed."""
+    text = "\x1e".join(message["content"].strip() for message in prompt if message["role"] != "system")
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()

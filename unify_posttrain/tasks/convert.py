@@ -1,0 +1,84 @@
+"""Any JSON, JSONL or parquet file, or data set on the hub, by naming its columns.
+
+    python -m unify_posttrain.prepare task=convert prepare.task.source=rows.jsonl prepare.task.columns.prompt=question \\
+        prepare.task.columns.ground_truth=meta.answer prepare.task.columns.target=solution
+
+A field takes its value from the source column that `prepare.task.columns` names (`a.b` and `a.0` lead into nested values), or,
+where that is null, from `prepare.task.constants`. Prompts may be text or messages; targets text, one assistant message, or a list
+of texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unify_posttrain.preparation import rows
+from unify_posttrain.preparation.options import read_options
+from unify_posttrain.preparation.pipeline import Recipe, prepare
+from unify_posttrain.preparation.rows import Candidate, Reader, Row, value_at
+
+COLUMNS = ("prompt", "target", "ground_truth", "hint", "data_source", "ability", "id", "subject", "level")
+CONSTANTS = ("data_source", "ability", "ground_truth", "style")
+STYLES = ("rule", "model")
+
+
+def reader(columns: Mapping[str, str | None], constants: Mapping[str, str | None]) -> Reader:
+    """A reader of rows with these columns.
+
+    Args:
+        columns: field -> source column, or null.
+        constants: field -> text, for fields without a column; `style` is rule or model.
+
+    Raises:
+        ValueError: an unknown or missing field, no prompt, no ground truth for style=rule, no data_source.
+    """
+    _check(columns, constants)
+
+    def value(row: Row, name: str) -> tuple[Any, str]:
+        column = columns[name]
+        return (value_at(row, column), column) if column else (constants.get(name), name)
+
+    def read(row: Row) -> Candidate:
+        style = str(constants["style"])
+        truth = value(row, "ground_truth")
+        return Candidate(
+            data_source=rows.text(*value(row, "data_source")),
+            prompt=rows.messages(*value(row, "prompt")),
+            ground_truth="" if style == "model" and truth[0] in (None, "") else rows.ground_truth(*truth),
+            targets=rows.targets(*value(row, "target")),
+            style=style,
+            ability=rows.optional_text(value(row, "ability")[0]) or "",
+            hint=rows.hint(*value(row, "hint")) if columns["hint"] else None,
+            **{name: rows.optional_text(value(row, name)[0]) for name in ("id", "subject", "level")},
+        )
+
+    needed = tuple(column for column in columns.values() if column)
+    return Reader(needed, read, has_targets=bool(columns["target"]), has_hint=bool(columns["hint"]))
+
+
+def _check(columns: Mapping[str, str | None], constants: Mapping[str, str | None]) -> None:
+    for key, given, known in (("columns", columns, COLUMNS), ("constants", constants, CONSTANTS)):
+        if set(given) != set(known):
+            raise ValueError(
+                f"prepare.task.{key}={dict(given)}: give exactly the keys {', '.join(known)} (null where there is none)"
+            )
+        for name, entry in given.items():
+            if entry is not None and not isinstance(entry, str):
+                raise ValueError(f"prepare.task.{key}.{name}={entry!r}: give a text or null")
+    if constants["style"] not in STYLES:
+        raise ValueError(f"prepare.task.constants.style={constants['style']!r}: choose one of {', '.join(STYLES)}")
+    required = ["prompt", "data_source"] + (["ground_truth"] if constants["style"] == "rule" else [])
+    for name in required:
+        if not columns[name] and not constants.get(name):
+            remedy = f"name its column in prepare.task.columns.{name}"
+            raise ValueError(
+                f"{name} comes from nowhere; {remedy}{f' or prepare.task.constants.{name}' if name in CONSTANTS else ''}"
+            )
+
+
+def write_splits(folder: Path, settings: Mapping[str, Any]) -> dict[str, Path]:
+    """Write `train.parquet`, `validation.parquet` if rows are held out, and `manifest.json`; see :func:`pipeline.prepare`."""
+    options, own = read_options(settings, extra=("columns", "constants"))
+    return prepare(Path(folder), options, Recipe((reader(own["columns"], own["constants"]),), settings=own))
