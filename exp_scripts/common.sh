@@ -28,13 +28,13 @@ run_experiment() {
     # Another function has neither the versions of the task's reward nor its settings.
     [[ -z ${REWARD_FILE:-} ]] || data+=(
         reward.custom_reward_function.path="$REWARD_FILE" reward.custom_reward_function.name=compute_score
-        reward.custom_reward_function.reward_kwargs=null data.reward_impl_version=null
+        ++reward.custom_reward_function.reward_kwargs=null data.reward_impl_version=null
     )
     "${PYTHON:-python}" -m unify_posttrain.train \
         algorithm="$algorithm" \
         model="${MODEL:-$model}" \
         task="$task" \
         hardware="${HARDWARE:-node_8gpu}" \
-        ${data[@]+"${data[@]}"} \
-        "$@"
+        "$@" \
+        ${data[@]+"${data[@]}"}
 }

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LogitsProcessorList
+from transformers import AutoConfig, AutoModelForCausalLM
 from verl.workers.rollout.replica import TokenOutput
 
 from unify_posttrain import cpu_compat
-from unify_posttrain.rollout.sampling import SamplingParams, SeededSampler
+from unify_posttrain.rollout.decoding import decode_batch
+from unify_posttrain.rollout.sampling import SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -156,37 +157,17 @@ class HFServer:
                 if not request.answer.done():
                     request.answer.set_result(output)
 
-    @torch.inference_mode()
     def _decode(self, batch: list[_Request]) -> list[TokenOutput]:
-        width = max(len(request.prompt_ids) for request in batch)
-        input_ids = torch.full((len(batch), width), self.pad_id)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, request in enumerate(batch):
-            input_ids[row, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
-            attention_mask[row, width - len(request.prompt_ids) :] = 1
-        sampler = SeededSampler([request.params for request in batch], self.eos_ids[0], self.device)
-        generated = self.model.generate(
-            input_ids=input_ids.to(self.device),
-            attention_mask=attention_mask.to(self.device),
-            logits_processor=LogitsProcessorList([sampler]),
-            generation_config=GenerationConfig(
-                do_sample=False,
-                max_new_tokens=int(sampler.max_tokens.max()),
-                eos_token_id=self.eos_ids,
-                pad_token_id=self.pad_id,
-            ),
-        )[:, width:].cpu()
-        log_probs = sampler.log_probs.cpu()
-        return [self._output(request, generated[row], log_probs[row]) for row, request in enumerate(batch)]
-
-    def _output(self, request: _Request, tokens: torch.Tensor, log_probs: torch.Tensor) -> TokenOutput:
-        ids = tokens[: request.params.max_tokens].tolist()
-        length = next((position + 1 for position, token in enumerate(ids) if token in self.eos_ids), len(ids))
-        return TokenOutput(
-            token_ids=ids[:length],
-            log_probs=log_probs[:length].tolist() if request.want_log_probs else None,
-            stop_reason="completed",
-        )
+        prompts, params = [request.prompt_ids for request in batch], [request.params for request in batch]
+        decoded = decode_batch(self.model, prompts, params, self.eos_ids, self.pad_id)
+        return [
+            TokenOutput(
+                token_ids=each.token_ids,
+                log_probs=each.log_probs.tolist() if request.want_log_probs else None,
+                stop_reason="completed",
+            )
+            for request, each in zip(batch, decoded, strict=True)
+        ]
 
     # Control methods of verl's replicas: the model shares no memory with the trainer, so there is nothing to free.
 
