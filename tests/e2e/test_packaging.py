@@ -42,7 +42,15 @@ def test_wheel_holds_conf_types_and_licence(site: Path) -> None:
     assert (site / "unify_posttrain" / "py.typed").exists()
     assert list(site.glob("*.dist-info/licenses/LICENSE"))
     scripts = next(site.glob("*.dist-info/entry_points.txt")).read_text()
-    for name in ("unify-train", "unify-prepare", "unify-explain", "unify-quickstart"):
+    for name in (
+        "unify-train",
+        "unify-prepare",
+        "unify-explain",
+        "unify-quickstart",
+        "unify-study",
+        "unify-evaluate",
+        "unify-export",
+    ):
         assert name in scripts
 
 

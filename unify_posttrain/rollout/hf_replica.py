@@ -9,7 +9,6 @@ from typing import Any
 import ray
 import torch
 from omegaconf import OmegaConf
-from transformers import AutoConfig, GenerationConfig
 from verl.utils import hf_tokenizer
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica
@@ -36,7 +35,7 @@ class HFReplica(RolloutReplica):
             .remote(
                 model_path=path,
                 pad_id=tokenizer.pad_token_id,
-                eos_ids=_eos_ids(path, tokenizer.eos_token_id),
+                eos_ids=end_tokens(path, tokenizer.eos_token_id),
                 response_length=self.config.response_length,
                 max_context=self.config.max_model_len or self.config.prompt_length + self.config.response_length,
                 max_batch=self.config.max_num_seqs,
@@ -47,16 +46,6 @@ class HFReplica(RolloutReplica):
         )
         self.servers = [server]
         self._server_handle, self._server_address = server, server_name(self.replica_rank)
-
-
-def _eos_ids(path: str, tokenizer_eos: int) -> list[int]:
-    """The tokenizer's EOS first, then the others that the model's generation settings stop at."""
-    try:
-        configured = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError:
-        configured = AutoConfig.from_pretrained(path).eos_token_id
-    several = configured if isinstance(configured, list) else [configured]
-    return list(dict.fromkeys(token for token in (tokenizer_eos, *several) if token is not None))
 
 
 class HFServerAdapter(BaseRollout):

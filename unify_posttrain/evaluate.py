@@ -1,0 +1,65 @@
+"""Evaluate models, or the checkpoints of a run, on benchmarks.
+
+    python -m unify_posttrain.evaluate model=Qwen/Qwen2.5-Math-7B benchmarks=[aime24,math500]
+    python -m unify_posttrain.evaluate model=[base,outputs/runs/hpt/export/step_500] benchmarks=[amc] name=hpt   # paired tests
+    python -m unify_posttrain.evaluate run=outputs/runs/hpt                     # its checkpoints, validation files: a curve
+    python -m unify_posttrain.evaluate run=outputs/runs/hpt steps=[0,500] benchmarks=[aime24,outputs/data/my.parquet]
+    python -m unify_posttrain.evaluate --cfg job                                     # every setting; meanings in conf/evaluate.yaml
+
+Prompts, seeds and the reward function are the trainer's: with its sampling settings the accuracy is the trainer's own. Stopped at
+any time, the same command goes on where it was. Results: results.json, results.md and figures in the output folder.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from unify_posttrain.config import conf_dir, register_resolvers
+
+CONFIG = "evaluate"
+
+
+def register_config() -> None:
+    """Give Hydra the primary file alone. Beside the folder conf/model/, Hydra would take `model=…` for a choice of that group."""
+    register_resolvers()
+    ConfigStore.instance().store(name=CONFIG, node=OmegaConf.load(conf_dir() / f"{CONFIG}.yaml"))
+
+
+register_config()
+
+
+def compose_evaluation(overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration as the command line would compose it, e.g. `compose_evaluation(["model=folder", "benchmarks=[amc]"])`."""
+    if GlobalHydra.instance().is_initialized():
+        GlobalHydra.instance().clear()
+    with hydra.initialize(config_path=None, version_base=None):
+        return hydra.compose(config_name=CONFIG, overrides=list(overrides))
+
+
+@hydra.main(config_path=None, config_name=CONFIG, version_base=None)
+def _main(config: DictConfig) -> None:
+    from unify_posttrain.evaluation.conduct import conduct
+    from unify_posttrain.evaluation.settings import Evaluation
+    from unify_posttrain.evaluation.tables import show
+
+    try:
+        evaluation = Evaluation.from_config(config)
+        results = conduct(evaluation)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    show(results, evaluation.output)
+
+
+def main() -> None:
+    """Entry point of `unify-evaluate`."""
+    _main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Benchmarks: parquet files in the package's schema (data_source, prompt, reward_model.ground_truth, extra_info)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
+OPTIONAL_COLUMNS = ("extra_info",)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row of a benchmark.
+
+    Attributes:
+        row: position in the benchmark's files, one after the other; the `row_id` that training gives the same row.
+        source: `data_source`, a row of the results' table.
+        messages: of the prompt, [{role, content}, …].
+        ground_truth: as the reward function takes it.
+        extra_info: likewise.
+    """
+
+    row: int
+    source: str
+    messages: list[dict[str, Any]]
+    ground_truth: Any
+    extra_info: dict[str, Any]
+
+
+def read_problems(files: Sequence[Path], max_samples: int | None = None, sample_seed: int | None = None) -> list[Problem]:
+    """The problems of a benchmark, in the order of its files.
+
+    Args:
+        files: parquet files.
+        max_samples: that many problems at most, chosen as training's `data.val_max_samples` chooses them; None or -1: all.
+        sample_seed: of the choice; None takes the first ones.
+
+    Raises:
+        ValueError: a file that is missing, unreadable or empty, a missing column, or a malformed row.
+    """
+    rows: list[tuple[Path, int, Mapping[str, Any]]] = []
+    for file in files:
+        rows += [(file, number, row) for number, row in enumerate(_read(file))]
+    problems = [_problem(position, *row) for position, row in enumerate(rows)]
+    if max_samples is None or not 0 < max_samples < len(problems):
+        return problems
+    picked: Sequence[int] = range(max_samples)
+    if sample_seed is not None:
+        picked = np.random.default_rng(sample_seed).choice(len(problems), size=max_samples, replace=False).tolist()
+    return [problems[position] for position in picked]
+
+
+def files_digest(files: Sequence[Path]) -> str:
+    """sha256 over the contents of the files, in order."""
+    digest = hashlib.sha256()
+    for file in files:
+        with open(_existing(file), "rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _existing(file: Path) -> Path:
+    if not file.is_file():
+        raise ValueError(
+            f"benchmark file {file} does not exist; write it with: python -m unify_posttrain.prepare (task=benchmarks, or the "
+            "task that it belongs to), or check the path"
+        )
+    return file
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    try:
+        schema = pq.read_schema(_existing(file))
+        absent = [column for column in REQUIRED_COLUMNS if column not in schema.names]
+        if absent:
+            raise ValueError(f"benchmark file {file}: column {absent[0]!r} is missing; present: {', '.join(schema.names)}")
+        wanted = [column for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if column in schema.names]
+        rows = pq.read_table(file, columns=wanted).to_pylist()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise ValueError(f"benchmark file {file} cannot be read as parquet: {error}") from error
+    if not rows:
+        raise ValueError(f"benchmark file {file} holds no rows; prepare it again")
+    return rows
+
+
+def _problem(position: int, file: Path, number: int, row: Mapping[str, Any]) -> Problem:
+    where = f"benchmark file {file}, row {number}"
+    prompt, reward, source = row["prompt"], row["reward_model"], row["data_source"]
+    if not isinstance(prompt, list) or not prompt or any(not _is_message(message) for message in prompt):
+        raise ValueError(f"{where}: column 'prompt' must be a non-empty list of {{role, content}}, not {str(prompt)[:80]!r}")
+    if not isinstance(reward, dict) or "ground_truth" not in reward:
+        raise ValueError(f"{where}: column 'reward_model' must hold a ground_truth, not {str(reward)[:80]!r}")
+    if not isinstance(source, str) or not source:
+        raise ValueError(f"{where}: column 'data_source' must be text, not {source!r}")
+    return Problem(position, source, prompt, reward["ground_truth"], dict(row.get("extra_info") or {}))
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and {"role", "content"} <= set(message)

@@ -1,0 +1,77 @@
+"""Generation with transformers: the decoding of the trainer's engine (rollout.name=hf) without its server."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from unify_posttrain.evaluation.engines import EngineSettings, Output, Request
+from unify_posttrain.rollout.decoding import decode_batch, end_tokens
+from unify_posttrain.rollout.sampling import SamplingParams
+
+
+class HFEngine:
+    """A causal language model of transformers on one device.
+
+    Raises:
+        ValueError: the folder cannot be loaded as one.
+    """
+
+    def __init__(self, folder: Path, settings: EngineSettings) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **settings.override_config)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, dtype=getattr(torch, settings.dtype), trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"model {folder} cannot be loaded as a causal language model: {error}") from error
+        self.model: Any = model.to(device).eval()
+        self.eos_ids = end_tokens(str(folder), tokenizer.eos_token_id)
+        if not self.eos_ids:
+            raise ValueError(f"model {folder} has no end token; add eos_token to its tokenizer")
+        self.pad_id = self.eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.max_context, self.max_batch = settings.max_context, settings.max_batch
+
+    def generate(self, requests: Sequence[Request]) -> list[Output]:
+        """Responses in batches of at most `max_batch`, in the order given.
+
+        Raises:
+            ValueError: a prompt leaves no room for a token.
+        """
+        outputs: list[Output] = []
+        for start in range(0, len(requests), self.max_batch):
+            outputs += self._decode(requests[start : start + self.max_batch])
+        return outputs
+
+    def _decode(self, batch: Sequence[Request]) -> list[Output]:
+        params = [self._params(request) for request in batch]
+        decoded = decode_batch(self.model, [request.prompt_ids for request in batch], params, self.eos_ids, self.pad_id)
+        return [Output(each.token_ids, truncated=each.token_ids[-1] not in self.eos_ids) for each in decoded]
+
+    def _params(self, request: Request) -> SamplingParams:
+        room = self.max_context - len(request.prompt_ids)
+        if room < 1:
+            raise ValueError(
+                f"prompt of {len(request.prompt_ids)} tokens leaves no room in max_context={self.max_context}; raise it"
+            )
+        sampling = {
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "top_k": request.top_k,
+            "max_tokens": request.max_tokens,
+            "seed": request.seed,
+        }
+        return SamplingParams.from_request(sampling, room)
+
+    def close(self) -> None:
+        self.model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

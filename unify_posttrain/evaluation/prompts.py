@@ -1,0 +1,87 @@
+"""Prompts as token ids, rendered as training renders them: chat template, generation prompt, nothing added.
+
+(verl.experimental.agent_loop.AgentLoopBase.apply_chat_template; the template of a run overrides the tokenizer's own, as in
+unify_posttrain.trainer.tokenizers.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unify_posttrain.evaluation.benchmarks import Problem
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """How prompts are made.
+
+    Attributes:
+        max_length: tokens; `data.max_prompt_length` of training.
+        drop_overlong: leave out problems with longer prompts (and count them) instead of refusing; `data.filter_overlong_prompts`.
+        template_options: `data.apply_chat_template_kwargs`.
+        template: `actor_rollout_ref.model.custom_chat_template`; None: the tokenizer's.
+    """
+
+    max_length: int
+    drop_overlong: bool
+    template_options: Mapping[str, Any]
+    template: str | None
+
+
+def load_tokenizer(folder: Path, template: str | None) -> Any:
+    """The tokenizer of a model with the template to use.
+
+    Raises:
+        ValueError: there is neither a template of its own nor one given.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if template is not None:
+        tokenizer.chat_template = template
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"the tokenizer of {folder} has no chat template; set custom_chat_template=…, or run=FOLDER of its training"
+        )
+    return tokenizer
+
+
+def render(tokenizer: Any, problems: Sequence[Problem], settings: PromptSettings) -> dict[int, list[int]]:
+    """Prompt ids by row; rows with too long a prompt are missing.
+
+    Raises:
+        ValueError: a prompt is too long and may not be dropped, or none is left.
+    """
+    options = {key: value for key, value in settings.template_options.items() if key not in ("tokenize", "return_dict")}
+    prompts = {
+        problem.row: list(
+            tokenizer.apply_chat_template(problem.messages, tokenize=True, add_generation_prompt=True, return_dict=False, **options)
+        )
+        for problem in problems
+    }
+    kept = {row: ids for row, ids in prompts.items() if len(ids) <= settings.max_length}
+    overlong = [row for row in prompts if row not in kept]
+    limit = f"max_prompt_length={settings.max_length}"
+    if overlong and not settings.drop_overlong:
+        raise ValueError(
+            f"the prompt of row {overlong[0]} (and {len(overlong) - 1} more) is longer than {limit}; raise the limit, or set "
+            "filter_overlong_prompts=true to leave such problems out"
+        )
+    if not kept:
+        raise ValueError(f"every one of {len(prompts)} prompts is longer than {limit}; raise the limit")
+    if overlong:
+        logger.warning("%d of %d prompts are longer than %s and are left out", len(overlong), len(prompts), limit)
+    return kept
+
+
+def prompts_digest(prompts: Mapping[int, Sequence[int]]) -> str:
+    """sha256 over rows and token ids: covers tokenizer, template and limits."""
+    return hashlib.sha256(json.dumps([[row, list(prompts[row])] for row in sorted(prompts)]).encode()).hexdigest()

@@ -1,0 +1,188 @@
+"""Results as Markdown, and a short table for the terminal. Numbers are in %, with their interval over problems."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+NONE = "-"
+
+
+def columns_of(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(benchmark, source) of every column, in the order of the first model that has it."""
+    found = ((entry["benchmark"], entry["source"]) for model in results["models"] for entry in model["sources"])
+    return list(dict.fromkeys(found))
+
+
+def column_title(column: tuple[str, str], columns: Sequence[tuple[str, str]]) -> str:
+    """The benchmark's name, with the source where the benchmark has several."""
+    benchmark, source = column
+    several = sum(1 for other, _ in columns if other == benchmark) > 1
+    return f"{benchmark}: {source}" if several else benchmark
+
+
+def groups_of(results: Mapping[str, Any]) -> list[str]:
+    """Groups whose mean is neither a column of its own (a single source) nor the mean of all."""
+    counted = [entry for entry in results["models"][0]["sources"] if entry["accuracy"] is not None]
+    sizes = Counter(entry["group"] for entry in counted)
+    return [name for name, size in sizes.items() if 1 < size < len(counted)]
+
+
+def percent(value: float | None) -> str:
+    return NONE if value is None else f"{100 * value:.1f}"
+
+
+def interval(value: Mapping[str, Any] | None) -> str:
+    """`52.7 [49.1, 56.2]`; the mean alone where there is no interval."""
+    if value is None:
+        return NONE
+    if value["low"] is None:
+        return percent(value["mean"])
+    return f"{percent(value['mean'])} [{percent(value['low'])}, {percent(value['high'])}]"
+
+
+def markdown(results: Mapping[str, Any], figures: Sequence[str] = ()) -> str:
+    """The content of results.md."""
+    parts = ["# Evaluation", _protocol(results), "## Accuracy", _table(*accuracy_table(results)), _explanation(results)]
+    if results["comparisons"]:
+        parts += ["## Against the first model", _table(*comparison_table(results)), COMPARISON_NOTE]
+    parts += ["## Details", _table(*detail_table(results))]
+    parts += [f"![{name}]({name})" for name in figures]
+    return "\n\n".join(parts) + "\n"
+
+
+COMPARISON_NOTE = (
+    "Difference in points with its paired bootstrap interval; p: two-sided sign-flip permutation test over problems, not corrected "
+    "for the number of comparisons."
+)
+
+
+def _protocol(results: Mapping[str, Any]) -> str:
+    settings = results["settings"]
+    lines = [
+        f"- {name}: n = {each['n']}, temperature {each['temperature']:g}, top-p {each['top_p']:g}, reward {_reward(each['reward'])}"
+        for name, each in settings["benchmarks"].items()
+    ]
+    head = (
+        f"Engine {settings['engine']} ({settings['dtype']}), seed {settings['seed']}, prompts up to "
+        f"{settings['max_prompt_length']} and responses up to {settings['max_response_length']} tokens."
+    )
+    return "\n".join([head, "", *lines])
+
+
+def _reward(node: Mapping[str, Any]) -> str:
+    version = (node.get("reward_kwargs") or {}).get("version")
+    return f"{node['path']} {node['name']}" + ("" if version is None else f", version {version}")
+
+
+def _explanation(results: Mapping[str, Any]) -> str:
+    how = results["settings"]["statistics"]
+    text = (
+        f"avg@n over problems in %, with {how['confidence']:.0%} percentile bootstrap intervals over problems ({how['resamples']} "
+        "resamples). Means are unweighted over sources."
+    )
+    published = " Rows in italics are published numbers; their average is over the benchmarks that their source reports."
+    return text + (published if results["published"] else "")
+
+
+def accuracy_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: models, then published rows."""
+    columns, groups = columns_of(results), groups_of(results)
+    head = ["model", *(column_title(column, columns) for column in columns), *(f"mean of {group}" for group in groups), "mean"]
+    rows = []
+    for model in results["models"]:
+        entries = {(entry["benchmark"], entry["source"]): entry for entry in model["sources"]}
+        cells = [interval(entries[column]["accuracy"]) if column in entries else NONE for column in columns]
+        rows.append([model["label"], *cells, *(interval(model["groups"].get(group)) for group in groups), interval(model["mean"])])
+    rows += [_published(row, columns, groups) for row in results["published"]]
+    return head, rows
+
+
+def _published(row: Mapping[str, Any], columns: Sequence[tuple[str, str]], groups: Sequence[str]) -> list[str]:
+    single = {benchmark for benchmark, _ in columns if sum(1 for other, _ in columns if other == benchmark) == 1}
+    cells = [_number(row["scores"].get(benchmark) if benchmark in single else None) for benchmark, _ in columns]
+    return [
+        f"*{row['model']}, {row['base']} ({row['origin']})*",
+        *cells,
+        *(NONE for _ in groups),
+        f"average {_number(row['average'])}",
+    ]
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.1f}"
+
+
+def comparison_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: a row per model and source, and one for the mean."""
+    columns = columns_of(results)
+    head = ["model", "against", "source", "problems", "difference", "p"]
+    rows = []
+    for comparison in results["comparisons"]:
+        parts = [(column_title((part["benchmark"], part["source"]), columns), part) for part in comparison["sources"]]
+        for title, part in [*parts, ("mean", comparison["mean"])]:
+            cells = [title, str(part["problems"]), interval(part["difference"]), f"{part['p_value']:.4f}"]
+            rows.append([comparison["model"], comparison["baseline"], *cells])
+    return head, rows
+
+
+def detail_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: per model and source what the accuracy is made of."""
+    columns = columns_of(results)
+    head = [
+        "model",
+        "source",
+        "problems",
+        "left out",
+        "n",
+        "pass@k",
+        "maj@n",
+        "no answer",
+        "truncated",
+        "tokens: mean, median, longest",
+    ]
+    rows = []
+    for model in results["models"]:
+        for entry in model["sources"]:
+            title = column_title((entry["benchmark"], entry["source"]), columns)
+            left_out = f"{entry['excluded']} ground truth, {entry['dropped_prompts']} prompt length"
+            if entry["accuracy"] is None:
+                rows.append([model["label"], title, "0", left_out, *[NONE] * 6])
+                continue
+            tokens = entry["response_tokens"]
+            passes = ", ".join(f"{k}: {percent(value)}" for k, value in entry["pass_at"].items())
+            cells = [str(entry["n"]), passes, percent(entry["majority"]), percent(entry["no_answer"]), percent(entry["truncated"])]
+            lengths = f"{tokens['mean']:.0f}, {tokens['median']:.0f}, {tokens['longest']}"
+            rows.append([model["label"], title, str(entry["problems"]), left_out, *cells, lengths])
+    return head, rows
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)]), *(_line(row) for row in rows)]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    # Names come from data; a bar or a line break in one must not break the table.
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def show(results: Mapping[str, Any], output: Path) -> None:
+    """The accuracies on the terminal, and where the rest is."""
+    import sys
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    head, rows = accuracy_table(results)
+    table = Table(title="accuracy in %", title_justify="left")
+    for number, name in enumerate(head):
+        table.add_column(escape(name), justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*(escape(cell.strip("*")) for cell in row))
+    console.print(table)
+    console.print(f"results: {output / 'results.md'}", soft_wrap=True, highlight=False, markup=False)
