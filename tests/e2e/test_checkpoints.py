@@ -1,4 +1,4 @@
-"""Checkpoints: exact continuation also after a kill and at an epoch's end, export to a folder that transformers loads, evaluation."""
+"""Checkpoints: exact continuation also after a kill and at an epoch's end, export to a folder of transformers, evaluation."""
 
 from __future__ import annotations
 

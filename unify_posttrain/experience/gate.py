@@ -105,8 +105,14 @@ class GatePlan:
 
     def masked(self, uids: Container[str]) -> GatePlan:
         """The plan in which these groups contribute nothing, because their ground truth cannot be graded against."""
-        nothing = {"kept": 0, "demonstrations": 0, "on_weight": 0.0, "off_weight": 0.0, "sft_weight": 0.0, "graded": False}
-        return GatePlan(tuple(replace(group, **nothing) if group.uid in uids else group for group in self.groups))
+        return GatePlan(
+            tuple(
+                replace(group, kept=0, demonstrations=0, on_weight=0.0, off_weight=0.0, sft_weight=0.0, graded=False)
+                if group.uid in uids
+                else group
+                for group in self.groups
+            )
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""

@@ -13,6 +13,7 @@ from verl.utils import hf_tokenizer
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica
 
+from unify_posttrain.rollout.decoding import end_tokens
 from unify_posttrain.rollout.hf_server import HFServer
 
 
