@@ -108,7 +108,7 @@ def test_export_loads_and_generates(whole: World, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    exported = Path(done(whole, "export", str(whole.home / "runs" / "whole"), f"output={tmp_path / 'exported'}").strip())
+    exported = Path(done(whole, "export", str(whole.home / "runs" / "whole"), f"output={tmp_path / 'exported'}").splitlines()[-1])
     model = AutoModelForCausalLM.from_pretrained(exported)
     tokenizer = AutoTokenizer.from_pretrained(exported)
     base = AutoModelForCausalLM.from_pretrained(whole.home / "models" / "tiny_qwen2")
