@@ -27,6 +27,7 @@ def _main(config: DictConfig) -> None:
     from unify_posttrain.trainer.checks import check_config
     from unify_posttrain.trainer.data_checks import check_data
     from unify_posttrain.trainer.plan import describe_run
+    from unify_posttrain.trainer.state import nothing_left
 
     dry_run = bool(OmegaConf.select(config, "dry_run", default=False))
     try:
@@ -38,6 +39,10 @@ def _main(config: DictConfig) -> None:
         sys.exit(f"error: {error.args[0] if error.args else error}")
     if dry_run:
         sys.stdout.write(describe_run(config, data))
+        return
+    finished = nothing_left(config, config.trainer.total_training_steps)
+    if finished:  # said before Ray starts, which takes a minute
+        logger.warning(finished)
         return
     from unify_posttrain.trainer.task_runner import run
 

@@ -131,6 +131,16 @@ def trainer_config(folder: Path, mode: str, path: Path | None = None) -> DictCon
     )
 
 
+def test_a_finished_run_is_told_before_anything_starts(tmp_path: Path) -> None:
+    last = checkpoint(tmp_path, 4)
+    config = trainer_config(tmp_path, "auto")
+    assert state.nothing_left(config, 5) is None and state.nothing_left(config, None) is None
+    for steps in (4, 3):
+        message = state.nothing_left(config, steps)
+        assert f"{last} is the last of {steps} steps: nothing to train" in message and "total_training_steps" in message
+    assert state.nothing_left(trainer_config(tmp_path, "disable"), 4) is None
+
+
 def test_resume_modes(tmp_path: Path) -> None:
     older, newer = checkpoint(tmp_path, 1), checkpoint(tmp_path, 2)
     assert state.resume_folder(trainer_config(tmp_path, "disable")) is None

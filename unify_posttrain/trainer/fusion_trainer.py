@@ -102,14 +102,9 @@ class FusionTrainer(Checkpointing, LogProbStages, ReplayStage, ValidationStage):
         )
 
     def fit(self) -> None:
-        folder = state.resume_folder(self.config)
-        if folder is not None and state.step_of(folder) >= self.total_training_steps:
-            logger.warning(
-                "%s is the last of %d steps: nothing to train. Raise trainer.total_training_steps to go on, or set another "
-                "trainer.experiment_name.",
-                folder,
-                self.total_training_steps,
-            )
+        finished = state.nothing_left(self.config, self.total_training_steps)
+        if finished:
+            logger.warning(finished)
             return
         super().fit()
 

@@ -101,6 +101,21 @@ def resume_folder(config: DictConfig) -> Path | None:
     return folder
 
 
+def nothing_left(config: DictConfig, steps: int | None) -> str | None:
+    """What to tell a user whose run has reached its last step; None if there is something to train, or `steps` is not known yet.
+
+    Raises:
+        ValueError: see :func:`resume_folder`.
+    """
+    folder = None if steps is None else resume_folder(config)
+    if folder is None or step_of(folder) < steps:
+        return None
+    return (
+        f"{folder} is the last of {steps} steps: nothing to train. Raise trainer.total_training_steps to go on, or set another "
+        "trainer.experiment_name."
+    )
+
+
 def read_state(folder: Path) -> dict[str, Any] | None:
     """Our state of a checkpoint, or None if plain verl wrote it.
 
