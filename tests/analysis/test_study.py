@@ -228,7 +228,9 @@ def test_source_digest_follows_names_and_contents(tmp_path: Path) -> None:
 
 
 DRIVER = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 sys.path.insert(0, {tests!r})
 from conftest import COMMANDS
 from omegaconf import OmegaConf
