@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from unify_posttrain.rewards.dapo import grade_answer_line
-from unify_posttrain.rewards.grading import VERSIONS, gradable, grade, tag_format, think_format
+from unify_posttrain.rewards.formats import compute_score as compute_format_score
+from unify_posttrain.rewards.formats import tag_format, think_format
+from unify_posttrain.rewards.grading import VERSIONS, gradable, grade
 from unify_posttrain.rewards.math import VERSIONS as NAMED
 from unify_posttrain.rewards.math import compute_dapo_score, compute_score, compute_scores
 
@@ -164,3 +166,7 @@ def test_math_verify_works_in_threads() -> None:
 )
 def test_formats(text: str, think: bool, tags: bool) -> None:
     assert (think_format(text), tag_format(text)) == (think, tags)
+    scores = [compute_format_score("any", text, None, {}, form=form)["score"] for form in ("think", "tags")]
+    assert scores == [float(think), float(tags)]
+    with pytest.raises(ValueError, match="form='box' is unknown; choose one of think, tags"):
+        compute_format_score("any", text, None, {}, form="box")

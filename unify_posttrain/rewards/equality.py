@@ -12,7 +12,6 @@ import logging
 import math
 import re
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 
 import sympy
 from latex2sympy2_extended import latex2sympy
@@ -216,12 +215,11 @@ def _close(a: complex, b: complex) -> bool:
     return math.isfinite(abs(a)) and math.isfinite(abs(b)) and abs(a - b) <= RELATIVE_TOLERANCE * max(abs(a), abs(b))
 
 
-def equal_answers(answer: str, gold: str, *, symbolic: bool = True, math_verify: bool = False, numeric: bool = False) -> bool:
+def equal_answers(answer: str, gold: str, *, math_verify: bool = False, numeric: bool = False) -> bool:
     """Whether an extracted answer equals the ground truth: text, number, structure, then what is asked for.
 
     Args:
         answer, gold: as extracted, LaTeX or plain.
-        symbolic: ask sympy.
         math_verify: ask math-verify, last.
         numeric: accept numeric equality (see `same_value`).
     """
@@ -238,17 +236,12 @@ def equal_answers(answer: str, gold: str, *, symbolic: bool = True, math_verify:
     values = forms[0].value, forms[1].value
     if len(values[0]) == len(values[1]) == 1:
         return False  # two different letters; the grammar takes X for x
-    parts = same_structure(*values, lambda a, b: equal_answers(a, b, symbolic=symbolic, math_verify=math_verify, numeric=numeric))
+    parts = same_structure(*values, lambda a, b: equal_answers(a, b, math_verify=math_verify, numeric=numeric))
     if parts is not None:
         return parts
-    verdict = same_symbols(*values) if symbolic else None
+    verdict = same_symbols(*values)
     if verdict is None and math_verify:
         verdict = same_by_math_verify(*values)
     if not verdict and numeric:
         verdict = same_value(*values)
     return bool(verdict)
-
-
-def exact(value: str) -> Fraction | None:
-    """The exact value of a text that is a number; None otherwise."""
-    return parse_number(normal_form(value).value)

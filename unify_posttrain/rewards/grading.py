@@ -19,7 +19,6 @@ Functions here may hang or take all memory: call them through `unify_posttrain.r
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -39,13 +38,12 @@ class Version:
     Attributes:
         scope: response -> the part that is read; None: the required format is missing.
         extract: that part -> the answer; None: math-verify finds it itself.
-        symbolic, math_verify, numeric: rungs of `equality.equal_answers`.
+        math_verify, numeric: rungs of `equality.equal_answers`.
         wrong, no_format: scores.
     """
 
     scope: Callable[[str], str | None]
     extract: Callable[[str], str | None] | None = extraction.last_boxed
-    symbolic: bool = True
     math_verify: bool = False
     numeric: bool = False
     wrong: float = 0.0
@@ -144,7 +142,7 @@ def grade(text: str, ground_truth: str | Sequence[str], version: int) -> Grade:
 def _equal(found: str, gold: str, rule: Version) -> bool:
     if rule.extract is None:
         return same_by_math_verify(found, f"\\boxed{{{gold}}}", boxed=False)
-    return equal_answers(found, gold, symbolic=rule.symbolic, math_verify=rule.math_verify, numeric=rule.numeric)
+    return equal_answers(found, gold, math_verify=rule.math_verify, numeric=rule.numeric)
 
 
 def _found_by_math_verify(part: str) -> str:
@@ -195,20 +193,6 @@ def compare_item(item: Mapping[str, Any]) -> bool:
     """Equality of two answers for a worker: ``{"answer", "gold"}``, by all rungs of version 6."""
     return equal_answers(item["answer"], item["gold"], math_verify=True)
 
-
-def think_format(text: str) -> bool:
-    """Exactly one thinking block, before a box: `…</think> … \\boxed{…}`, the opening tag being the prompt's or the response's."""
-    opened = text.count("<think>")
-    closed = text.count(extraction.THINK_END) == 1 and (opened == 0 or (opened == 1 and text.lstrip().startswith("<think>")))
-    return closed and extraction.last_boxed(extraction.after_last_think(text) or "") is not None
-
-
-def tag_format(text: str) -> bool:
-    """Thinking, then one `<answer>` block that ends the text (UFT, DeepSeek-R1-Zero)."""
-    return bool(_TAGS.fullmatch(text.strip())) and text.count("<answer>") == 1 and text.count("</answer>") == 1
-
-
-_TAGS = re.compile(r"(?:<think>)?(?:(?!</?think>|</?answer>)[\s\S])*</think>\s*<answer>[\s\S]*</answer>")
 
 # One parse before the first child is forked: the grammar's tables are built lazily, and every child inherits them.
 _WARM = (equal_answers(r"\frac{1}{2}+x^2", r"x^{2}+\sqrt{\frac{1}{4}}", math_verify=True), gradable(r"\left(0,1\right]", 4))
