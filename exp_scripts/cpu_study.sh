@@ -5,9 +5,8 @@
 #   exp_scripts/cpu_study.sh tasks=[arithmetic] algorithms=[hpt,sft_then_rl] seeds=[0]   # a part; run the rest later
 #   exp_scripts/cpu_study.sh algorithms=[]                                # only write the results of what is there
 #
-# What to expect: 108 runs of 20 steps. With two side by side on 2 cores that were busy with other work, a run took 5 to 7.5
-# minutes (most of it start-up), so all of it less than 6 hours; a base model per task on top, once, 1 to 3 minutes.
-# With seed 0, arithmetic's hard split went from 13.5 % to sft 99.5, sft_then_rl 96.5, hpt 96.0, grpo 8.5: one seed each.
+# What to expect: 108 runs of 20 steps took 3 h 40 min by the clock, two side by side on 2 cores that also had other work; a base
+# model per task on top, once, 1 to 3 minutes. The table that came of it, and what it says, stand in README ("The study").
 # Files in outputs/study (or $UNIFY_HOME/study): results.md, results.json, two figures per task, runs/NAME/ with train.log,
 # metrics.jsonl and record.json. Stop it with Ctrl-C and start the same command again: finished runs are not repeated.
 # PYTHON: interpreter, default python.
