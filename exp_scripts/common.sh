@@ -1,28 +1,86 @@
+# shellcheck shell=bash
 # Sourced by the scripts of published experiments in this folder: what they have in common.
 #
-#   python -m unify_posttrain.prepare task=openr1_math && exp_scripts/hpt.sh [override ...]
+#   exp_scripts/hpt.sh --dry-run                                      # the plan, on any machine: no GPU, no data, no weights needed
+#   python -m unify_posttrain.prepare task=openr1_math                # the data that the plan names
+#   exp_scripts/hpt.sh [override ...]                                 # the first published model
+#   exp_scripts/hpt.sh model=qwen2_5_math_1_5b [override ...]         # another one, with the settings published for it
 #
-# A script names the task that its data comes from; write it with unify_posttrain.prepare first. Unset or set:
-# TASK                    another choice of conf/task; TASK=custom needs the three below
+# --help prints a script's header, --dry-run stands for +dry_run=true, everything else is handed on. Later overrides win over the
+# script's. These can be given as overrides (model=, task=, hardware=) or in the environment:
+# MODEL, HARDWARE         a choice of conf/model, conf/hardware (default node_8gpu)
+# TASK                    a choice of conf/task; TASK=custom needs the three below
 # TRAIN_FILES, VAL_FILES  parquet files instead of the task's (README, "Data"); several: '[a.parquet,b.parquet]'. The published
 #                         runs validate on benchmarks: VAL_FILES='[outputs/data/benchmarks/aime24.parquet,…]'
-# REWARD_FILE             module with compute_score(data_source, solution_str, ground_truth, extra_info) instead of the task's reward
-# MODEL, HARDWARE         another choice of conf/model, conf/hardware (an override in the arguments would be a second one)
+# REWARD_FILE             module with compute_score(data_source, solution_str, ground_truth, extra_info), not the task's reward
 # PYTHON                  interpreter, default python
 #
-# What a script does not set is in conf/algorithm/NAME.yaml and conf/train.yaml; +dry_run=true shows the plan without starting.
+# What a script does not set is in conf/algorithm/NAME.yaml and conf/train.yaml. Several nodes: exp_scripts/slurm/train.sbatch.
 
 set -euo pipefail
 
-# run_experiment ALGORITHM MODEL TASK [override ...]
+arguments=() # of the user, for unify_posttrain.train
+settings=()  # published for MODEL
+models=()    # that settings are published for, the first one is the default
+
+# Runs in math on Llama: the question alone as plain text (conf/model/llama3_1_8b.yaml), asking for a box, no system prompt. Rows of
+# their own, hence a folder of their own.
+# shellcheck disable=SC2016,SC2034  # Hydra resolves it, not the shell; used by the scripts
+llama_data=(
+    'prepare.task.folder=${oc.env:UNIFY_HOME,outputs}/data/openr1_math_llama'
+    prepare.task.system=none
+    prepare.task.template=boxed
+)
+
+# read_arguments [argument ...]
+read_arguments() {
+    local argument dry_run=
+    for argument in "$@"; do
+        case $argument in
+            --help | -h)
+                sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+                exit 0
+                ;;
+            --dry-run | +dry_run=true) dry_run=1 ;;
+            model=*) MODEL=${argument#*=} ;;
+            task=*) TASK=${argument#*=} ;;
+            hardware=*) HARDWARE=${argument#*=} ;;
+            *) arguments+=("$argument") ;;
+        esac
+    done
+    [[ -z $dry_run ]] || arguments+=(+dry_run=true)
+}
+
+# published MODEL [override ...]: a published run with this model, and what was set for it. A MODEL that is no choice of conf/model
+# names one of the same family as an override, model=CHOICE, and its path.
+published() {
+    models+=("$1")
+    [[ ${MODEL:-${models[0]}} != "$1" ]] || settings=("${@:2}")
+}
+
+# run_experiment ALGORITHM TASK [override ...]: becomes the training process, so that signals reach it
 run_experiment() {
-    local algorithm=$1 model=$2 task=${TASK:-$3}
-    shift 3
-    local data=()
+    local algorithm=$1 task=${TASK:-$2} model=${MODEL:-${models[0]}} script=${0##*/} setting given=() data=()
+    # Runs of different models have folders of their own: hpt, hpt-llama3_1_8b, …
+    [[ $model == "${models[0]}" ]] && script=${script%.sh} || script=${script%.sh}-$model
+    [[ $script == "$algorithm" ]] || given+=(trainer.experiment_name="$script")
+    case " ${models[*]} " in
+        *" $model "*) ;;
+        *) echo "${0##*/}: nothing is published here for model=$model (published: ${models[*]}), nothing is set for it" >&2 ;;
+    esac
     if [[ $task == custom ]]; then
-        : "${TRAIN_FILES:?set TRAIN_FILES to the training parquet file}" "${VAL_FILES:?set VAL_FILES to the validation parquet file}"
+        : "${TRAIN_FILES:?set TRAIN_FILES to the training parquet file}"
+        : "${VAL_FILES:?set VAL_FILES to the validation parquet file}"
         : "${REWARD_FILE:?set REWARD_FILE to the module of your reward function}"
     fi
+    for setting in "${@:3}" ${settings[@]+"${settings[@]}"}; do
+        case $setting in
+            # Of the script's own task: another one has neither.
+            prepare.* | data.reward_impl_version=*) [[ $task != "$2" ]] || given+=("$setting") ;;
+            model=*) model=${setting#*=} ;;
+            *) given+=("$setting") ;;
+        esac
+    done
     [[ -z ${TRAIN_FILES:-} ]] || data+=(data.train_files="$TRAIN_FILES")
     [[ -z ${VAL_FILES:-} ]] || data+=(data.val_files="$VAL_FILES")
     # Another function has neither the versions of the task's reward nor its settings.
@@ -30,11 +88,14 @@ run_experiment() {
         reward.custom_reward_function.path="$REWARD_FILE" reward.custom_reward_function.name=compute_score
         ++reward.custom_reward_function.reward_kwargs=null data.reward_impl_version=null
     )
-    "${PYTHON:-python}" -m unify_posttrain.train \
+    exec "${PYTHON:-python}" -m unify_posttrain.train \
         algorithm="$algorithm" \
-        model="${MODEL:-$model}" \
+        model="$model" \
         task="$task" \
         hardware="${HARDWARE:-node_8gpu}" \
-        "$@" \
+        ${given[@]+"${given[@]}"} \
+        ${arguments[@]+"${arguments[@]}"} \
         ${data[@]+"${data[@]}"}
 }
+
+read_arguments "$@"

@@ -1,13 +1,34 @@
 #!/usr/bin/env bash
 # UFT (arXiv 2505.16984): rollouts continue from a hint that fades over the first 300 of 500 steps.
-# Data: countdown with the column `hint`, a list of sentences; reward 0, 0.1 if it can be parsed, 1 if correct.
-# Published: 30.93 for Qwen2.5-3B (RL alone: 32.15), average over the paper's tasks.
-# Others:    exp_scripts/uft.sh actor_rollout_ref.model.path=Qwen/Qwen2.5-0.5B       published 9.45 (RL alone: 3.25)
-# Not run here: needs 8 GPUs. What to set: common.sh.
+# Data: countdown with hints in sentences, from the authors' repository, prompts as they are; reward (uft_reward.py): 0, 0.1 if
+# there is an answer, 1 if it is correct.
+#   git clone https://github.com/liumy2010/UFT outputs/sources/UFT       or UFT_DATA=its folder data/countdown elsewhere
+# Published, average over the paper's tasks, of which countdown is one:
+#   exp_scripts/uft.sh                                                   30.93 (RL alone: 32.15)
+#   exp_scripts/uft.sh model=qwen2_5_0_5b                                 9.45 (RL alone: 3.25)
+#   exp_scripts/uft.sh model=qwen2_5_1_5b                                no number is known here
+# Its variants: fusion.uft.hint_mode=stage, r3 (with fusion.uft.hint_coef=0), none (RL alone).
+# Not run here: needs 8 GPUs. What can be set: common.sh.
 
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh" "$@"
 
-run_experiment uft qwen2_5_7b custom \
-    actor_rollout_ref.model.path=Qwen/Qwen2.5-3B \
-    "$@"
+published qwen2_5_3b model=qwen2_5_7b actor_rollout_ref.model.path=Qwen/Qwen2.5-3B
+published qwen2_5_0_5b model=qwen2_5_7b actor_rollout_ref.model.path=Qwen/Qwen2.5-0.5B
+published qwen2_5_1_5b model=qwen2_5_7b actor_rollout_ref.model.path=Qwen/Qwen2.5-1.5B
+
+# shellcheck disable=SC2016  # Hydra resolves it, not the shell
+run_experiment uft convert \
+    'prepare.task.folder=${oc.env:UNIFY_HOME,outputs}/data/uft_countdown' \
+    'prepare.task.source=${oc.env:UFT_DATA,outputs/sources/UFT/data/countdown}' \
+    prepare.task.validation_split=test \
+    prepare.task.columns.ground_truth=reward_model.ground_truth \
+    prepare.task.columns.hint=hint \
+    prepare.task.constants.data_source=countdown \
+    'data.val_files=${prepare.task.folder}/validation.parquet' \
+    data.max_prompt_length=256 \
+    data.max_response_length=1024 \
+    "actor_rollout_ref.model.custom_chat_template='{%- for message in messages -%}{{- message.content -}}{%- endfor -%}'" \
+    reward.custom_reward_function.path="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/uft_reward.py" \
+    trainer.save_freq=100

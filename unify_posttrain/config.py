@@ -6,18 +6,26 @@ Nothing here imports torch, verl or ray, so `python -m unify_posttrain.train --c
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import CompactHydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+
+from unify_posttrain.sweeps import sweep_job
+from unify_posttrain.typos import ConfigurationError, check_additions, did_you_mean, dotted_keys, explain_error, with_hint
 
 PACKAGE = Path(__file__).resolve().parent
 GROUPS = ("algorithm", "model", "task", "hardware")
+FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 def conf_dir() -> Path:
@@ -88,6 +96,7 @@ def register_resolvers() -> None:
         "threads_per_rank": lambda ranks: str(threads_per_rank(ranks)),  # an environment variable must be text
         "add": lambda *numbers: sum(numbers),
         "tokens_per_gpu": lambda prompt, response: 2 * (prompt + response),
+        "sweep_job": sweep_job,
     }
     for name, function in resolvers.items():
         OmegaConf.register_new_resolver(name, function, replace=True)
@@ -100,20 +109,89 @@ def check_choices(arguments: Sequence[str]) -> None:
         ValueError: e.g. for `algorithm=hpd`; lists the known ones and the nearest.
     """
     for argument in arguments:
-        group, separator, choice = argument.partition("=")
-        if separator and group in GROUPS:
+        group = argument.partition("=")[0]
+        for choice in _choices(argument) if group in GROUPS else ():
             known = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
             if choice not in known:
-                near = get_close_matches(choice, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ValueError(f"{argument} is unknown; choose one of {', '.join(known)}{hint}")
+                hint = did_you_mean(get_close_matches(choice, known, n=1))
+                raise ValueError(f"{group}={choice} is unknown; choose one of {', '.join(known)}{hint}")
+
+
+def _choices(argument: str) -> list[str]:
+    """What `group=…` selects: one choice, or those of a sweep (`group=a,b`). What Hydra cannot read is left to it."""
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except OverrideParseException:
+        return []
+    if override.is_sweep_override():
+        return list(override.sweep_string_iterator()) if override.is_choice_sweep() else []
+    value = override.value()
+    return [str(each) for each in value] if isinstance(value, list) else ["null" if value is None else str(value)]
 
 
 def compose_config(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
-    """Compose a configuration as the command line would, e.g. `compose_config(["algorithm=luffy", "model=qwen3_8b"])`."""
-    register_resolvers()
+    """Compose a configuration as the command line would, e.g. `compose_config(["algorithm=luffy", "model=qwen3_8b"])`.
+
+    Raises:
+        ValueError: an unknown choice of a group.
+        ConfigurationError: (a ValueError too) any other override that does not fit; names the nearest keys.
+    """
     check_choices(overrides)
+    try:
+        return _compose(overrides, config_name)
+    except CompactHydraException as error:
+        raise ConfigurationError(explain_error(error, overrides, lambda: known_keys(config_name))) from error
+
+
+def _compose(overrides: Sequence[str], config_name: str) -> DictConfig:
+    register_resolvers()
     if GlobalHydra.instance().is_initialized():
         GlobalHydra.instance().clear()
     with initialize_config_dir(version_base=None, config_dir=str(conf_dir())):
         return compose(config_name=config_name, overrides=list(overrides))
+
+
+@cache
+def known_keys(config_name: str) -> tuple[str, ...]:
+    """Every dotted key of a command's configuration without overrides; of the training configuration also our groups."""
+    train = config_name == "train"
+    config = _compose((), config_name) if train else OmegaConf.load(conf_dir() / f"{config_name}.yaml")
+    return (*dotted_keys(OmegaConf.to_container(config)), *(GROUPS if train else ()))
+
+
+def run_command(main: Callable[[], None], config_name: str = "train") -> None:
+    """Run the `hydra.main` of a command: a mistake on its command line ends it with one line, `error: …`, and code 1.
+
+    With HYDRA_FULL_ERROR=1 in the environment Hydra's own traceback is left as it is.
+
+    Args:
+        main: the decorated function.
+        config_name: its primary file, for the keys to suggest.
+    """
+    arguments, given = sys.argv[1:], os.environ.get(FULL_ERROR)
+    try:
+        _check_arguments(arguments, config_name)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    os.environ[FULL_ERROR] = "1"  # Hydra would otherwise print its error, several lines of it, and exit
+    try:
+        main()
+    except CompactHydraException as error:
+        if given == "1":
+            raise
+        sys.exit(f"error: {explain_error(error, arguments, lambda: known_keys(config_name))}")
+    except SystemExit as stop:
+        sys.exit(with_hint(stop.code) if isinstance(stop.code, str) else stop.code)
+    finally:
+        if given is None:
+            del os.environ[FULL_ERROR]
+        else:
+            os.environ[FULL_ERROR] = given
+
+
+def _check_arguments(arguments: Sequence[str], config_name: str) -> None:
+    """Mistakes that Hydra would not see, or would explain by verl's files; only the training configuration has any."""
+    if config_name == "train":
+        check_choices(arguments)
+        declared = OmegaConf.to_container(OmegaConf.load(conf_dir() / "train.yaml"))
+        check_additions(arguments, list(dotted_keys(declared)))

@@ -20,7 +20,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from unify_posttrain.config import conf_dir, register_resolvers
+from unify_posttrain.config import conf_dir, register_resolvers, run_command
 
 CONFIG = "evaluate"
 
@@ -58,7 +58,7 @@ def _main(config: DictConfig) -> None:
 
 def main() -> None:
     """Entry point of `unify-evaluate`."""
-    _main()
+    run_command(_main, CONFIG)
 
 
 if __name__ == "__main__":

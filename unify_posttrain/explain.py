@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unify_posttrain.config import compose_config
+from unify_posttrain.typos import with_hint
 
 COLUMNS = ("term", "tokens", "mask", "pi_ref", "advantage", "weight", "aggregation", "coefficient")
 
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         explained = [explain(each) for each in wanted]
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(with_hint(f"error: {error}"))
     if as_json:
         sys.stdout.write(json.dumps(explained if len(explained) > 1 else explained[0], indent=2, ensure_ascii=False) + "\n")
         return

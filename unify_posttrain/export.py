@@ -18,7 +18,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from unify_posttrain.config import conf_dir, register_resolvers
+from unify_posttrain.config import conf_dir, register_resolvers, run_command
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def _main(config: DictConfig) -> None:
 def main() -> None:
     """Entry point of `unify-export`."""
     sys.argv[1:] = with_run_key(sys.argv[1:])
-    _main()
+    run_command(_main, "export")
 
 
 if __name__ == "__main__":

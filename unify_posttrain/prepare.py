@@ -23,7 +23,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from unify_posttrain.config import check_choices, conf_dir, register_resolvers, threads_per_rank
+from unify_posttrain.config import conf_dir, register_resolvers, run_command, threads_per_rank
 
 logger = logging.getLogger(__name__)
 
@@ -110,11 +110,7 @@ def _print_reports(files: Mapping[str, Path]) -> None:
 
 def main() -> None:
     """Entry point of `unify-prepare`."""
-    try:
-        check_choices(sys.argv[1:])
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    _main()
+    run_command(_main)
 
 
 if __name__ == "__main__":

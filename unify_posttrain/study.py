@@ -16,7 +16,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from unify_posttrain.config import conf_dir, register_resolvers
+from unify_posttrain.config import conf_dir, register_resolvers, run_command
 
 register_resolvers()
 
@@ -38,7 +38,7 @@ def _main(config: DictConfig) -> None:
 
 def main() -> None:
     """Entry point of `unify-study`."""
-    _main()
+    run_command(_main, "study")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m unify_posttrain.train algorithm=hpt model=qwen2_5_math_7b hardware=node_8gpu trainer.switch_gate=0
     python -m unify_posttrain.train --cfg job algorithm=luffy      # print the configuration
-    python -m unify_posttrain.train algorithm=hpt +dry_run=true    # run every start-up check and print the plan
+    python -m unify_posttrain.train algorithm=hpt +dry_run=true    # run every start-up check, print the plan and what is missing
 
 verl and torch are imported only after the configuration has been composed and checked.
 """
@@ -15,7 +15,7 @@ import sys
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from unify_posttrain.config import check_choices, conf_dir, register_resolvers
+from unify_posttrain.config import conf_dir, register_resolvers, run_command
 
 logger = logging.getLogger(__name__)
 
@@ -25,37 +25,51 @@ register_resolvers()
 @hydra.main(config_path=str(conf_dir()), config_name="train", version_base=None)
 def _main(config: DictConfig) -> None:
     from unify_posttrain.trainer.checks import check_config
-    from unify_posttrain.trainer.data_checks import check_data
+    from unify_posttrain.trainer.data_checks import check_data, check_data_if_there
+    from unify_posttrain.trainer.node_checks import check_nodes
     from unify_posttrain.trainer.plan import describe_run
+    from unify_posttrain.trainer.progress import check_outputs
     from unify_posttrain.trainer.state import nothing_left
 
     dry_run = bool(OmegaConf.select(config, "dry_run", default=False))
     try:
         check_config(config)
-        data = check_data(config)
+        check_nodes(config)
+        check_outputs(config)
+        data, missing = check_data_if_there(config) if dry_run else (check_data(config), [])
     except (ValueError, KeyError, FileNotFoundError) as error:
         # One line for a user's mistake; the traceback of a check says nothing that the message does not.
         logger.debug("start-up check failed", exc_info=True)
         sys.exit(f"error: {error.args[0] if error.args else error}")
     if dry_run:
-        sys.stdout.write(describe_run(config, data))
+        sys.stdout.write(describe_run(config, data, missing))
         return
     finished = nothing_left(config, config.trainer.total_training_steps)
     if finished:  # said before Ray starts, which takes a minute
         logger.warning(finished)
         return
+    _run(config)
+
+
+def _run(config: DictConfig) -> None:
+    """Train; end with the exit code that a scheduler reads, and a last line that says what to do."""
+    from unify_posttrain.trainer.failures import explain
+    from unify_posttrain.trainer.signals import EXIT_REQUEUE, PreemptedError
     from unify_posttrain.trainer.task_runner import run
 
-    run(config)
+    try:
+        run(config)
+    except PreemptedError as stop:
+        logger.warning(stop)
+        sys.exit(EXIT_REQUEUE)
+    except Exception as error:
+        logger.exception("the run failed")
+        sys.exit(f"error: {explain(error, config)}")
 
 
 def main() -> None:
     """Entry point of `unify-train`."""
-    try:
-        check_choices(sys.argv[1:])
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    _main()
+    run_command(_main)
 
 
 if __name__ == "__main__":

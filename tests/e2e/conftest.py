@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +61,34 @@ class World:
         if check and done.returncode:
             raise AssertionError(f"{name} exited with {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}")
         return done
+
+    def start(self, name: str, *overrides: str, **variables: str) -> subprocess.Popen:
+        """Start a run and return at once; its output goes to `NAME.log`. Its processes form a group of their own."""
+        with open(self.log(name), "w") as log:
+            return subprocess.Popen(
+                self.command(name, *overrides),
+                env={**self.environment, **variables},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=self.home,
+            )
+
+    def log(self, name: str) -> Path:
+        return self.home / f"{name}.log"
+
+    def wait_for_step(self, process: subprocess.Popen, name: str, step: int, timeout: float = 400) -> None:
+        """Wait until the metrics of a step have been written by a run that was started."""
+        metrics = self.home / "runs" / name / "metrics.jsonl"
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            lines = metrics.read_text().splitlines() if metrics.exists() else []
+            if any(line.startswith(f'{{"step":{step},') for line in lines):
+                return
+            assert process.poll() is None, f"{name} ended with {process.returncode}\n{self.log(name).read_text()[-4000:]}"
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(f"{name}: step {step} not reached\n{self.log(name).read_text()[-4000:]}")
 
     def metrics(self, name: str) -> dict[int, dict[str, float]]:
         """Step -> metrics of a run, from the file that users read."""

@@ -38,24 +38,11 @@ def whole(world: World) -> World:
 
 def _kill_after_step(world: World, name: str, step: int, *overrides: str) -> None:
     """Start a run and SIGKILL the whole of it as soon as a step has been logged."""
-    with open(world.home / f"{name}.log", "w") as log:
-        process = subprocess.Popen(
-            world.command(name, *overrides),
-            env=world.environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd=world.home,
-        )
-    metrics = world.home / "runs" / name / "metrics.jsonl"
-    deadline = time.monotonic() + 400
-    while process.poll() is None and time.monotonic() < deadline:
-        if metrics.exists() and metrics.read_text().count("\n") >= step:
-            os.killpg(process.pid, signal.SIGKILL)
-            break
-        time.sleep(0.05)
+    process = world.start(name, *overrides)
+    world.wait_for_step(process, name, step)
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert process.returncode == -signal.SIGKILL, (world.home / f"{name}.log").read_text()[-3000:]
+    assert process.returncode == -signal.SIGKILL, world.log(name).read_text()[-3000:]
 
 
 def test_killed_run_continues_exactly(whole: World) -> None:

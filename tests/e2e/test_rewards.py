@@ -75,7 +75,7 @@ def test_length_penalty_of_rollouts_and_demonstrations(world: World, tmp_path: P
     for step, entry in metrics.items():
         paid: dict[str, list[float]] = {"rollout": [], "demonstration": []}
         for row in dumped(tmp_path / "rollouts" / f"{step}.jsonl"):
-            if row["row_kind"] == "padding":
+            if row["row_kind"] in ("padding", "dropped"):
                 continue
             # One character is a token; <|end|>, which is not shown, is one more unless the response was cut off at 40.
             penalty = min(-(min(len(row["output"]) + 1, 40) - 10) / 30, 0)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -133,9 +131,14 @@ def test_openr1_verdicts_must_match_the_traces(values: Any) -> None:
 
 def test_gold_that_the_grader_cannot_parse_is_dropped(prepared: Callable, write: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, int]] = []
-    fake = ModuleType("unify_posttrain.rewards.grading")
-    fake.gradable = lambda truth, version: asked.append((truth, version)) or truth != "see figure"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "unify_posttrain.rewards.grading", fake)
+    limits = {"workers": 1, "timeout_seconds": 5.0, "memory_mb": 1024}  # conf/prepare/common.yaml
+
+    def fake(truth: str, version: int, **given: Any) -> bool:
+        assert given == limits
+        asked.append((truth, version))
+        return truth != "see figure"
+
+    monkeypatch.setattr("unify_posttrain.rewards.math.gradable", fake)
     source = write([verl_row("a"), verl_row("b", truth="see figure"), verl_row("c", truth="see figure"), verl_row("d")])
     rows, manifest = prepared("openr1_math", source, gold_version=6, max_bad_share=0.5)
     assert [row["prompt"][-1]["content"] for row in rows] == ["a", "d"]

@@ -21,6 +21,13 @@ def act(item: list[Any]) -> Any:
     return globals()[f"_{what}"](argument)
 
 
+def act_on_gold(item: dict[str, Any]) -> dict[str, float]:
+    """As `grading.grade_item` on a ground truth, which here may say what to do instead."""
+    if item["gold"] in ("spin", "segfault"):
+        act([item["gold"], None])
+    return {"gold_ok": 1.0}
+
+
 def _echo(argument: Any) -> Any:
     return argument
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.trainer import task_runner
 
@@ -11,42 +13,60 @@ TIMED_OUT = "The current node timed out during startup. This could happen becaus
 
 
 class Starts:
-    """Stands for `run_ppo`: raises the given errors in turn, then returns."""
+    """Stands for `ray.init`: raises the given errors in turn, then returns; remembers what it was given."""
 
-    def __init__(self, *errors: Exception) -> None:
-        self.errors, self.calls = list(errors), 0
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+        self.given: list[dict[str, Any]] = []
 
-    def __call__(self, *_: object, **__: object) -> None:
-        self.calls += 1
+    def __call__(self, **arguments: Any) -> None:
+        self.given.append(arguments)
         if self.errors:
             raise self.errors.pop(0)
 
 
-def start(monkeypatch: pytest.MonkeyPatch, *errors: Exception, up: bool = False) -> Starts:
-    starts = Starts(*errors)
-    monkeypatch.setattr(task_runner, "run_ppo", starts)
-    monkeypatch.setattr(task_runner.ray, "is_initialized", lambda: up)
+def config(**ray_init: Any) -> DictConfig:
+    return OmegaConf.create({"ray_kwargs": {"ray_init": ray_init}})
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> Starts:
+    found = Starts()
+    monkeypatch.setattr(task_runner.ray, "init", found)
     monkeypatch.setattr(task_runner.ray, "shutdown", lambda: None)
-    return starts
+    return found
 
 
-def test_a_slow_start_is_tried_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    starts = start(monkeypatch, *[Exception(TIMED_OUT)] * (task_runner.START_ATTEMPTS - 1))
-    task_runner._run_when_ray_is_up(OmegaConf.create())
-    assert starts.calls == task_runner.START_ATTEMPTS
+def test_a_slow_start_is_tried_again(starts: Starts, caplog: pytest.LogCaptureFixture) -> None:
+    starts.errors = [Exception(TIMED_OUT)] * (task_runner.START_ATTEMPTS - 1)
+    task_runner.start_ray(config())
+    assert len(starts.given) == task_runner.START_ATTEMPTS
     assert "Ray did not start in time" in caplog.text
 
 
-def test_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    starts = start(monkeypatch, *[Exception(TIMED_OUT)] * 99)
+def test_not_for_ever(starts: Starts) -> None:
+    starts.errors = [Exception(TIMED_OUT)] * 99
     with pytest.raises(Exception, match="timed out during startup"):
-        task_runner._run_when_ray_is_up(OmegaConf.create())
-    assert starts.calls == task_runner.START_ATTEMPTS
+        task_runner.start_ray(config())
+    assert len(starts.given) == task_runner.START_ATTEMPTS
 
 
-@pytest.mark.parametrize(("error", "up"), [(ValueError("training failed"), False), (Exception(TIMED_OUT), True)])
-def test_what_happens_in_training_is_not_repeated(monkeypatch: pytest.MonkeyPatch, error: Exception, up: bool) -> None:
-    starts = start(monkeypatch, error, up=up)
-    with pytest.raises(type(error)):
-        task_runner._run_when_ray_is_up(OmegaConf.create())
-    assert starts.calls == 1
+def test_another_error_is_not_tried_again(starts: Starts) -> None:
+    starts.errors = [ValueError("no such address")]
+    with pytest.raises(ValueError, match="no such address"):
+        task_runner.start_ray(config(address="10.0.0.1:6379"))
+    assert len(starts.given) == 1
+
+
+def test_settings_reach_ray_and_none_of_them_the_output(
+    starts: Starts, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    variables = {"WANDB_API_KEY": "hush", "NCCL_DEBUG": "INFO"}
+    task_runner.start_ray(config(num_cpus=6, num_gpus=2, runtime_env={"env_vars": variables}))
+    (given,) = starts.given
+    assert given["num_cpus"] == 6 and given["num_gpus"] == 2
+    environment = given["runtime_env"]["env_vars"]
+    assert environment["WANDB_API_KEY"] == "hush" and environment["NCCL_DEBUG"] == "INFO", "the user's win over verl's"
+    assert environment["TOKENIZERS_PARALLELISM"] == "true", "verl's own are kept"
+    assert "hush" not in "".join(capsys.readouterr())

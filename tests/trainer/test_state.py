@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -54,12 +56,77 @@ def test_a_crash_before_the_rename_keeps_the_old_content(tmp_path: Path, monkeyp
 # --- completeness ----------------------------------------------------------------------------------------------------
 
 
-def test_marker_lists_every_file_with_its_size(tmp_path: Path) -> None:
+def test_marker_lists_every_file_with_its_size_and_checksum(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, 2)
     assert state.is_complete(folder)
     marker = json.loads((folder / state.MARKER).read_text())
-    own = (folder / state.STATE).stat().st_size
-    assert marker == {"format": state.FORMAT, "files": {"actor/model.pt": 14, "data.pt": 6, state.STATE: own}}
+    files = ("actor/model.pt", "data.pt", state.STATE)
+    expected = {name: [len(content), zlib.crc32(content)] for name in files for content in [(folder / name).read_bytes()]}
+    assert marker == {"format": state.FORMAT, "files": expected}
+    assert marker["files"]["actor/model.pt"][0] == 14
+
+
+def test_a_checksum_does_not_depend_on_how_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"123456789")
+    assert state.checksum(path) == 0xCBF43926  # the check value of CRC-32 (ISO-HDLC) for these nine bytes
+    monkeypatch.setattr(state, "CHUNK", 2)
+    assert state.checksum(path) == 0xCBF43926
+
+
+def test_changed_content_of_the_same_size_is_damage(tmp_path: Path) -> None:
+    older, folder = checkpoint(tmp_path, 1), checkpoint(tmp_path, 3)
+    assert state.damage(folder) is None
+    file = folder / "actor" / "model.pt"
+    content = bytearray(file.read_bytes())
+    content[3] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(1, 1))
+    assert state.damage(folder, contents=False) is None  # sizes do not show it
+    assert state.damage(folder) == "the content of model.pt has changed since it was written"
+    assert state.newest_complete(tmp_path) == older
+    with pytest.raises(ValueError, match=r"global_step_3 is not usable: the content of model\.pt has changed.*choose an earlier"):
+        state.resume_folder(trainer_config(tmp_path, "resume_path", folder))
+
+
+def test_a_checkpoint_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, reads = checkpoint(tmp_path, 3), []
+    whole = state.checksum
+    monkeypatch.setattr(state, "checksum", lambda path: reads.append(path.name) or whole(path))
+    assert state.damage(folder) is None and state.damage(folder) is None
+    assert sorted(reads) == sorted(["model.pt", "data.pt", state.STATE])
+
+
+@pytest.mark.parametrize(
+    ("number", "left"), [(None, [1, 2, 9, 10]), (0, [1, 2, 9, 10]), (1, [1, 10]), (2, [1, 9, 10]), (7, [1, 2, 9, 10])]
+)
+def test_only_complete_checkpoints_count_as_kept(tmp_path: Path, number: int | None, left: list[int]) -> None:
+    checkpoint(tmp_path, 1, complete=False)  # neither counted nor deleted
+    for step in (2, 9, 10):
+        checkpoint(tmp_path, step)
+    state.keep_newest(tmp_path, number)
+    assert [state.step_of(folder) for folder in state.step_folders(tmp_path)] == left
+
+
+@pytest.mark.parametrize(
+    ("validated", "frequency", "steps", "due"),
+    [
+        (False, 2, 9, True),
+        (True, 2, 9, False),
+        (None, 2, 9, False),
+        (False, 3, 9, False),
+        (False, 3, 4, True),
+        (False, -1, 4, False),
+    ],
+    ids=["killed before", "done", "older state", "not its step", "last step", "never validates"],
+)
+def test_validation_that_a_kill_prevented(tmp_path: Path, validated: bool | None, frequency: int, steps: int, due: bool) -> None:
+    folder = checkpoint(tmp_path, 4)
+    state.write_json(folder / state.PHASE, {"index": 0} if validated is None else {"index": 0, "validated": validated})
+    config = trainer_config(tmp_path, "auto")
+    config.trainer.test_freq = frequency
+    assert state.awaits_validation(folder, config, steps) is due
+    assert (state.nothing_left(config, steps) is None) is (due or steps > 4)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +194,14 @@ def test_newest_complete_of_nothing(tmp_path: Path) -> None:
 
 def trainer_config(folder: Path, mode: str, path: Path | None = None) -> DictConfig:
     return OmegaConf.create(
-        {"trainer": {"resume_mode": mode, "default_local_dir": str(folder), "resume_from_path": path and str(path)}}
+        {
+            "trainer": {
+                "resume_mode": mode,
+                "test_freq": -1,
+                "default_local_dir": str(folder),
+                "resume_from_path": path and str(path),
+            }
+        }
     )
 
 
@@ -157,14 +231,14 @@ def test_resume_modes(tmp_path: Path) -> None:
 def test_a_damaged_path_is_refused(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, 4)
     (folder / "data.pt").unlink()
-    with pytest.raises(ValueError, match="incomplete"):
+    with pytest.raises(ValueError, match=r"not usable: data\.pt is missing; choose an earlier one"):
         state.resume_folder(trainer_config(tmp_path, "resume_path", folder))
 
 
 def test_a_path_of_ours_without_marker_is_refused(tmp_path: Path) -> None:
     """The module: a folder without a marker "is never resumed from". One of ours is known by its state file."""
     folder = checkpoint(tmp_path, 4, complete=False)
-    with pytest.raises(ValueError, match="incomplete"):
+    with pytest.raises(ValueError, match="not usable: the run was stopped while writing it"):
         state.resume_folder(trainer_config(tmp_path, "resume_path", folder))
 
 

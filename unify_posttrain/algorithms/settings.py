@@ -181,6 +181,7 @@ class FusionConfig:
     sft_loss_coef: float
     sum_norm_divisor: float
     max_grad_norm: float | None
+    logits_chunk: int | None
     allow_tempered_nll: bool
     lr_schedule: LRSchedule | None
     phases: tuple[Any, ...]

@@ -44,6 +44,7 @@ class Options:
     max_response_length: int
     quantiles: Sequence[float]
     gold_version: int | None
+    grader: Mapping[str, Any]
     on_bad_row: str
     max_bad_share: float
     examples: int

@@ -92,9 +92,9 @@ class Sieve:
         if version is None or candidate.style == "model":
             return
         if truth not in self._gradable:
-            from unify_posttrain.rewards.grading import gradable
+            from unify_posttrain.rewards.math import gradable
 
-            self._gradable[truth] = gradable(truth, version)
+            self._gradable[truth] = gradable(truth, version, **self.options.grader)
         if not self._gradable[truth]:
             raise RowFault(GOLD, "ground_truth", f"version {version} of the reward cannot parse {truth[:60]!r}")
 

@@ -106,6 +106,12 @@ def compute_scores(
     return [_result(outcome, "") for outcome in outcomes]
 
 
+def gradable(ground_truth: Any, version: int, *, workers: int, timeout_seconds: float, memory_mb: int) -> bool:
+    """Whether responses can be graded against a ground truth; one that hangs or kills the grader cannot be."""
+    outcome = pool(GRADE, workers, timeout_seconds, memory_mb).run({"gold": _plain(ground_truth), "version": int(version)})
+    return outcome.fault is None and bool(outcome.value["gold_ok"])
+
+
 def _plain(ground_truth: Any) -> Any:
     """What JSON can say; anything else cannot be graded against."""
     if isinstance(ground_truth, str):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 
 def register_engines() -> None:
-    """Make `rollout.name=hf` known to this process; called in the driver and in every worker, harmless when repeated."""
+    """Make `rollout.name=hf` known to this process, and without CUDA what `vllm` means there; called in the driver and in every
+    worker, harmless when repeated."""
+    import torch
     from verl.workers.rollout.base import _ROLLOUT_REGISTRY
     from verl.workers.rollout.replica import RolloutReplicaRegistry
 
@@ -13,5 +15,13 @@ def register_engines() -> None:
 
         return HFReplica
 
+    def load_cpu_replica() -> type:
+        from unify_posttrain.rollout.vllm_cpu_server import CPUReplica
+
+        return CPUReplica
+
     _ROLLOUT_REGISTRY[("hf", "async")] = "unify_posttrain.rollout.hf_replica.HFServerAdapter"
     RolloutReplicaRegistry.register("hf", load_replica)
+    if not torch.cuda.is_available():
+        _ROLLOUT_REGISTRY[("vllm", "async")] = "unify_posttrain.rollout.vllm_cpu.CPUServerAdapter"
+        RolloutReplicaRegistry.register("vllm", load_cpu_replica)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,18 @@ from unify_posttrain.trainer.demonstrator import Demonstrator
 from unify_posttrain.trainer.loader import TrainLoader
 from unify_posttrain.trainer.phases import PhaseClock
 from unify_posttrain.trainer.replayer import Replayer
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointError(Exception):
+    """A checkpoint could not be written."""
+
+
+def mean_accuracy(metrics: Mapping[str, Any]) -> float | None:
+    """Mean over sources of verl's main validation figures; None if there is none."""
+    values = [float(value) for key, value in metrics.items() if key.startswith("val-core/")]
+    return sum(values) / len(values) if values else None
 
 
 class Checkpointing(SeparateRayPPOTrainer):
@@ -29,6 +44,9 @@ class Checkpointing(SeparateRayPPOTrainer):
     _metrics_before: list[str]
     _engine_awake: bool
     _saved: Path | None = None
+    _validated: int = -1  # the step that was validated last
+    _validation_due: bool = False  # the step resumed from has not been validated: the process before ended too early
+    _line_held_back: Mapping[str, Any] = {}  # its metrics, logged together with that validation
 
     def _start_phase(self) -> None:
         """Tell the workers which phase begins: its terms, a fresh optimizer, its learning-rate schedule."""
@@ -36,8 +54,30 @@ class Checkpointing(SeparateRayPPOTrainer):
             self.actor_rollout_wg.start_phase(self.clock.index, self.clock.length(self.total_training_steps))
 
     def _save_checkpoint(self) -> None:
-        super()._save_checkpoint()
-        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+        """Write, mark as complete, and only then delete what `trainer.max_actor_ckpt_to_keep` no longer wants.
+
+        Raises:
+            CheckpointError: it could not be written, for want of space most often; the part that was is removed.
+        """
+        trainer = self.config.trainer
+        checkpoints = Path(trainer.default_local_dir)
+        folder = checkpoints / f"global_step_{self.global_steps}"
+        keep = trainer.get("max_actor_ckpt_to_keep")
+        try:
+            with open_dict(self.config):  # verl would delete the old before the new is written, with 1 the last one there is
+                trainer.max_actor_ckpt_to_keep = trainer.max_critic_ckpt_to_keep = None
+            super()._save_checkpoint()
+            self._save_own(folder)
+        except Exception as error:
+            free = shutil.disk_usage(checkpoints).free
+            shutil.rmtree(folder, ignore_errors=True)
+            raise CheckpointError(f"{folder} could not be written; {free / 1e9:.2f} GB were free on its disk") from error
+        finally:
+            trainer.max_actor_ckpt_to_keep = keep
+        self._saved = folder
+        state.keep_newest(checkpoints, keep)
+
+    def _save_own(self, folder: Path) -> None:
         own = {
             "format": state.FORMAT,
             "version": __version__,
@@ -48,15 +88,28 @@ class Checkpointing(SeparateRayPPOTrainer):
             "replay": None if self.replayer is None else self.replayer.buffer.state,
         }
         state.write_json(folder / state.STATE, own)
-        state.write_json(folder / state.PHASE, self.clock.state)
+        state.write_json(folder / state.PHASE, {**self.clock.state, "validated": self._validated == self.global_steps})
         state.mark_complete(folder)
-        self._saved = folder
 
-    def _note_validation(self, accuracy: float) -> None:
-        """Validation follows the checkpoint of its step; a resume must know of it."""
-        self.clock.validated(accuracy)
-        if self._saved is not None and state.step_of(self._saved) == self.global_steps:
-            state.write_json(self._saved / state.PHASE, self.clock.state)
+    def _saved_at(self, step: int) -> bool:
+        return self._saved is not None and state.step_of(self._saved) == step
+
+    def _note_validation(self, metrics: Mapping[str, Any]) -> None:
+        """Validation follows the checkpoint of its step; a resume must know of it, and makes up for it otherwise."""
+        accuracy = mean_accuracy(metrics)
+        if accuracy is not None:
+            self.clock.validated(accuracy)
+        self._validated = self.global_steps
+        if self._saved_at(self.global_steps):
+            state.write_json(self._saved / state.PHASE, {**self.clock.state, "validated": True})
+
+    def _validate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        metrics = super()._validate(*args, **kwargs)
+        if self._validation_due:
+            self._validation_due = False
+            self._note_validation(metrics)
+            metrics = {**self._line_held_back, **metrics}
+        return metrics
 
     def _load_checkpoint(self) -> int:
         folder = state.resume_folder(self.config)
@@ -69,8 +122,13 @@ class Checkpointing(SeparateRayPPOTrainer):
         state.check_identity(own, self.config, folder)
         with open_dict(self.config):
             self.config.trainer.resume_mode, self.config.trainer.resume_from_path = "resume_path", str(folder.resolve())
-            # What an uninterrupted run would have validated at this step it has validated; once is enough.
-            self.config.trainer.val_before_train = self.config.trainer.val_only
+            # What an uninterrupted run would have validated at this step is validated once: before the interruption or now.
+            self._validation_due = state.awaits_validation(folder, self.config, self.total_training_steps)
+            last = self._validation_due and state.step_of(folder) >= self.total_training_steps
+            self.config.trainer.val_only = self.config.trainer.val_only or last
+            self.config.trainer.val_before_train = self.config.trainer.val_only or self._validation_due
+        if folder.parent.resolve() == Path(self.config.trainer.default_local_dir).resolve():
+            self._saved = folder  # another run's checkpoint is read, never written to
         if (folder / state.PHASE).exists():
             self.clock.state = json.loads((folder / state.PHASE).read_text(encoding="utf-8"))
         self._start_phase()  # before the moments are loaded, which a phase begins without
@@ -91,7 +149,11 @@ class Checkpointing(SeparateRayPPOTrainer):
         logger_file = self.logger.logger.get("file") if self.logger is not None else None
         if logger_file is not None:
             for line in run_logs.up_to(self._metrics_before, self.global_steps):
-                logger_file.fp.write(line.encode() + b"\n")
+                entry = json.loads(line)
+                if self._validation_due and entry["step"] == self.global_steps:
+                    self._line_held_back = entry["data"]
+                else:
+                    logger_file.fp.write(line.encode() + b"\n")
         gate = self.run_dir / "gate.jsonl"
         kept = run_logs.up_to(run_logs.complete_lines(gate), self.global_steps)
         gate.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

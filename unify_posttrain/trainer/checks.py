@@ -15,7 +15,11 @@ from unify_posttrain.algorithms.schedules import warmup_cosine
 from unify_posttrain.config import steps_of_episodes
 from unify_posttrain.experience.rules import OnPolicy
 from unify_posttrain.objective import CurrentPolicy, PolicyGradient
+from unify_posttrain.rollout.vllm_cpu_checks import check_vllm_on_cpu, declares_ranks
 from unify_posttrain.trainer.critic_checks import check_critic
+from unify_posttrain.trainer.forward_checks import check_fused_kernels
+from unify_posttrain.trainer.inputs import missing_files, missing_model
+from unify_posttrain.trainer.parallel_checks import check_parallelism
 from unify_posttrain.trainer.reward_checks import check_reward
 
 logger = logging.getLogger(__name__)
@@ -55,6 +59,8 @@ def check_config(config: DictConfig) -> Algorithm:
     _check_batch(config, algorithm)
     check_reward(config)
     _check_hardware(config)
+    check_parallelism(config)
+    check_fused_kernels(config)
     _check_model(config)
     _check_resume(config)
     return algorithm
@@ -105,6 +111,7 @@ def _check_unsupported(config: DictConfig, algorithm: Algorithm) -> None:
             {False},
             "it wraps an object that this trainer does not use",
         ),
+        ("transfer_queue.enable", config.transfer_queue.enable, {False}, "this trainer passes batches by itself"),
         ("algorithm.rollout_correction.bypass_mode", config.algorithm.rollout_correction.bypass_mode, {False}, "no term reads it"),
         ("algorithm.rollout_correction.rollout_is", config.algorithm.rollout_correction.rollout_is, {None}, "no term reads it"),
         ("algorithm.rollout_correction.rollout_rs", config.algorithm.rollout_correction.rollout_rs, {None}, "no term reads it"),
@@ -231,8 +238,10 @@ def _check_hardware(config: DictConfig) -> None:
     elif rollout.name == "vllm":
         import torch
 
-        if not torch.cuda.is_available() and not OmegaConf.select(config, "dry_run", default=False):
-            raise ValueError("rollout.name=vllm needs a CUDA device and none is visible; use hardware=cpu on this machine")
+        # A dry run may plan for GPUs that are elsewhere; ranks that are declared to Ray are this machine's.
+        elsewhere = OmegaConf.select(config, "dry_run", default=False) and not declares_ranks(config)
+        if not torch.cuda.is_available() and not elsewhere:
+            check_vllm_on_cpu(config)
 
 
 def _check_model(config: DictConfig) -> None:
@@ -241,8 +250,10 @@ def _check_model(config: DictConfig) -> None:
     if not folder.is_dir():
         if HUB_NAME.match(path) and not path.startswith((".", "outputs/")) and OmegaConf.select(config, "prepare.model") is None:
             return  # a name on the hub; its download reports its own errors
-        built = OmegaConf.select(config, "prepare.model.folder") == path
-        remedy = "build it with: python -m unify_posttrain.prepare" if built else "check the path"
+        built = missing_model(config)
+        if built and OmegaConf.select(config, "dry_run", default=False):
+            return
+        remedy = f"build it with: {built[0].command}" if built else "check the path"
         raise ValueError(f"actor_rollout_ref.model.path={path} does not exist; {remedy}")
     description = folder / "config.json"
     if not description.is_file():
@@ -267,20 +278,18 @@ def _check_model(config: DictConfig) -> None:
 def _check_resume(config: DictConfig) -> None:
     from unify_posttrain.trainer import state
 
-    _check_files(config)
+    there = _check_files(config)
     folder = state.resume_folder(config)
-    if folder is not None:
+    if folder is not None and there:
         state.check_identity(state.read_state(folder), config, folder)
 
 
-def _check_files(config: DictConfig) -> None:
-    for key in ("train_files", "val_files"):
-        files = config.data[key]
-        for file in [files] if isinstance(files, str) else files:
-            if not Path(file).expanduser().is_file():
-                prepared = OmegaConf.select(config, "prepare.task.name")
-                remedy = f"write it with: python -m unify_posttrain.prepare task={prepared}" if prepared else "check the path"
-                raise ValueError(f"data.{key}: {file} does not exist; {remedy}")
+def _check_files(config: DictConfig) -> bool:
+    """Whether all data files are there. A dry run goes on without those that `prepare` writes (`trainer.inputs`)."""
+    missing = missing_files(config)
+    if missing and not OmegaConf.select(config, "dry_run", default=False):
+        raise ValueError(f"{missing[0].what} does not exist; write it with: {missing[0].command}")
+    return not missing
 
 
 def _ranks(config: DictConfig) -> int:

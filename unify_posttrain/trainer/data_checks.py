@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.algorithms import Algorithm, build_algorithm
 from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN, TARGET_COLUMNS
+from unify_posttrain.trainer.inputs import Missing, downloads, missing_files, missing_model
 from unify_posttrain.trainer.reward_checks import check_sources
+
+logger = logging.getLogger(__name__)
 
 HINT_COLUMN = "hint"
 
@@ -22,6 +26,25 @@ class DataReport:
     train_dropped: int
     val_rows: int
     without_target: int | None
+
+
+def check_data_if_there(config: DictConfig) -> tuple[DataReport | None, list[Missing]]:
+    """For a dry run: the report of :func:`check_data`, or None and what is missing for it.
+
+    Raises:
+        ValueError: see :func:`check_data`.
+    """
+    missing = missing_files(config) + missing_model(config)
+    if missing:
+        return None, missing + downloads(config)
+    fetched = downloads(config)
+    try:
+        return check_data(config), fetched
+    except OSError as error:
+        if not fetched:
+            raise
+        logger.warning("the data was not read: no tokenizer (%s)", str(error).partition("\n")[0])
+        return None, fetched
 
 
 def check_data(config: DictConfig) -> DataReport:

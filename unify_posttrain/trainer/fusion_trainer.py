@@ -25,14 +25,16 @@ from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN, TARGET
 from unify_posttrain.experience.rules import Experience, Opening
 from unify_posttrain.rollout.agent_loop import SEED_COLUMN, rollout_seeds
 from unify_posttrain.trainer import run_logs, state
-from unify_posttrain.trainer.batch_mixer import BatchMixer, kind_names, without_padding
-from unify_posttrain.trainer.checkpointing import Checkpointing
+from unify_posttrain.trainer.batch_mixer import BatchMixer, without_padding
+from unify_posttrain.trainer.checkpointing import mean_accuracy
 from unify_posttrain.trainer.demonstrator import Demonstrator, make_reader
+from unify_posttrain.trainer.dump import DumpStage
 from unify_posttrain.trainer.dynamic_sampling import DynamicSampling
 from unify_posttrain.trainer.loader import TrainLoader
 from unify_posttrain.trainer.log_probs import LogProbStages
 from unify_posttrain.trainer.openings import HINT_COLUMN, draw_openings, opening_columns, opening_metrics
 from unify_posttrain.trainer.phases import PhaseClock
+from unify_posttrain.trainer.preemption import Preemptible
 from unify_posttrain.trainer.replayer import Replayer, ReplayStage
 from unify_posttrain.trainer.validation import ValidationStage
 from unify_posttrain.workers.metrics import UPDATE_METRICS
@@ -42,7 +44,7 @@ logger = logging.getLogger(__name__)
 OWN_COLUMNS = (*TARGET_COLUMNS, PROBABILITY_COLUMN, HINT_COLUMN)  # no business of agent loops and reward workers
 
 
-class FusionTrainer(Checkpointing, LogProbStages, ReplayStage, ValidationStage):
+class FusionTrainer(Preemptible, LogProbStages, ReplayStage, ValidationStage, DumpStage):
     """RayPPOTrainer for every algorithm of this package."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -120,9 +122,8 @@ class FusionTrainer(Checkpointing, LogProbStages, ReplayStage, ValidationStage):
 
     def _fit_validate(self) -> None:
         super()._fit_validate()
-        accuracies = [value for key, value in self.metrics.items() if key.startswith("val-core/")]
-        if accuracies:
-            self._note_validation(sum(accuracies) / len(accuracies))
+        if mean_accuracy(self.metrics) is not None:
+            self._note_validation(self.metrics)
 
     # Prompts and rollouts
 
@@ -233,6 +234,7 @@ class FusionTrainer(Checkpointing, LogProbStages, ReplayStage, ValidationStage):
             self.algorithm, self.prompts, rollouts, self.demonstrations, ranks, self.global_steps, select
         )
         self.metrics.update(metrics)
+        self._remember_dropped(rollouts, self.mixer.plan)
         row_ids = self.prompts.non_tensor_batch["row_id"]
         groups = [[int(row_id), group.successes, group.zone] for row_id, group in zip(row_ids, self.mixer.plan, strict=True)]
         run_logs.append(self.run_dir / "gate.jsonl", {"step": self.global_steps, "groups": groups})
@@ -269,7 +271,7 @@ class FusionTrainer(Checkpointing, LogProbStages, ReplayStage, ValidationStage):
             self.is_last_step or self.global_steps % self.config.trainer.test_freq == 0
         )
         upcoming = self.clock.at(self.global_steps + 1).algorithm.experience
-        if upcoming.rollouts(True) or upcoming.rollouts(False) or validates:
+        if not self.leaves and (upcoming.rollouts(True) or upcoming.rollouts(False) or validates):
             # Also while only the critic is trained (trainer.critic_warmup), when verl would not: the engine sleeps without weights.
             with marked_timer("update_weights", self.timing_raw, color="red"):
                 self.checkpoint_manager.update_weights(self.global_steps)
@@ -283,14 +285,6 @@ class FusionTrainer(Checkpointing, LogProbStages, ReplayStage, ValidationStage):
     def _fit_collect_metrics(self, batch: DataProto) -> None:
         """verl's statistics, of trained rows only."""
         super()._fit_collect_metrics(without_padding(batch))
-
-    def _fit_dump_data(self, batch: DataProto) -> None:
-        # verl writes JSON, which knows no numpy numbers: a reward field of float32, int64 or bool would end the run
-        self.reward_extra_infos_dict = {key: np.asarray(values).tolist() for key, values in self.reward_extra_infos_dict.items()}
-        names = kind_names(batch)
-        if names is not None:
-            self.reward_extra_infos_dict = {**self.reward_extra_infos_dict, "row_kind": names}
-        super()._fit_dump_data(batch)
 
 
 def _drop_own_columns(batch: DataProto) -> None:

@@ -11,8 +11,9 @@ from verl import DataProto
 from verl.experimental.separation.ray_trainer import SeparateRayPPOTrainer
 from verl.protocol import pad_dataproto_to_divisor, unpad_dataproto
 
-from unify_posttrain.objective import token_class
+from unify_posttrain.objective import Entropy, token_class
 from unify_posttrain.trainer.batch_mixer import KIND_COLUMN
+from unify_posttrain.workers.forward import CALCULATE_ENTROPY
 
 # What verl logs in the log-prob stage; reported as 0 in a step that needs no log-probabilities, so that keys do not come and go.
 LOG_PROB_METRICS = ("actor/entropy", "perf/mfu/actor_infer")
@@ -42,13 +43,25 @@ class LogProbStages(SeparateRayPPOTrainer):
         return batch
 
     def _compute_old_log_prob(self, batch: DataProto) -> tuple[DataProto, float]:
-        """verl's; keeps the entropies that it drops, and keeps demonstrations out of its comparison of engine and actor."""
+        """verl's; keeps the entropies that it drops, has none computed that nobody reads, and keeps demonstrations out of its
+        comparison of engine and actor."""
+        batch.meta_info[CALCULATE_ENTROPY] = self._start_entropy_is_read
         output, mfu = super()._compute_old_log_prob(batch)
+        del batch.meta_info[CALCULATE_ENTROPY]
         batch.batch[START_ENTROPYS] = output.batch["entropys"]
         if "prefix_mask" in batch.batch and "rollout_log_probs" in batch.batch:
             given = batch.batch["prefix_mask"]
             batch.batch["rollout_log_probs"] = torch.where(given, output.batch["old_log_probs"], batch.batch["rollout_log_probs"])
         return output, mfu
+
+    @property
+    def _start_entropy_is_read(self) -> bool:
+        """By a term, or as `actor/entropy`: an update with an entropy bonus reports that metric itself, over this stage's."""
+        if self.algorithm.token_classes_reading(BATCH_ENTROPY):
+            return True
+        warmup = self.config.trainer.critic_warmup
+        updates = warmup == 0 or self.global_steps >= warmup
+        return not (updates and any(isinstance(term.loss, Entropy) for term in self.algorithm.terms))
 
     def _fit_compute_ref_log_prob(self, batch: DataProto) -> DataProto:
         if not self.use_reference_policy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -10,36 +11,67 @@ from omegaconf import DictConfig, OmegaConf
 from unify_posttrain.algorithms import Algorithm, build_algorithm
 from unify_posttrain.experience.row_plan import plan_rows
 from unify_posttrain.trainer.data_checks import DataReport
+from unify_posttrain.trainer.inputs import DOWNLOAD, Missing
 
 BYTES_PER_PARAMETER = 16  # fp32 weights, gradients and two Adam moments, sharded over all ranks
 
 
-def describe_run(config: DictConfig, data: DataReport) -> str:
-    """The plan as text: data, batch arithmetic, terms, steps, memory of the training state, files."""
+def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[Missing] = ()) -> str:
+    """The plan as text: data, batch arithmetic, terms, steps, memory of the training state, files.
+
+    Args:
+        data: None: it could not be read, and the plan says what is known without.
+        missing: what is not there yet, and the commands that make it.
+    """
     algorithm = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
     n, batch = config.actor_rollout_ref.rollout.n, config.data.train_batch_size
     mini_batches = batch // config.actor_rollout_ref.actor.ppo_mini_batch_size
     ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
     rollouts = batch * max(rule.rollouts(rule.needs_target) for rule in (phase.algorithm.experience for phase in algorithm.phases))
     rows = plan_rows(max(rollouts, batch), ranks, mini_batches)
-    steps = config.trainer.total_training_steps or data.train_rows // batch * config.trainer.total_epochs
     width = config.data.max_prompt_length + config.data.max_response_length
-    targets = "not needed" if data.without_target is None else f"{data.train_rows - data.without_target} usable"
     lines = [
         *_algorithm_lines(algorithm),
         f"model        {config.actor_rollout_ref.model.path}{_memory(config.actor_rollout_ref.model.path, ranks)}",
         *([f"critic       {config.critic.model.path}{_memory(config.critic.model.path, ranks)}"] if algorithm.needs_critic else []),
         f"engine       {config.actor_rollout_ref.rollout.name}, {config.actor_rollout_ref.actor.strategy}, {ranks} rank(s)",
-        f"data         {data.train_rows} prompts ({data.train_dropped} too long), targets {targets}; validation {data.val_rows}",
+        f"data         {_data(data)}",
         f"a step       {batch} prompts -> {rollouts} rollouts (n={n}) -> at most {rows.rows} rows in {mini_batches} "
         "optimizer step(s), "
         f"{rows.per_mini_batch} rows per rank and optimizer step",
         f"a row        at most {width} tokens; at most {rows.rows * width} tokens per step",
-        f"steps        {steps}, validation every {config.trainer.test_freq}, checkpoint every {config.trainer.save_freq}",
+        f"steps        {_steps(config, data)}, validation every {config.trainer.test_freq}, "
+        f"checkpoint every {config.trainer.save_freq}",
         f"run folder   {config.trainer.run_dir} (config.yaml, metrics.jsonl, gate.jsonl, samples/, checkpoints/)",
-        "checks       passed; nothing was started",
+        *_missing_lines(missing),
+        f"checks       passed{'' if data else ', those of the data wait for it'}; nothing was started",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _data(data: DataReport | None) -> str:
+    if data is None:
+        return "not read, see below"
+    targets = "not needed" if data.without_target is None else f"{data.train_rows - data.without_target} usable"
+    return f"{data.train_rows} prompts ({data.train_dropped} too long), targets {targets}; validation {data.val_rows}"
+
+
+def _steps(config: DictConfig, data: DataReport | None) -> str:
+    if config.trainer.total_training_steps:
+        return str(config.trainer.total_training_steps)
+    if data is None:
+        return f"{config.trainer.total_epochs} epochs of the data"
+    return str(data.train_rows // config.data.train_batch_size * config.trainer.total_epochs)
+
+
+def _missing_lines(missing: Sequence[Missing]) -> list[str]:
+    """What is not there yet, by the command that makes it; what the run fetches itself comes last."""
+    lines = []
+    for command in dict.fromkeys(each.command for each in missing):
+        fetched = command.startswith(DOWNLOAD)
+        lines += [f"             {each.what}" for each in missing if each.command == command]
+        lines.append(f"               {'downloaded when the run starts, or before by' if fetched else 'write it by'}: {command}")
+    return [f"missing      {lines[0].lstrip()}", *lines[1:]] if lines else []
 
 
 def _algorithm_lines(algorithm: Algorithm) -> list[str]:

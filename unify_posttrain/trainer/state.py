@@ -5,9 +5,9 @@ Layout beside verl's files, all written to a temporary name and renamed::
     global_step_N/actor/…, data.pt        verl's
     global_step_N/unify_state.json        what this package must remember
     global_step_N/unify_phase.json        where a run of several phases stands
-    global_step_N/unify_complete.json     names and sizes of all other files; written last
+    global_step_N/unify_complete.json     names, sizes and checksums of all other files; written last
 
-A folder without a marker, or one whose files do not match it, was cut short and is never resumed from.
+A folder without a marker, or one whose files do not match it, was cut short or damaged and is never resumed from.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ import json
 import logging
 import os
 import re
+import shutil
+import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,8 @@ logger = logging.getLogger(__name__)
 STATE, MARKER = "unify_state.json", "unify_complete.json"
 PHASE = "unify_phase.json"  # rewritten after the marker, once the step has been validated; so not in it
 FORMAT = 1
+READERS = 8  # files checked at a time; zlib and the disk work without the interpreter's lock
+CHUNK = 1 << 22
 _FOLDER = re.compile(r"global_step_(\d+)$")
 
 
@@ -42,23 +48,63 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def mark_complete(folder: Path) -> None:
-    """Flush every file of a checkpoint to disk and record it."""
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name not in (MARKER, PHASE):
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-            files[str(path.relative_to(folder))] = path.stat().st_size
-    write_json(folder / MARKER, {"format": FORMAT, "files": files})
+    """Flush every file of a checkpoint to disk and record its size and checksum."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (MARKER, PHASE)]
+    for path in files:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    with ThreadPoolExecutor(READERS) as pool:
+        sums = pool.map(checksum, files)
+        record = {str(p.relative_to(folder)): [p.stat().st_size, crc] for p, crc in zip(files, sums, strict=True)}
+    write_json(folder / MARKER, {"format": FORMAT, "files": record})
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file: enough to notice damage, and as fast as the disk."""
+    value = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+@lru_cache(maxsize=1024)
+def _checksum_once(path: Path, mtime_ns: int) -> int:
+    """A start asks three times whether a checkpoint is sound; gigabytes are read once."""
+    return checksum(path)
+
+
+def damage(folder: Path, contents: bool = True) -> str | None:
+    """What is wrong with a checkpoint, or None: no marker (writing was cut short), or a file that is not as it was written.
+
+    Args:
+        folder: a `global_step_N`.
+        contents: compare checksums too, which reads every file; sizes alone show what was truncated.
+    """
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        files = [(folder / name, size, crc) for name, (size, crc) in marker["files"].items()]
+    except FileNotFoundError:
+        return "the run was stopped while writing it"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MARKER} cannot be read"
+    for path, size, _ in files:
+        if not path.is_file():
+            return f"{path.name} is missing"
+        if path.stat().st_size != size:
+            return f"{path.name} has {path.stat().st_size} bytes, was written with {size}"
+    if contents:
+        with ThreadPoolExecutor(READERS) as pool:
+            found = pool.map(_checksum_once, *zip(*((path, path.stat().st_mtime_ns) for path, _, _ in files), strict=True))
+            for (path, _, crc), now in zip(files, found, strict=True):
+                if now != crc:
+                    return f"the content of {path.name} has changed since it was written"
+    return None
 
 
 def is_complete(folder: Path) -> bool:
     """True if the marker is there and every file that it names has the size that it names."""
-    try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        return all((folder / name).stat().st_size == size for name, size in marker["files"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+    return damage(folder, contents=False) is None
 
 
 def step_of(folder: Path) -> int:
@@ -69,13 +115,28 @@ def step_of(folder: Path) -> int:
 
 
 def newest_complete(checkpoints: Path) -> Path | None:
-    """The complete checkpoint with the highest step, or None. Says which newer ones were passed over."""
-    folders = [path for path in checkpoints.glob("global_step_*") if _FOLDER.search(path.name) and path.is_dir()]
-    for folder in sorted(folders, key=step_of, reverse=True):
-        if is_complete(folder):
+    """The undamaged checkpoint with the highest step, or None. Says which newer ones were passed over."""
+    for folder in reversed(step_folders(checkpoints)):
+        fault = damage(folder)
+        if fault is None:
             return folder
-        logger.warning("checkpoint %s is incomplete (the run was stopped while writing it) and is passed over", folder)
+        logger.warning("checkpoint %s is not usable (%s) and is passed over", folder, fault)
     return None
+
+
+def step_folders(checkpoints: Path) -> list[Path]:
+    """The `global_step_N` folders, complete or not, in the order of their steps."""
+    folders = [path for path in checkpoints.glob("global_step_*") if _FOLDER.search(path.name) and path.is_dir()]
+    return sorted(folders, key=step_of)
+
+
+def keep_newest(checkpoints: Path, number: int | None) -> None:
+    """Delete all but the newest `number` checkpoints (None or 0: keep all). To be called once a new one is complete, never before:
+    what is deleted to make room for a checkpoint that then fails would be lost."""
+    complete = [folder for folder in step_folders(checkpoints) if is_complete(folder)]
+    for folder in complete[:-number] if number else []:
+        logger.info("checkpoint %s is deleted: trainer.max_actor_ckpt_to_keep=%d", folder, number)
+        shutil.rmtree(folder)
 
 
 def resume_folder(config: DictConfig) -> Path | None:
@@ -96,8 +157,9 @@ def resume_folder(config: DictConfig) -> Path | None:
     if not folder.is_dir():
         raise ValueError(f"trainer.resume_from_path={folder} does not exist")
     ours = (folder / STATE).exists() or (folder / MARKER).exists()  # plain verl's checkpoints have neither, and are accepted
-    if ours and not is_complete(folder):
-        raise ValueError(f"trainer.resume_from_path={folder} is incomplete; choose an earlier one")
+    fault = damage(folder) if ours else None
+    if fault is not None:
+        raise ValueError(f"trainer.resume_from_path={folder} is not usable: {fault}; choose an earlier one")
     return folder
 
 
@@ -108,12 +170,20 @@ def nothing_left(config: DictConfig, steps: int | None) -> str | None:
         ValueError: see :func:`resume_folder`.
     """
     folder = None if steps is None else resume_folder(config)
-    if folder is None or step_of(folder) < steps:
+    if folder is None or step_of(folder) < steps or awaits_validation(folder, config, steps):
         return None
     return (
         f"{folder} is the last of {steps} steps: nothing to train. Raise trainer.total_training_steps to go on, or set another "
         "trainer.experiment_name."
     )
+
+
+def awaits_validation(folder: Path, config: DictConfig, steps: int) -> bool:
+    """Whether the run ended between writing this checkpoint and the validation that was due after its step."""
+    step, frequency = step_of(folder), config.trainer.test_freq
+    if frequency <= 0 or (step % frequency and step < steps) or not (folder / PHASE).exists():
+        return False
+    return json.loads((folder / PHASE).read_text(encoding="utf-8")).get("validated") is False
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:

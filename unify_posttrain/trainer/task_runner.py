@@ -1,30 +1,44 @@
-"""verl's task runner with our worker and trainer; `run` starts Ray and waits for the end."""
+"""verl's task runner with our worker and trainer; `run` starts Ray and trains.
+
+verl runs its task runner on a Ray actor. Ours runs in the process that the user started: one process less imports verl, what is
+logged is not relayed, and the scheduler's signals reach the trainer (`trainer.signals`).
+"""
 
 from __future__ import annotations
 
 import logging
-import os
-import re
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from omegaconf import DictConfig, OmegaConf
 from verl.experimental.reward_loop import migrate_legacy_reward_impl
-from verl.trainer.main_ppo import TaskRunner, create_rl_dataset, create_rl_sampler, run_ppo
+from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
+from verl.trainer.main_ppo import TaskRunner, create_rl_dataset, create_rl_sampler
 from verl.trainer.ppo.utils import Role, need_critic, need_reference_policy
+from verl.utils import tracking
 from verl.utils.config import validate_config
 from verl.utils.dataset.rl_dataset import collate_fn
 from verl.utils.device import auto_set_device
 
 from unify_posttrain import cpu_compat
+from unify_posttrain.reporting import environment
+from unify_posttrain.trainer import state
+from unify_posttrain.trainer.loggers import logger_folders, redacted
+from unify_posttrain.trainer.progress import show_progress
 
 logger = logging.getLogger(__name__)
 
 START_ATTEMPTS = 3
 RAY_TIMED_OUT = "timed out during startup"
 
-SECRET = re.compile(r"(api|access|private|secret)_?key|(^|_)token$|secret|password|credential", re.IGNORECASE)
+
+class RedactedTracking(tracking.Tracking):
+    """verl's, to which verl gives the whole configuration."""
+
+    def __init__(self, *args: Any, config: Any = None, **kwargs: Any) -> None:
+        super().__init__(*args, config=redacted(config), **kwargs)
 
 
 def run(config: DictConfig) -> None:
@@ -39,34 +53,38 @@ def run(config: DictConfig) -> None:
         if config.trainer.get(key):
             config.trainer[key] = str(Path(config.trainer[key]).resolve())
     OmegaConf.save(OmegaConf.create(redacted(OmegaConf.to_container(config))), run_dir / "config.yaml")
+    state.write_json(run_dir / "environment.json", environment())
     cpu_compat.install()
-    _run_when_ray_is_up(config)
+    tracking.Tracking = RedactedTracking  # verl's trainer looks it up when it begins
+    try:
+        with logger_folders(config), show_progress(config) as shown:
+            start_ray(shown)
+            torch.set_num_threads(1)  # what Ray gives an actor of one CPU; more would spin beside the workers
+            FusionTaskRunner().run(shown)
+            if shown.ray_kwargs.get("timeline_json_file"):
+                ray.timeline(filename=shown.ray_kwargs.timeline_json_file)
+    finally:
+        ray.shutdown()  # a sweep goes on in this process, with a cluster of its own for every run
 
 
-def _run_when_ray_is_up(config: DictConfig) -> None:
-    """verl's `run_ppo`. Ray waits 30 s, not more, for its own node to come up; on a busy laptop that is not enough every time."""
+def start_ray(config: DictConfig) -> None:
+    """What verl's `run_ppo` would do, which prints these settings, secrets included. Ray waits 30 s, not more, for its own node to
+    come up; on a busy laptop that is not enough every time."""
+    given = OmegaConf.to_container(config.ray_kwargs.get("ray_init", OmegaConf.create()), resolve=True)
+    runtime_env = OmegaConf.merge(get_ppo_ray_runtime_env(), given.pop("runtime_env", None) or {})
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            run_ppo(config, task_runner_class=ray.remote(num_cpus=1)(FusionTaskRunner))
+            ray.init(**given, runtime_env=OmegaConf.to_container(runtime_env))
             return
         except Exception as error:
-            if ray.is_initialized() or RAY_TIMED_OUT not in str(error) or attempt == START_ATTEMPTS:
+            if RAY_TIMED_OUT not in str(error) or attempt == START_ATTEMPTS:
                 raise
             logger.warning("Ray did not start in time (the machine is busy); trying again")
             ray.shutdown()
 
 
-def redacted(node: Any, name: str = "") -> Any:
-    """A configuration for a file: values whose key speaks of a secret (API keys in Ray's env_vars, say) are replaced."""
-    if isinstance(node, dict):
-        return {key: redacted(value, str(key)) for key, value in node.items()}
-    if isinstance(node, list):
-        return [redacted(value, name) for value in node]
-    return "<redacted>" if isinstance(node, str) and SECRET.search(name) else node
-
-
 class FusionTaskRunner(TaskRunner):
-    """Builds tokenizer, data, workers and trainer on a Ray actor."""
+    """Builds tokenizer, data, workers and trainer."""
 
     def add_actor_rollout_worker(self, config: DictConfig) -> tuple[type, type]:
         from verl.single_controller.ray import RayWorkerGroup
@@ -93,7 +111,6 @@ class FusionTaskRunner(TaskRunner):
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
         cpu_compat.install()
         register_engines()
-        os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(Path(config.trainer.run_dir) / "metrics.jsonl"))
 
         worker_cls, worker_group_cls = self.add_actor_rollout_worker(config)
         self.add_critic_worker(config)

@@ -20,10 +20,10 @@ from torch.distributed.tensor import DTensor
 from verl import DataProto
 from verl.utils.device import get_device_id
 from verl.utils.fsdp_utils import fsdp2_clip_grad_norm_
-from verl.workers.actor import DataParallelPPOActor
 
 from unify_posttrain.algorithms import build_algorithm
 from unify_posttrain.objective import Count, Term, compute_loss, count_members
+from unify_posttrain.workers.forward import ChunkedForward
 from unify_posttrain.workers.metrics import verl_metrics
 from unify_posttrain.workers.micro_batches import forward_in_step, micro_batches
 
@@ -32,11 +32,11 @@ logger = logging.getLogger(__name__)
 MODEL_INPUTS = ("responses", "response_mask", "input_ids", "attention_mask", "position_ids")
 
 
-class FusionActor(DataParallelPPOActor):
+class FusionActor(ChunkedForward):
     """DataParallelPPOActor whose objective is the terms of `config.fusion.algorithm`."""
 
     def __init__(self, config, actor_module, actor_optimizer=None) -> None:
-        super().__init__(config, actor_module, actor_optimizer)
+        super().__init__(config, actor_module, actor_optimizer, config.fusion.logits_chunk)
         self.phases = build_algorithm(config).phases
         self.start_phase(0)
 

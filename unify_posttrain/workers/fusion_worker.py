@@ -17,6 +17,7 @@ from verl.workers.fsdp_workers import AsyncActorRolloutRefWorker
 
 from unify_posttrain import cpu_compat
 from unify_posttrain.rollout import register_engines
+from unify_posttrain.workers.forward import ChunkedForward
 from unify_posttrain.workers.fusion_actor import FusionActor
 from unify_posttrain.workers.optimizers import HeldRate, load_moments, make_schedule, restart, save_moments
 
@@ -51,6 +52,9 @@ class FusionWorker(PortableWorker):
                 actor_module=self.actor_module_fsdp,
                 actor_optimizer=self.actor_optimizer,
             )
+            chunk = self.actor.logits_chunk
+            if chunk is not None and hasattr(self, "ref_policy"):
+                self.ref_policy = ChunkedForward(self.config.ref, self.ref_module_fsdp, None, chunk)
             replay = self.actor.algorithm.replay_step
             if replay is not None and replay.separate:
                 optim = omega_conf_to_dataclass({**self.config.actor.optim, "lr": replay.lr})

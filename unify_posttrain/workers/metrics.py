@@ -71,7 +71,7 @@ def verl_metrics(
         "actor/grad_norm": grad_norm,
     }
     if algorithm.needs_entropy:
-        metrics["actor/entropy"] = mean("entropy_loss")
+        metrics["actor/entropy"] = mean("entropy_loss" if "entropy_loss" in record else "entropy")
     if algorithm.settings.use_kl_loss:
         metrics["actor/kl_coef"] = algorithm.settings.kl_loss_coef
     metrics.update(dict.fromkeys(OWN, 0.0))

@@ -1,0 +1,149 @@
+"""What the trainer's dump says of tokens: kinds, advantages, demonstrations; and that the page reads the trainer's own file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from verl import DataProto
+
+from unify_posttrain.experience.demonstrations import Demonstration
+from unify_posttrain.experience.mixer import DEMONSTRATION, PADDING, ROLLOUT
+from unify_posttrain.experience.rows import object_column
+from unify_posttrain.reporting.run import Run
+from unify_posttrain.reporting.samples import rollout_steps
+from unify_posttrain.reporting.settings import load_settings
+from unify_posttrain.trainer.batch_mixer import KIND_COLUMN
+from unify_posttrain.trainer.dump import row_fields
+from unify_posttrain.trainer.fusion_trainer import FusionTrainer
+
+PAD = 0
+
+
+class ByteTokenizer:
+    """A token is a byte, so that é is two of them; 1 is the end of a response, 0 padding."""
+
+    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
+        kept = [int(i) for i in ids if int(i) > 1 or not skip_special_tokens]
+        return bytes(kept).decode("utf-8", errors="replace").replace("\x01", "<end>")
+
+    def batch_decode(self, rows: Any, skip_special_tokens: bool = False) -> list[str]:
+        return [self.decode(ids, skip_special_tokens) for ids in rows]
+
+
+def batch(
+    texts: list[str], mask: list[list[int]], advantages: list[list[float]], uids: list[str], prefix: list[list[int]] | None = None,
+    kinds: list[int] | None = None,
+) -> DataProto:  # fmt: skip
+    """Responses as bytes; (B, T) lists may be shorter than T and are filled with 0."""
+    ids = [list(text.encode()) for text in texts]
+    width = max(map(len, ids))
+
+    def filled(rows: list[list[Any]]) -> torch.Tensor:
+        return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+
+    prompts = torch.tensor([[PAD, 49]] * len(ids))
+    present = filled([[1] * len(row) for row in ids])
+    tensors = {
+        "prompts": prompts,
+        "responses": filled(ids),
+        "attention_mask": torch.cat([(prompts != PAD).long(), present], dim=-1),
+        "response_mask": filled(mask),
+        "advantages": filled(advantages).float(),
+        "token_level_scores": present.float() / present.sum(-1, keepdim=True),
+    }
+    columns = {"uid": object_column(uids), "row_id": np.arange(len(ids)) + 7}
+    columns["reward_model"] = object_column([{"ground_truth": "4"}] * len(ids))
+    if prefix is not None:
+        tensors["prefix_mask"] = filled(prefix).bool()
+    if kinds is not None:
+        columns[KIND_COLUMN] = np.array(kinds, dtype=np.int8)
+        tensors["rl_weight"] = torch.tensor([float(kind == ROLLOUT) for kind in kinds])
+        tensors["sft_weight"] = torch.tensor([float(kind == DEMONSTRATION) for kind in kinds])
+    return DataProto.from_dict(tensors=tensors, non_tensors=columns)
+
+
+def mixed() -> DataProto:
+    """A rollout that began with two trained tokens, a demonstration, a rollout after an untrained hint, and padding."""
+    return batch(
+        ["abcd\x01", "gold\x01", "hint!", "ab"],
+        mask=[[1] * 5, [1] * 5, [0, 0, 0, 0, 1], [0, 0]],
+        prefix=[[1, 1, 0, 0, 0], [1] * 5, [1, 1, 1, 1, 0], [0, 0]],
+        advantages=[[0.5] * 5, [0.0] * 5, [0, 0, 0, 0, -0.25], [0, 0]],
+        uids=["a", "b", "c", "padding-0"],
+        kinds=[ROLLOUT, DEMONSTRATION, ROLLOUT, PADDING],
+    )
+
+
+def test_kinds_and_advantages_of_a_mixed_batch() -> None:
+    known = {uid: Demonstration(7, 0, (49,), tuple(b"worked\x01")) for uid in ("a", "b")}
+    fields = row_fields(mixed(), ByteTokenizer(), known)
+    assert fields["segments"] == [
+        [["demo", "ab"], ["on", "cd<end>"]],
+        [["demo", "gold<end>"]],
+        [["hint", "hint"], ["on", "!"]],
+        [],
+    ]
+    assert fields["advantage"] == [0.5, 0.0, -0.25, None]
+    assert fields["row_kind"] == ["rollout", "demonstration", "rollout", "padding"]
+    assert fields["uid"] == ["a", "b", "c", "padding-0"] and fields["row_id"] == [7, 8, 9, 10]
+    assert (fields["rl_weight"], fields["sft_weight"]) == ([1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0])
+    # b's is the row itself, c has none
+    assert fields["demonstration"] == ["worked<end>", None, None, None]
+
+
+def test_a_plain_batch_of_a_critic() -> None:
+    """Advantages differ by token; é's two bytes have one each, and the character is shown with its last."""
+    fields = row_fields(batch(["aéb"], [[1] * 4], [[0.1, 0.2, 0.3, 0.3]], ["a"]), ByteTokenizer(), {})
+    assert fields["segments"] == [[["on", "a"], ["on", "éb"]]]
+    assert fields["advantage"][0] == pytest.approx([0.1, 0.3])
+    assert "row_kind" not in fields and "rl_weight" not in fields and fields["demonstration"] == [None]
+
+
+def test_observations_of_an_environment_are_untrained() -> None:
+    fields = row_fields(batch(["askANSdo"], [[1, 1, 1, 0, 0, 0, 1, 1]], [[1, 1, 1, 0, 0, 0, 1, 1]], ["a"]), ByteTokenizer(), {})
+    assert fields["segments"] == [[["on", "ask"], ["untrained", "ANS"], ["on", "do"]]] and fields["advantage"] == [1.0]
+
+
+@given(st.data())
+def test_segments_put_together_are_the_response(data: st.DataObject) -> None:
+    text = data.draw(st.text("ab1é≤😀", min_size=1, max_size=12))
+    length = len(text.encode())
+    of_length = {"min_size": length, "max_size": length}
+    mask, prefix = (data.draw(st.lists(st.integers(0, 1), **of_length)) for _ in range(2))
+    values = data.draw(st.lists(st.sampled_from([-1.0, 0.0, 0.5]), **of_length))
+    fields = row_fields(batch([text], [mask], [values], ["a"], prefix=[prefix]), ByteTokenizer(), {})
+    assert "".join(part for _, part in fields["segments"][0]) == text
+    advantage = fields["advantage"][0]
+    trained = {value for value, m in zip(values, mask, strict=True) if m}
+    assert (len(advantage) == len(fields["segments"][0])) if len(trained) > 1 else advantage == next(iter(trained), None)
+
+
+@pytest.mark.parametrize("dumps", [True, False])
+def test_the_trainer_writes_what_the_page_reads(tmp_path: Path, dumps: bool) -> None:
+    trainer = object.__new__(FusionTrainer)  # the method needs these attributes and no workers
+    trainer.config = OmegaConf.create({"trainer": {"rollout_data_dir": str(tmp_path / "rollouts") if dumps else None}})
+    trainer.tokenizer, trainer.demonstrations, trainer.timing_raw, trainer.global_steps = ByteTokenizer(), {}, {}, 3
+    trainer.reward_extra_infos_dict = {"acc": np.array([1, 1, 0, 0], dtype=np.float32)}
+    trainer._fit_dump_data(mixed())
+    if not dumps:
+        assert not list(tmp_path.iterdir()) and set(trainer.reward_extra_infos_dict) == {"acc"}
+        return
+    rows = [json.loads(line) for line in (tmp_path / "rollouts" / "3.jsonl").read_text().splitlines()]
+    assert [row["row_kind"] for row in rows] == ["rollout", "demonstration", "rollout", "padding"]
+    assert rows[0]["output"] == "abcd" and rows[0]["score"] == pytest.approx(1) and rows[0]["gts"] == "4"
+    run = Run(tmp_path, "run", gate={3: [(7, 1, "rl"), (8, 0, "sft"), (9, 0, "rl")]})
+    [step] = rollout_steps(run, load_settings().limits)
+    by_zone = {(prompt["zone"], prompt["solved"]): prompt for prompt in step["prompts"]}
+    assert by_zone["rl", 1]["rollouts"][0]["segments"] == [["demo", "ab", 0, 0.5], ["on", "cd<end>", 0, 0.5]]
+    assert (
+        by_zone["sft", 0]["demonstrations"][0]["segments"] == [["demo", "gold<end>", 0, 0.0]] and not by_zone["sft", 0]["rollouts"]
+    )
+    assert by_zone["rl", 0]["rollouts"][0]["segments"] == [["hint", "hint", 0, None], ["on", "!", 0, -0.25]]

