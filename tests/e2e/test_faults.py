@@ -123,10 +123,10 @@ def test_one_rank_computes_nan_and_a_reward_process_hangs(whole: World) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk that holds one checkpoint of the tiny model (about 1.7 MB) and not two."""
+    """A disk that holds one checkpoint of the tiny model (about 1.3 MB) and not two."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2500k", "tmpfs", str(folder)], capture_output=True, text=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2000k", "tmpfs", str(folder)], capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"no permission to mount a small disk: {mounted.stderr.strip()}")
     yield folder

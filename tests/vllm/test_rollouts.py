@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unify_posttrain.rollout.decoding import end_tokens
 from unify_posttrain.rollout.hf_server import HFServer
+from unify_posttrain.rollout.vllm_cpu_checks import HEAD_DIMS
 
 from .conftest import AGENT_LOOPS, LIMIT, VLLMWorld
 from .two_turns import OBSERVATION, TURN_TOKENS, TURNS
@@ -153,3 +154,9 @@ def test_two_turns_keep_what_was_sampled_and_mask_what_was_said(
         outputs = greedily(transformers_engine, contexts, [TURN_TOKENS] * len(contexts))
         contexts = [[*context, *output.token_ids] for context, output in zip(contexts, outputs, strict=True)]
     assert [[*rollout["prompt"], *rollout["response"]] for rollout in rollouts] == contexts
+
+
+def test_head_dimensions_that_the_start_up_checks_admit_are_those_of_the_wheel() -> None:
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    assert list(HEAD_DIMS) == CPUAttentionBackend.get_supported_head_sizes()

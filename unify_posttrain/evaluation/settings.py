@@ -167,7 +167,7 @@ def _vllm_of(trained: DictConfig) -> dict[str, Any]:
     """What a run tells about running its model: how it is split, and changes to its configuration (rope, context)."""
     rollout = trained.actor_rollout_ref.rollout
     overrides = _plain(OmegaConf.select(rollout, "engine_kwargs.vllm.hf_overrides"))
-    size = {"tensor_parallel_size": rollout.tensor_model_parallel_size}
+    size = {"tensor_parallel_size": rollout.tensor_model_parallel_size, "enforce_eager": rollout.enforce_eager}
     return {**size, "hf_overrides": overrides} if overrides else size
 
 
