@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 def token_log_probs(
@@ -56,7 +56,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, temperature: float, entropy: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, temperature: float, entropy: bool
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         tokens = len(labels)
@@ -119,7 +119,7 @@ def _logit_gradient(
     log_probs: Tensor, labels: Tensor, grad_log_prob: Tensor, grad_entropy: Tensor | None, entropy: Tensor | None
 ) -> Tensor:
     """g·(e_y - p) - g_H·p (log p + H), (c, V), in the memory of `log_probs`; the other arguments are (c, 1)."""
-    if grad_entropy is None:
+    if grad_entropy is None or entropy is None:
         grad = log_probs.exp_().mul_(-grad_log_prob)
     else:
         p = log_probs.exp()
