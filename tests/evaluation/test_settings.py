@@ -24,6 +24,7 @@ RUN = {
         "model": {"path": "base-model", "custom_chat_template": "T", "override_config": {"attn_implementation": "sdpa"}},
         "rollout": {
             "name": "hf", "dtype": "float32", "max_model_len": None, "max_num_seqs": 512, "tensor_model_parallel_size": 2,
+            "enforce_eager": True,
             "val_kwargs": {"n": 2, "temperature": 0.7, "top_p": 0.8, "top_k": 5, "do_sample": True},
             "engine_kwargs": {"vllm": {"hf_overrides": {"rope_theta": 40000}}},
         },
@@ -107,6 +108,7 @@ def test_a_run_decides_what_is_not_set(run: Path) -> None:
     assert (found.prompts.max_length, found.prompts.drop_overlong, found.prompts.template) == (16, False, "T")
     assert found.prompts.template_options == {"enable_thinking": False}
     assert (found.engine.name, found.engine.dtype, found.engine.max_context, found.engine.max_batch) == ("vllm", "float32", 80, 512)
+    assert found.engine.vllm["enforce_eager"] is True, "as the run's engine"
     assert found.engine.vllm["tensor_parallel_size"] == 2 and found.engine.vllm["hf_overrides"] == {"rope_theta": 40000}
     assert [(model.label, model.step) for model in found.models] == [("step_4", 4)]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from unify_posttrain.reporting.configuration import defaults, flatten, rows
 from unify_posttrain.reporting.run import Run
 
@@ -48,7 +50,8 @@ def test_defaults_may_be_unknown() -> None:
     assert all(row.default is None and not row.differs for row in rows([run("no-overrides", a=1)]))
 
 
-def test_paths_made_absolute_and_numbers_written_otherwise_are_no_difference() -> None:
+def test_paths_made_absolute_and_numbers_written_otherwise_are_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UNIFY_HOME", raising=False)
     mine = run("mine", ("algorithm=hpt",), actor_rollout_ref={"actor": {"optim": {"lr": 2.0e-5}}})
     mine.config["trainer"]["run_dir"] = "/home/me/outputs/runs/mine"
     found = {row.key: row for row in rows([mine])}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from unify_posttrain.evaluation.engines import EngineSettings, Output, Request
+from unify_posttrain.evaluation.requests import EngineSettings, Output, Request
 from unify_posttrain.rollout.decoding import decode_batch, end_tokens
 from unify_posttrain.rollout.sampling import SamplingParams
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unify_posttrain.evaluation.engines import EngineSettings, Output, Request
+from unify_posttrain.evaluation.requests import EngineSettings, Output, Request
 
 
 class VLLMEngine:
