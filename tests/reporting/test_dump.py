@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from verl import DataProto
 
+from unify_posttrain.experience import gate
 from unify_posttrain.experience.demonstrations import Demonstration
 from unify_posttrain.experience.mixer import DEMONSTRATION, PADDING, ROLLOUT
 from unify_posttrain.experience.rows import object_column
@@ -59,7 +60,7 @@ def batch(
         "advantages": filled(advantages).float(),
         "token_level_scores": present.float() / present.sum(-1, keepdim=True),
     }
-    columns = {"uid": object_column(uids), "row_id": np.arange(len(ids)) + 7}
+    columns = {"uid": object_column(uids)}
     columns["reward_model"] = object_column([{"ground_truth": "4"}] * len(ids))
     if prefix is not None:
         tensors["prefix_mask"] = filled(prefix).bool()
@@ -93,7 +94,7 @@ def test_kinds_and_advantages_of_a_mixed_batch() -> None:
     ]
     assert fields["advantage"] == [0.5, 0.0, -0.25, None]
     assert fields["row_kind"] == ["rollout", "demonstration", "rollout", "padding"]
-    assert fields["uid"] == ["a", "b", "c", "padding-0"] and fields["row_id"] == [7, 8, 9, 10]
+    assert fields["uid"] == ["a", "b", "c", "padding-0"]
     assert (fields["rl_weight"], fields["sft_weight"]) == ([1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0])
     # b's is the row itself, c has none
     assert fields["demonstration"] == ["worked<end>", None, None, None]
@@ -132,18 +133,26 @@ def test_the_trainer_writes_what_the_page_reads(tmp_path: Path, dumps: bool) -> 
     trainer.config = OmegaConf.create({"trainer": {"rollout_data_dir": str(tmp_path / "rollouts") if dumps else None}})
     trainer.tokenizer, trainer.demonstrations, trainer.timing_raw, trainer.global_steps = ByteTokenizer(), {}, {}, 3
     trainer.reward_extra_infos_dict = {"acc": np.array([1, 1, 0, 0], dtype=np.float32)}
+    trainer.prompts = DataProto.from_dict(
+        tensors={"x": torch.zeros(3)}, non_tensors={"uid": object_column(["a", "b", "c"]), "row_id": np.array([7, 8, 9])}
+    )
+    rollouts = batch(["a\x01", "wrong\x01", "bad"], [[1] * 2, [1] * 6, [1] * 3], [[0], [0], [0]], ["a", "b", "b"])
+    rollouts.batch["rm_scores"] = rollouts.batch["token_level_scores"] * torch.tensor([[1.0], [0.0], [0.25]])
+    trainer._remember_dropped(rollouts, gate([1, 0], 2, strategy="switch", switch_gate=0, uids=["a", "b"]))
     trainer._fit_dump_data(mixed())
     if not dumps:
         assert not list(tmp_path.iterdir()) and set(trainer.reward_extra_infos_dict) == {"acc"}
         return
     rows = [json.loads(line) for line in (tmp_path / "rollouts" / "3.jsonl").read_text().splitlines()]
-    assert [row["row_kind"] for row in rows] == ["rollout", "demonstration", "rollout", "padding"]
+    assert [row["row_kind"] for row in rows] == ["rollout", "demonstration", "rollout", "padding", "dropped", "dropped"]
+    assert [row["row_id"] for row in rows] == [7, 8, 9, None, 8, 8]
+    assert rows[4]["segments"] == [["untrained", "wrong<end>"]] and rows[4]["output"] == "wrong" and rows[5]["score"] == 0.25
     assert rows[0]["output"] == "abcd" and rows[0]["score"] == pytest.approx(1) and rows[0]["gts"] == "4"
     run = Run(tmp_path, "run", gate={3: [(7, 1, "rl"), (8, 0, "sft"), (9, 0, "rl")]})
     [step] = rollout_steps(run, load_settings().limits)
     by_zone = {(prompt["zone"], prompt["solved"]): prompt for prompt in step["prompts"]}
     assert by_zone["rl", 1]["rollouts"][0]["segments"] == [["demo", "ab", 0, 0.5], ["on", "cd<end>", 0, 0.5]]
-    assert (
-        by_zone["sft", 0]["demonstrations"][0]["segments"] == [["demo", "gold<end>", 0, 0.0]] and not by_zone["sft", 0]["rollouts"]
-    )
+    gated = by_zone["sft", 0]
+    assert gated["demonstrations"][0]["segments"] == [["demo", "gold<end>", 0, 0.0]]
+    assert [(row["kind"], row["score"]) for row in gated["rollouts"]] == [("dropped", 0.25), ("dropped", 0.0)], "best first"
     assert by_zone["rl", 0]["rollouts"][0]["segments"] == [["hint", "hint", 0, None], ["on", "!", 0, -0.25]]

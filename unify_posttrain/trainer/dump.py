@@ -36,6 +36,7 @@ class DumpStage(SeparateRayPPOTrainer):
     """Part of FusionTrainer."""
 
     demonstrations: Mapping[str, Demonstration]
+    prompts: DataProto
     _dropped: DataProto | None = None
 
     def _remember_dropped(self, rollouts: DataProto | None, plan: GatePlan) -> None:
@@ -51,12 +52,20 @@ class DumpStage(SeparateRayPPOTrainer):
         self.reward_extra_infos_dict = {key: np.asarray(values).tolist() for key, values in self.reward_extra_infos_dict.items()}
         folder = self.config.trainer.get("rollout_data_dir")
         if folder:
-            self.reward_extra_infos_dict |= row_fields(batch, self.tokenizer, self.demonstrations)
+            fields = row_fields(batch, self.tokenizer, self.demonstrations)
+            self.reward_extra_infos_dict |= {**fields, "row_id": [self._row_ids.get(uid) for uid in fields["uid"]]}
         super()._fit_dump_data(batch)
         if folder and self._dropped is not None:
             with open(Path(folder) / f"{self.global_steps}.jsonl", "a", encoding="utf-8") as file:
                 for entry in dropped_rows(self._dropped, self.tokenizer):
-                    file.write(json.dumps({**entry, "step": self.global_steps}, ensure_ascii=False) + "\n")
+                    known = {"step": self.global_steps, "row_id": self._row_ids.get(entry["uid"])}
+                    file.write(json.dumps({**entry, **known}, ensure_ascii=False) + "\n")
+
+    @property
+    def _row_ids(self) -> dict[str, int]:
+        """uid -> the prompt's position in the training files; mixed rows no longer know it, and padding belongs to no prompt."""
+        columns = self.prompts.non_tensor_batch
+        return {str(uid): int(row_id) for uid, row_id in zip(columns["uid"], columns["row_id"], strict=True)}
 
 
 def dropped_rows(rollouts: DataProto, tokenizer: Any) -> Iterator[dict[str, Any]]:
@@ -73,7 +82,6 @@ def dropped_rows(rollouts: DataProto, tokenizer: Any) -> Iterator[dict[str, Any]
             "gts": columns["reward_model"][row].get("ground_truth") if "reward_model" in columns else None,
             "score": score,
             "uid": str(columns["uid"][row]),
-            **({"row_id": int(columns["row_id"][row])} if "row_id" in columns else {}),
             "row_kind": DROPPED,
             "segments": [[UNTRAINED, tokenizer.decode(ids, skip_special_tokens=False)]],
             "advantage": None,
@@ -89,7 +97,7 @@ def row_fields(batch: DataProto, tokenizer: Any, demonstrations: Mapping[str, De
         demonstrations: usable demonstrations by uid.
 
     Returns:
-        uid: group of the row; row_id: its prompt's position in the training files.
+        uid: group of the row.
         row_kind: rollout, demonstration or padding (mixed batches only).
         segments: [kind, text] of consecutive response tokens; kind on (sampled), demo (of a demonstration), hint (given, not
             trained by reinforcement) or untrained. Special tokens are shown. Empty for padding.
@@ -100,8 +108,6 @@ def row_fields(batch: DataProto, tokenizer: Any, demonstrations: Mapping[str, De
     columns, names = batch.non_tensor_batch, kind_names(batch)
     uids = [str(uid) for uid in columns["uid"]]
     fields: dict[str, list[Any]] = {"uid": uids}
-    if "row_id" in columns:
-        fields["row_id"] = [int(row_id) for row_id in columns["row_id"]]
     if names is not None:
         fields["row_kind"] = names
     shown = [
