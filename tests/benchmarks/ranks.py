@@ -37,7 +37,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "online_sft": ("algorithm=online_sft", "trainer.total_training_steps=3", "actor_rollout_ref.actor.ppo_mini_batch_size=8"),
     "ppo": ("algorithm=ppo", "trainer.total_training_steps=3"),
     "sft_then_rl": ("algorithm=sft_then_rl", "trainer.total_training_steps=4",
-                    "fusion.phases=[{algorithm:sft,steps:2,fusion:{demo:{missing:skip}}},{algorithm:grpo}]"),
+                    "fusion.phases=[{algorithm:sft,steps:2,fusion:{demo:{missing:skip}},actor:{entropy_coeff:0}},{algorithm:grpo}]"),
 }  # fmt: skip
 COMPARED = ("critic/rewards/mean", "fusion/rl_loss", "fusion/sft_loss", "fusion/total_loss", "actor/grad_norm", "critic/vf_loss",
             "fusion/replay_nll", "fusion/hint_loss")  # fmt: skip
