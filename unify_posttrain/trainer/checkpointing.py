@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import open_dict
+from verl import DataProto
 from verl.experimental.separation.ray_trainer import SeparateRayPPOTrainer
 
 from unify_posttrain import __version__
@@ -44,6 +46,8 @@ class Checkpointing(SeparateRayPPOTrainer):
     _metrics_before: list[str]
     _engine_awake: bool
     _saved: Path | None = None
+    _step_began: float
+    _trained: DataProto  # the rows of this step
     _validated: int = -1  # the step that was validated last
     _validation_due: bool = False  # the step resumed from has not been validated: the process before ended too early
     _line_held_back: Mapping[str, Any] = {}  # its metrics, logged together with that validation
@@ -88,8 +92,20 @@ class Checkpointing(SeparateRayPPOTrainer):
             "replay": None if self.replayer is None else self.replayer.buffer.state,
         }
         state.write_json(folder / state.STATE, own)
+        state.write_json(folder / state.LINE, {"step": self.global_steps, "data": self._metrics_so_far()})
         state.write_json(folder / state.PHASE, {**self.clock.state, "validated": self._validated == self.global_steps})
         state.mark_complete(folder)
+
+    def _metrics_so_far(self) -> dict[str, Any]:
+        """What will be logged of this step, except what follows its checkpoint: validation, and the times of what is left."""
+        metrics, timing = self.metrics, self.timing_raw
+        self.metrics = dict(metrics)
+        self.timing_raw = {**timing, "step": time.perf_counter() - self._step_began}
+        try:
+            self._fit_collect_metrics(self._trained)
+            return {key: float(value) for key, value in self.metrics.items()}
+        finally:
+            self.metrics, self.timing_raw = metrics, timing
 
     def _saved_at(self, step: int) -> bool:
         return self._saved is not None and state.step_of(self._saved) == step
@@ -145,15 +161,19 @@ class Checkpointing(SeparateRayPPOTrainer):
         self.train_dataloader.restore(own.get("batches", self.global_steps))
 
     def _restore_logs(self) -> None:
-        """Keep the lines of the steps that are kept, drop the others: verl's file logger starts an empty file, ours appends."""
+        """Keep the lines of the steps that are kept, drop the others: verl's file logger starts an empty file, ours appends.
+
+        The line of the step resumed from is in its checkpoint, in case the process before had no time to log it."""
+        metrics, gate = self.run_dir / "metrics.jsonl", self.run_dir / "gate.jsonl"
+        entries = [json.loads(line) for line in run_logs.up_to(self._metrics_before, self.global_steps)]
+        line = None if self._saved is None else self._saved / state.LINE
+        if line is not None and line.exists() and not any(each["step"] == self.global_steps for each in entries):
+            entries.append(json.loads(line.read_text(encoding="utf-8")))
         logger_file = self.logger.logger.get("file") if self.logger is not None else None
-        if logger_file is not None:
-            for line in run_logs.up_to(self._metrics_before, self.global_steps):
-                entry = json.loads(line)
-                if self._validation_due and entry["step"] == self.global_steps:
-                    self._line_held_back = entry["data"]
-                else:
-                    logger_file.fp.write(line.encode() + b"\n")
-        gate = self.run_dir / "gate.jsonl"
-        kept = run_logs.up_to(run_logs.complete_lines(gate), self.global_steps)
-        gate.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        for entry in entries if logger_file is not None else ():
+            if self._validation_due and entry["step"] == self.global_steps:
+                self._line_held_back = entry["data"]
+            else:
+                logger_file.fp.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+        run_logs.release(metrics)
+        run_logs.replace(gate, run_logs.up_to(run_logs.complete_lines(gate), self.global_steps))

@@ -8,6 +8,7 @@ where a term reads them -> advantages -> update (and a replayed fine-tuning step
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class FusionTrainer(Preemptible, LogProbStages, ReplayStage, ValidationStage, Du
         self.sampling = DynamicSampling.from_config(config)
         self.mini_batches = config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size
         self.run_dir = Path(config.trainer.run_dir)
-        self._metrics_before = run_logs.complete_lines(self.run_dir / "metrics.jsonl")
+        self._metrics_before = run_logs.guarded_lines(self.run_dir / "metrics.jsonl")
         self.demonstrator: Demonstrator | None = None
         self.replayer: Replayer | None = None
         self.demonstrations: dict[str, Demonstration] = {}
@@ -113,6 +114,7 @@ class FusionTrainer(Preemptible, LogProbStages, ReplayStage, ValidationStage, Du
     # Phases
 
     def _fit_prepare_step(self) -> None:
+        self._step_began = time.perf_counter()
         super()._fit_prepare_step()
         if self.clock.advance(self.global_steps):
             logger.info("step %d: phase %d, algorithm=%s", self.global_steps, self.clock.index, self.algorithm.name)
@@ -260,7 +262,7 @@ class FusionTrainer(Preemptible, LogProbStages, ReplayStage, ValidationStage, Du
         batch.meta_info["term_scales"] = dict(self.algorithm.scales(self.mixer.plan, self.global_steps))
         if self.global_steps < self.config.trainer.critic_warmup:  # verl trains the critic alone
             self.metrics.update(dict.fromkeys(UPDATE_METRICS, 0.0))
-        batch = super()._fit_update_actor(batch)
+        batch = self._trained = super()._fit_update_actor(batch)
         self._fit_replay()
         return batch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,31 @@ def append(path: Path, entry: dict[str, Any]) -> None:
     """Add one line."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
+
+
+def guarded_lines(path: Path) -> list[str]:
+    """The lines of a file that is about to be truncated; they are kept beside it until `release`, whatever happens in between."""
+    kept = _kept(path)
+    lines = complete_lines(kept if kept.exists() else path)
+    if lines:
+        replace(kept, lines)
+    return lines
+
+
+def release(path: Path) -> None:
+    """The file holds again what it should."""
+    _kept(path).unlink(missing_ok=True)
+
+
+def replace(path: Path, lines: list[str]) -> None:
+    """Write a file anew: a reader, also after a kill, finds the old lines or the new."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _kept(path: Path) -> Path:
+    return path.with_name(f".{path.name}.kept")
 
 
 def complete_lines(path: Path) -> list[str]:

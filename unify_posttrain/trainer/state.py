@@ -4,7 +4,8 @@ Layout beside verl's files, all written to a temporary name and renamed::
 
     global_step_N/actor/…, data.pt        verl's
     global_step_N/unify_state.json        what this package must remember
-    global_step_N/unify_phase.json        where a run of several phases stands
+    global_step_N/unify_phase.json        where a run of several phases stands, and whether the step has been validated
+    global_step_N/unify_line.json         the step's metrics, in case the process ends before it logs them
     global_step_N/unify_complete.json     names, sizes and checksums of all other files; written last
 
 A folder without a marker, or one whose files do not match it, was cut short or damaged and is never resumed from.
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 STATE, MARKER = "unify_state.json", "unify_complete.json"
 PHASE = "unify_phase.json"  # rewritten after the marker, once the step has been validated; so not in it
+LINE = "unify_line.json"  # the step's line of metrics.jsonl
 FORMAT = 1
 READERS = 8  # files checked at a time; zlib and the disk work without the interpreter's lock
 CHUNK = 1 << 22
