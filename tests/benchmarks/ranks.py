@@ -29,12 +29,14 @@ COMMON = (
     "trainer.resume_mode=disable",
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
     "actor_rollout_ref.actor.optim.lr=2e-5",
+    # One optimizer step per batch: with several, which rows a mini-batch holds depends on the number of ranks, as in verl.
+    "actor_rollout_ref.actor.ppo_mini_batch_size=8",
 )
 KL = ("actor_rollout_ref.actor.use_kl_loss=true", "actor_rollout_ref.actor.kl_loss_coef=0.001")
 RUNS: dict[str, tuple[str, ...]] = {
     "phases": ("algorithm=sft_then_rl", *KL),
     "relift": ("algorithm=relift", "trainer.total_training_steps=4", "fusion.relift.sft_data_size=3", "fusion.relift.lr=2e-5"),
-    "online_sft": ("algorithm=online_sft", "trainer.total_training_steps=3", "actor_rollout_ref.actor.ppo_mini_batch_size=8"),
+    "online_sft": ("algorithm=online_sft", "trainer.total_training_steps=3"),
     "ppo": ("algorithm=ppo", "trainer.total_training_steps=3"),
     "sft_then_rl": ("algorithm=sft_then_rl", "trainer.total_training_steps=4",
                     "fusion.phases=[{algorithm:sft,steps:2,fusion:{demo:{missing:skip}},actor:{entropy_coeff:0}},{algorithm:grpo}]"),
@@ -112,6 +114,7 @@ def markdown(table: dict[str, dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS), help="`phases` holds most algorithms")
     parser.add_argument("--output", type=Path, help="JSON file for the table")
     arguments = parser.parse_args()
     results: dict[int, dict[str, list[dict[str, float]]]] = {}
@@ -119,7 +122,7 @@ def main() -> None:
         world = build_world(Path(folder))
         for ranks in arguments.ranks:
             results[ranks] = {}
-            for run in RUNS:
+            for run in arguments.runs:
                 found = train(world, run, ranks)
                 results[ranks].update({name: entries for name, entries in found.items() if name not in results[ranks]})
                 sys.stderr.write(f"{run} on {ranks} ranks: done\n")
