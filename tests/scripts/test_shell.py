@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def test_form(script: Path) -> None:
     assert text.startswith("# shellcheck shell=bash\n" if name(script) in SOURCED else "#!/usr/bin/env bash\n")
     assert "set -euo pipefail" in text
     assert all(len(line) <= 132 for line in text.splitlines())
-    assert not any(folder in text for folder in ("/home/", "/root/", "/mnt/", "/tmp/"))
+    assert not re.search(r"(?<![\w$}])/(home|root|mnt|tmp|data|scratch)/", text)
 
 
 def test_shellcheck() -> None:
