@@ -5,14 +5,19 @@ Helpers are session fixtures that return functions: they work under any import m
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hypothesis import settings as hypothesis_settings
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -26,6 +31,26 @@ hypothesis_settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis_settings.load_profile("repeatable")
 
 Batch = dict[str, Tensor]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def configuration_files_are_parsed_once() -> Iterator[None]:
+    """Hundreds of tests compose a configuration; half of that is parsing the same thirty files, remembered until they change."""
+    Plugins.instance()  # registers the source of files, which is not the class that an import would give
+    file_source = SourcesRegistry.instance().resolve("file")
+    parse = file_source.load_config
+    parsed: dict[tuple, ConfigResult] = {}
+
+    def load_config(source: ConfigSource, config_path: str) -> ConfigResult:
+        file = Path(source.path, source._normalize_file_name(config_path))
+        key = (source.provider, file, file.stat().st_mtime_ns if file.exists() else None)
+        if key not in parsed:
+            parsed[key] = parse(source, config_path)
+        return copy.deepcopy(parsed[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(file_source, "load_config", load_config)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -118,6 +118,7 @@ start_cluster() {
         RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
         export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
     fi
+    export RAY_task_events_max_num_task_in_gcs=${RAY_task_events_max_num_task_in_gcs:-10000} # as trainer/task_runner.py does
     local common=(--num-cpus="$cpus" --num-gpus="$gpus" --dashboard-agent-listen-port=$((port + 2)) --disable-usage-stats --block)
     on 1 "${nodes[0]}" "$ray" start --head --node-ip-address="$address" --port="$port" \
         --ray-client-server-port=$((port + 1)) --include-dashboard=false "${common[@]}" &

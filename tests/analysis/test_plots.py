@@ -45,6 +45,7 @@ def test_rows_without_data_are_left_out(grid: Callable[..., Grid], tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 6, 18])
 def test_any_number_of_algorithms(grid: Callable[..., Grid], tmp_path: Path, count: int) -> None:
     curves = {seed: {0: 0.1, 5: 0.1 * seed + 0.2} for seed in range(3)}

@@ -24,6 +24,8 @@ from unify_posttrain.analysis.processes import (
     session_members,
 )
 
+pytestmark = pytest.mark.slow
+
 LIMITS = Limits(parallel=2, timeout=30, grace=1, poll=0.01)
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
 # Two children, one in a process group of its own, as Ray starts them; the parent waits, or leaves them behind.

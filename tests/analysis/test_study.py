@@ -18,6 +18,8 @@ import pytest
 from unify_posttrain.analysis.grid import Grid
 from unify_posttrain.analysis.records import read_record, record_path, source_digest, write_record
 
+pytestmark = pytest.mark.slow
+
 Build = Callable[..., Grid]
 Conduct = Callable[[Grid], int]
 Calls = Callable[[Grid], list[str]]

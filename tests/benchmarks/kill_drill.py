@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.kill_drill [--kills 8] [--seed 0]
 
-Trains HPT for 12 steps with a checkpoint after each and validations between, once undisturbed and once killed at a moment drawn
-uniformly from the time that a start and 4 steps take: while Ray starts, in a step, in a validation, while a checkpoint is written.
+Trains HPT for 24 steps with a checkpoint after each and validations between, once undisturbed and once killed again and again:
+every second time at a moment drawn uniformly from the seconds of the start and first step, else from the seconds that 4 steps take
+after the first new checkpoint. So kills meet the start of Ray, steps, validations, and checkpoints being written.
 Prints what every kill met, and compares metrics and gate decisions of the two runs; exits with 1 if they differ.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -23,25 +25,39 @@ sys.path.insert(0, str(ROOT))
 
 from tests.e2e.conftest import TIMING, World, build_world  # noqa: E402
 
-STEPS = 12
+STEPS = 24
 # Compare engine and actor: 1e-8, and not the same twice, since the engine's batches form by arrival. No training reads them.
 UNSTEADY = (*TIMING, "training/rollout", "rollout_corr/")
 RUN = ("algorithm=hpt", f"trainer.total_training_steps={STEPS}", "trainer.save_freq=1", "trainer.test_freq=4")
 
 
-def kill_once(world: World, after: float) -> str:
-    """Start or continue the run and kill it after so many seconds; what it met, or that it had ended before."""
+def complete(world: World) -> set[int]:
+    """Steps of the checkpoints that may be resumed from."""
+    folders = world.checkpoints("killed").glob("global_step_*/unify_complete.json")
+    return {int(marker.parent.name.rpartition("_")[2]) for marker in folders}
+
+
+def kill_once(world: World, after: float, in_training: bool) -> str:
+    """Start or continue the run, kill it so many seconds later or after its first new checkpoint, and say what that met."""
+    before = max(complete(world), default=0)
     run = world.start("killed", *RUN)
     begin = time.monotonic()
+    while in_training and run.poll() is None and max(complete(world), default=0) == before:
+        begin = time.monotonic()
+        time.sleep(0.01)
     while run.poll() is None and time.monotonic() - begin < after:
         time.sleep(0.01)
     if run.poll() is not None:
         return f"ended by itself with {run.returncode}"
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
-    folders = sorted(world.checkpoints("killed").glob("global_step_*"), key=lambda folder: int(folder.name.rpartition("_")[2]))
-    torn = [folder.name for folder in folders if not (folder / "unify_complete.json").exists()]
-    return f"killed after {after:.1f} s, {len(folders) - len(torn)} checkpoints" + (f", {torn[-1]} half written" if torn else "")
+    newest = max(complete(world), default=0)
+    folders = {int(folder.name.rpartition("_")[2]) for folder in world.checkpoints("killed").glob("global_step_*")}
+    metrics = world.home / "runs" / "killed" / "metrics.jsonl"
+    logged = re.findall(r'^{"step":(\d+),.*}$', metrics.read_text() if metrics.exists() else "", re.MULTILINE)
+    met = f"{after:.1f} s after {'the first new checkpoint' if in_training else 'its start'}: newest checkpoint {newest}"
+    met += f", step {logged[-1]} logged" if logged and int(logged[-1]) > newest else ""
+    return met + "".join(f", step {step} half written" for step in sorted(folders - complete(world)))
 
 
 def differences(world: World) -> list[str]:
@@ -67,9 +83,10 @@ def main() -> None:
         begin = time.monotonic()
         world.train("alone", *RUN)
         whole = time.monotonic() - begin
-        span = whole - sum(entry["timing_s/step"] for step, entry in world.metrics("alone").items() if step > 4)
+        steps = [entry["timing_s/step"] for step, entry in world.metrics("alone").items() if step > 1]
+        spans = (whole - sum(steps), 4 * sum(steps) / len(steps))
         for number in range(arguments.kills):
-            sys.stdout.write(f"{number + 1}: {kill_once(world, draw.uniform(0, span))}\n")
+            sys.stdout.write(f"{number + 1}: {kill_once(world, draw.uniform(0, spans[number % 2]), bool(number % 2))}\n")
             sys.stdout.flush()
         world.train("killed", *RUN)
         found = differences(world)

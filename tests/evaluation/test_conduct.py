@@ -165,6 +165,7 @@ def test_published_numbers_stand_beside_benchmarks_of_their_name(
     json.dumps(results, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_real_model_from_start_to_end(settings: Settings) -> None:
     """transformers on CPU: two evaluations in different chunks give the same samples."""
     results = conduct(settings("n=2", "chunk_size=100"))

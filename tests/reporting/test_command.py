@@ -86,6 +86,7 @@ def test_the_page_is_made_without_torch_or_verl() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 def test_a_browser_draws_everything_and_runs_nothing_else(tmp_path: Path, make_run: Callable[..., Path]) -> None:
     folders = [make_run(tmp_path / name, text=EVIL) for name in ("hpt", "grpo")]

@@ -16,6 +16,8 @@ import pytest
 
 from unify_posttrain.rewards.pool import KillablePool
 
+pytestmark = pytest.mark.slow
+
 MISCHIEF = "tests.rewards.mischief:act"
 
 

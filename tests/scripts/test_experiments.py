@@ -100,6 +100,7 @@ def test_every_algorithm_has_its_experiment_and_every_experiment_its_expectation
         assert lines and set(lines[1:]) == {model for script, model in PUBLISHED if script == name and model}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "model"), PUBLISHED)
 def test_published_runs_are_planned_without_gpu_data_or_weights(
     name: str, model: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -122,6 +123,7 @@ def test_published_runs_are_planned_without_gpu_data_or_weights(
     assert not list(tmp_path.glob("runs"))
 
 
+@pytest.mark.slow
 def test_a_dry_run_through_the_real_command(tmp_path: Path) -> None:
     """The command that makes the data says what this run says about it."""
     environment = {**os.environ, "PYTHON": sys.executable, "UNIFY_HOME": str(tmp_path), "PYTHONPATH": str(SCRIPTS.parent)}

@@ -48,6 +48,7 @@ def test_form(script: Path) -> None:
     assert not re.search(r"(?<![\w$}])/(home|root|mnt|tmp|data|scratch)/", text)
 
 
+@pytest.mark.slow
 def test_shellcheck() -> None:
     shellcheck = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
     if shellcheck is None:

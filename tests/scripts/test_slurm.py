@@ -9,6 +9,8 @@ import pytest
 
 from tests.scripts.conftest import ROOT, SLURM, Cluster
 
+pytestmark = pytest.mark.slow
+
 ODD = ["trainer.experiment_name=a b", "fusion.phases=[{algorithm: luffy, stall: 3}]", "x='$HOME \"q\" *'"]
 TWO = {"SLURM_JOB_NODELIST": "node-a,node-b"}
 DERIVED = [

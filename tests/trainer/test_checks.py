@@ -187,6 +187,7 @@ def test_missing_prepared_model_names_the_command(compose, home: Path, monkeypat
         check_config(compose("algorithm=hpt", f"actor_rollout_ref.model.path={home / 'models' / 'tiny_qwen2'}"))
 
 
+@pytest.mark.slow
 def test_missing_target_column(compose, train_file) -> None:
     override = train_file(lambda frame: frame.drop(columns="target"))
     with pytest.raises(ValueError, match=r"no column 'target'.*algorithm=hpt trains demonstrations.*algorithm=grpo"):
@@ -200,6 +201,7 @@ def test_missing_required_column(compose, train_file, column) -> None:
         check_all(compose("algorithm=grpo", train_file(lambda frame: frame.drop(columns=column))))
 
 
+@pytest.mark.slow
 def test_empty_unreadable_and_malformed_files(compose, train_file, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no rows|cannot be read"):
         check_all(compose("algorithm=hpt", train_file(lambda frame: frame.iloc[:0])))
@@ -213,6 +215,7 @@ def test_empty_unreadable_and_malformed_files(compose, train_file, tmp_path: Pat
         check_all(compose("algorithm=hpt", train_file(lambda frame: frame.iloc[:8])))
 
 
+@pytest.mark.slow
 def test_long_prompts_are_left_out_or_refused_never_cut(compose, train_file) -> None:
     def lengthen(frame):
         frame = frame.copy()
@@ -227,6 +230,7 @@ def test_long_prompts_are_left_out_or_refused_never_cut(compose, train_file) -> 
         check_all(compose("algorithm=hpt", "data.max_prompt_length=4"))
 
 
+@pytest.mark.slow
 def test_demonstrations_over_the_limit_under_each_policy(compose) -> None:
     short = ("algorithm=hpt", "fusion.demo.max_length=20")  # worked two-digit sums need about 28 tokens
     with pytest.raises(ValueError, match=r"training row \d+: the demonstration has 2\d tokens.*overlong=drop or truncate"):
@@ -237,6 +241,7 @@ def test_demonstrations_over_the_limit_under_each_policy(compose) -> None:
     check_all(compose(*short, "fusion.demo.overlong=truncate", "fusion.demo.missing=error"))
 
 
+@pytest.mark.slow
 def test_more_steps_than_data(compose) -> None:
     with pytest.raises(ValueError, match=r"total_training_steps=36.*2 epochs have 8 steps; raise trainer\.total_epochs"):
         check_all(compose("algorithm=hpt", "trainer.total_epochs=2"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from omegaconf import OmegaConf
 from transformers import Qwen2Config, Qwen2ForTokenClassification
@@ -55,10 +57,14 @@ def make_value_model() -> Qwen2ForTokenClassification:
     return Qwen2ForTokenClassification(config).float()
 
 
+@cache
+def _composed(*overrides: str) -> dict:
+    return OmegaConf.to_container(compose_config([*FOLDER_FREE, *overrides]).critic, resolve=True)
+
+
 def critic_config(*overrides: str) -> FSDPCriticConfig:
     """`critic` as the worker gets it. Its model description, which would be read from disk, is left out."""
-    node = OmegaConf.to_container(compose_config([*FOLDER_FREE, *overrides]).critic, resolve=True)
-    return omega_conf_to_dataclass(OmegaConf.create({**node, "model_config": {}}))
+    return omega_conf_to_dataclass(OmegaConf.create({**_composed(*overrides), "model_config": {}}))
 
 
 def make_critic(*overrides: str, critic_class: type = FusionCritic, module=None, record: bool = True):

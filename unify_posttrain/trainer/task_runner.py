@@ -7,6 +7,7 @@ logged is not relayed, and the scheduler's signals reach the trainer (`trainer.s
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 START_ATTEMPTS = 3
 RAY_TIMED_OUT = "timed out during startup"
+# Ray remembers 100,000 calls, a few hundred MB after a thousand steps, for a dashboard that nobody has open.
+RAY_REMEMBERED_CALLS = ("RAY_task_events_max_num_task_in_gcs", "10000")
 
 
 class RedactedTracking(tracking.Tracking):
@@ -72,6 +75,7 @@ def start_ray(config: DictConfig) -> None:
     come up; on a busy laptop that is not enough every time."""
     given = OmegaConf.to_container(config.ray_kwargs.get("ray_init", OmegaConf.create()), resolve=True)
     runtime_env = OmegaConf.merge(get_ppo_ray_runtime_env(), given.pop("runtime_env", None) or {})
+    os.environ.setdefault(*RAY_REMEMBERED_CALLS)
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             ray.init(**given, runtime_env=OmegaConf.to_container(runtime_env))

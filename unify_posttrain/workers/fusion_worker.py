@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +60,9 @@ class FusionWorker(PortableWorker):
             if replay is not None and replay.separate:
                 optim = omega_conf_to_dataclass({**self.config.actor.optim, "lr": replay.lr})
                 self.replay_optimizer = build_optimizer(self.actor_module_fsdp.parameters(), optim)
+        # verl collects garbage several times a step; imports and the model live as long as the process: searched no more.
+        gc.collect()
+        gc.freeze()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def start_phase(self, index: int, total_steps: int) -> None:
