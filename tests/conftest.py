@@ -6,6 +6,7 @@ Helpers are session fixtures that return functions: they work under any import m
 from __future__ import annotations
 
 import copy
+import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
@@ -31,6 +32,12 @@ hypothesis_settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis_settings.load_profile("repeatable")
 
 Batch = dict[str, Tensor]
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of collected tests and the imports of verl would be searched for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

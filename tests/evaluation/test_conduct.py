@@ -18,7 +18,7 @@ from unify_posttrain.rollout.seeds import rollout_seeds
 
 from .conftest import ScriptedEngine, write_benchmark
 
-pytestmark = pytest.mark.usefixtures("plain_reward")
+pytestmark = [pytest.mark.usefixtures("plain_reward"), pytest.mark.slow]
 
 Settings = Callable[..., Evaluation]
 Scripted = Callable[..., ScriptedEngine]
@@ -165,7 +165,6 @@ def test_published_numbers_stand_beside_benchmarks_of_their_name(
     json.dumps(results, allow_nan=False)
 
 
-@pytest.mark.slow
 def test_a_real_model_from_start_to_end(settings: Settings) -> None:
     """transformers on CPU: two evaluations in different chunks give the same samples."""
     results = conduct(settings("n=2", "chunk_size=100"))

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
+from unify_posttrain.tasks.columns import REQUIRED_COLUMNS, check_columns, check_row
+
 OPTIONAL_COLUMNS = ("extra_info",)
 
 
@@ -80,9 +81,7 @@ def _existing(file: Path) -> Path:
 def _read(file: Path) -> list[dict[str, Any]]:
     try:
         schema = pq.read_schema(_existing(file))
-        absent = [column for column in REQUIRED_COLUMNS if column not in schema.names]
-        if absent:
-            raise ValueError(f"benchmark file {file}: column {absent[0]!r} is missing; present: {', '.join(schema.names)}")
+        check_columns(f"benchmark file {file}", schema.names)
         wanted = [column for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if column in schema.names]
         rows = pq.read_table(file, columns=wanted).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
@@ -93,16 +92,6 @@ def _read(file: Path) -> list[dict[str, Any]]:
 
 
 def _problem(position: int, file: Path, number: int, row: Mapping[str, Any]) -> Problem:
-    where = f"benchmark file {file}, row {number}"
-    prompt, reward, source = row["prompt"], row["reward_model"], row["data_source"]
-    if not isinstance(prompt, list) or not prompt or any(not _is_message(message) for message in prompt):
-        raise ValueError(f"{where}: column 'prompt' must be a non-empty list of {{role, content}}, not {str(prompt)[:80]!r}")
-    if not isinstance(reward, dict) or "ground_truth" not in reward:
-        raise ValueError(f"{where}: column 'reward_model' must hold a ground_truth, not {str(reward)[:80]!r}")
-    if not isinstance(source, str) or not source:
-        raise ValueError(f"{where}: column 'data_source' must be text, not {source!r}")
-    return Problem(position, source, prompt, reward["ground_truth"], dict(row.get("extra_info") or {}))
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and {"role", "content"} <= set(message)
+    check_row(f"benchmark file {file}, row {number}", row)
+    extra = dict(row.get("extra_info") or {})
+    return Problem(position, row["data_source"], row["prompt"], row["reward_model"]["ground_truth"], extra)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-logger = logging.getLogger(__name__)
+from unify_posttrain.tasks.columns import check_columns, check_row
 
-REQUIRED_COLUMNS = ("prompt", "data_source", "reward_model")
+logger = logging.getLogger(__name__)
 
 
 class FusionDataset(RLHFDataset):
@@ -45,10 +43,8 @@ class FusionDataset(RLHFDataset):
             raise ValueError(f"data file {file} cannot be read as {kind}: {error}") from error
         if not len(frame):
             raise ValueError(f"data file {file} holds no rows; prepare it again")
-        absent = [column for column in REQUIRED_COLUMNS if column not in frame.column_names]
-        if absent:
-            raise ValueError(f"data file {file}: column {absent[0]!r} is missing; present: {', '.join(frame.column_names)}")
-        check_row(frame[0], file, 0)
+        check_columns(f"data file {file}", frame.column_names)
+        check_row(f"data file {file}, row 0", frame[0])
         return frame
 
     def _within_length(self, frame: datasets.Dataset) -> datasets.Dataset:
@@ -70,16 +66,3 @@ class FusionDataset(RLHFDataset):
             logger.warning("%d of %d prompts are longer than %s and are left out", len(dropped), len(frame), limit)
         self.dropped_prompts = len(dropped)
         return kept
-
-
-def check_row(row: Mapping[str, Any], file: str, number: int) -> None:
-    """The published schema: prompt list<{role, content}>, reward_model {ground_truth, …}, data_source text."""
-    where = f"data file {file}, row {number}"
-    prompt = row["prompt"]
-    messages = isinstance(prompt, Sequence | np.ndarray) and not isinstance(prompt, str) and len(prompt)
-    if not messages or any(not isinstance(m, Mapping) or not {"role", "content"} <= set(m) for m in prompt):
-        raise ValueError(f"{where}: column 'prompt' must be a non-empty list of {{role, content}}, not {str(prompt)[:80]!r}")
-    if not isinstance(row["reward_model"], Mapping) or "ground_truth" not in row["reward_model"]:
-        raise ValueError(f"{where}: column 'reward_model' must hold a ground_truth, not {str(row['reward_model'])[:80]!r}")
-    if not isinstance(row["data_source"], str):
-        raise ValueError(f"{where}: column 'data_source' must be text, not {row['data_source']!r}")
