@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,12 +10,11 @@ from unify_posttrain.algorithms import Algorithm, build_algorithm
 from unify_posttrain.experience.row_plan import plan_rows
 from unify_posttrain.trainer.data_checks import DataReport
 from unify_posttrain.trainer.inputs import DOWNLOAD, Missing
-
-BYTES_PER_PARAMETER = 16  # fp32 weights, gradients and two Adam moments, sharded over all ranks
+from unify_posttrain.trainer.memory import memory_of_a_rank, model_size
 
 
 def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[Missing] = ()) -> str:
-    """The plan as text: data, batch arithmetic, terms, steps, memory of the training state, files.
+    """The plan as text: data, batch arithmetic, terms, steps, memory of a rank, files.
 
     Args:
         data: None: it could not be read, and the plan says what is known without.
@@ -32,8 +29,9 @@ def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[
     width = config.data.max_prompt_length + config.data.max_response_length
     lines = [
         *_algorithm_lines(algorithm),
-        f"model        {config.actor_rollout_ref.model.path}{_memory(config.actor_rollout_ref.model.path, ranks)}",
-        *([f"critic       {config.critic.model.path}{_memory(config.critic.model.path, ranks)}"] if algorithm.needs_critic else []),
+        f"model        {_model(config.actor_rollout_ref.model.path)}",
+        *([f"critic       {_model(config.critic.model.path)}, not in the memory above"] if algorithm.needs_critic else []),
+        f"memory       {memory_of_a_rank(config)}",
         f"engine       {config.actor_rollout_ref.rollout.name}, {config.actor_rollout_ref.actor.strategy}, {ranks} rank(s)",
         f"data         {_data(data)}",
         f"a step       {batch} prompts -> {rollouts} rollouts (n={n}) -> at most {rows.rows} rows in {mini_batches} "
@@ -47,6 +45,11 @@ def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[
         f"checks       passed{'' if data else ', those of the data wait for it'}; nothing was started",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _model(path: str) -> str:
+    size = model_size(path)
+    return f"{path}, {size.parameters / 1e6:.2f} M parameters" if size else path
 
 
 def _data(data: DataReport | None) -> str:
@@ -82,20 +85,3 @@ def _algorithm_lines(algorithm: Algorithm) -> list[str]:
         which = "terms" if len(algorithm.phases) == 1 else f"{phase.algorithm.name}, {until}: terms"
         lines.append(f"             {which} {', '.join(term.name for term in phase.algorithm.terms)}")
     return lines
-
-
-def _memory(path: str, ranks: int) -> str:
-    """Training state of a model per rank, if its weights are on this disk."""
-    folder = Path(path)
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.is_file():
-        size = json.loads(index.read_text(encoding="utf-8"))["metadata"]["total_size"]
-    elif single.is_file():
-        size = single.stat().st_size
-    else:
-        return ""
-    description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    stored = 4 if "32" in str(description.get("dtype") or description.get("torch_dtype")) else 2
-    parameters = size / stored
-    state = parameters * BYTES_PER_PARAMETER / ranks
-    return f", {parameters / 1e6:.2f} M parameters, {state / 1e9:.3f} GB of weights, gradients and moments per rank"
