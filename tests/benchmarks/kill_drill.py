@@ -31,10 +31,24 @@ UNSTEADY = (*TIMING, "training/rollout", "rollout_corr/")
 RUN = ("algorithm=hpt", f"trainer.total_training_steps={STEPS}", "trainer.save_freq=1", "trainer.test_freq=4")
 
 
-def complete(world: World) -> set[int]:
+def complete(world: World, name: str = "killed") -> set[int]:
     """Steps of the checkpoints that may be resumed from."""
-    folders = world.checkpoints("killed").glob("global_step_*/unify_complete.json")
-    return {int(marker.parent.name.rpartition("_")[2]) for marker in folders}
+    markers = world.checkpoints(name).glob("global_step_*/unify_complete.json")
+    return {int(marker.parent.name.rpartition("_")[2]) for marker in markers}
+
+
+def undisturbed(world: World) -> tuple[float, float]:
+    """Make the run to compare with. Returns the seconds until its first checkpoint, and of 4 steps after it."""
+    begin = time.monotonic()
+    run, first = world.start("alone", *RUN), 0.0
+    while run.poll() is None:
+        time.sleep(0.05)
+        if not first and complete(world, "alone"):
+            first = time.monotonic() - begin
+    if run.returncode:
+        sys.exit(f"the undisturbed run exited with {run.returncode}\n{world.log('alone').read_text()[-2000:]}")
+    steps = [entry["timing_s/step"] for step, entry in world.metrics("alone").items() if step > 1]
+    return first, 4 * sum(steps) / len(steps)
 
 
 def kill_once(world: World, after: float, in_training: bool) -> str:
@@ -80,11 +94,7 @@ def main() -> None:
     draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         world = build_world(Path(folder))
-        begin = time.monotonic()
-        world.train("alone", *RUN)
-        whole = time.monotonic() - begin
-        steps = [entry["timing_s/step"] for step, entry in world.metrics("alone").items() if step > 1]
-        spans = (whole - sum(steps), 4 * sum(steps) / len(steps))
+        spans = undisturbed(world)
         for number in range(arguments.kills):
             sys.stdout.write(f"{number + 1}: {kill_once(world, draw.uniform(0, spans[number % 2]), bool(number % 2))}\n")
             sys.stdout.flush()
