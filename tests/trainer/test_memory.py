@@ -68,7 +68,7 @@ def estimate(tmp_path: Path, composed: Callable[..., DictConfig]) -> Estimate:
     ("overrides", "expected"),
     [
         # float32, one rank: 1e9 x 16; 2 x 4 rows x 1000 tokens x 50,000 words x 4 bytes = 1.6e9; no checkpointing
-        (("hardware=cpu",), "17.6 GB per rank in the update: 16 GB of weights, gradients and moments, 1.6 GB of logits of 4000 tokens"),
+        (("hardware=cpu",), "17.6 GB per rank in the update: 16 GB of weights, gradients and moments, 1.6 GB of logits of 4000"),
         (("hardware=cpu", "trainer.n_gpus_per_node=2"), "at least 9.6 GB per rank in the update: 8 GB of"),
         # 2 x 500 x 50,000 x 4 = 0.2e9
         (("hardware=cpu", "fusion.logits_chunk=500"), "0.2 GB of logits of 4000 tokens"),
