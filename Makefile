@@ -41,7 +41,7 @@ test: $(STAMP)         ## everything; two end-to-end runs side by side, since mo
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 -m "not e2e and not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not e2e and not slow"
 
 test-vllm: $(VLLM_STAMP)   ## the GPU settings' engine, verl's vLLM replica, on CPU
 	$(VLLM_BIN)/python -m pytest -q -m vllm tests/vllm
