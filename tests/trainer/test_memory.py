@@ -50,8 +50,10 @@ def test_a_hub_id_is_looked_for_in_the_cache_only(tmp_path: Path, monkeypatch: p
     assert model_size(str(tmp_path / "nowhere")) is None
 
 
-def test_a_folder_without_weights_has_no_size(tmp_path: Path) -> None:
-    assert model_size(str(tmp_path)) is None
+def test_what_has_no_size_is_no_error(tmp_path: Path) -> None:
+    assert model_size(str(tmp_path)) is None  # no weights
+    assert model_size(str(write_model(tmp_path / "other", {"n_layer": 2, "n_embd": 8, "vocab_size": 9}, 200))) is None
+    assert model_size("no such/model!") is None  # no name of the hub either
 
 
 @pytest.fixture

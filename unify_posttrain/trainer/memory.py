@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from omegaconf import DictConfig
 
 STATE_BYTES = 16  # per trained parameter: fp32 weight, gradient and two Adam moments
@@ -25,10 +26,13 @@ class ModelSize:
 
 
 def model_size(path: str) -> ModelSize | None:
-    """Of a folder, or of a hub id whose files are in the local cache; None: they are not on this disk."""
+    """Of a folder, or of a hub id whose files are in the local cache; None: not on this disk, or config.json uses other names."""
     folder = Path(path)
     if not folder.is_dir():
-        cached = try_to_load_from_cache(path, "config.json") if path.count("/") == 1 else None
+        try:
+            cached = try_to_load_from_cache(path, "config.json")
+        except HFValidationError:  # neither a folder nor a name that the hub could know
+            return None
         if not isinstance(cached, str):
             return None
         folder = Path(cached).parent
@@ -38,8 +42,8 @@ def model_size(path: str) -> ModelSize | None:
     description = json.loads(description_file.read_text(encoding="utf-8"))
     stored = 4 if "32" in str(description.get("dtype") or description.get("torch_dtype")) else 2
     text = {**description, **(description.get("text_config") or {})}  # models that see hold their language model's numbers there
-    numbers = (text["num_hidden_layers"], text["hidden_size"], text["vocab_size"])
-    return ModelSize(weights / stored, *(int(number) for number in numbers))
+    numbers = [text.get(key) for key in ("num_hidden_layers", "hidden_size", "vocab_size")]
+    return ModelSize(weights / stored, *map(int, numbers)) if None not in numbers else None
 
 
 def _weight_bytes(folder: Path) -> int | None:
@@ -59,7 +63,7 @@ def memory_of_a_rank(config: DictConfig) -> str:
     actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
     size = model_size(model.path)
     if size is None:
-        return "not estimated, the model's files are not on this disk"
+        return "not estimated: the model's files are not on this disk, or name their numbers otherwise"
     ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
     tokens = _tokens_per_pass(config)
     width = 4 if "32" in str(actor.fsdp_config.dtype) else 2

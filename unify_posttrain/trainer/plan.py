@@ -30,7 +30,7 @@ def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[
     lines = [
         *_algorithm_lines(algorithm),
         f"model        {_model(config.actor_rollout_ref.model.path)}",
-        *([f"critic       {_model(config.critic.model.path)}, not in the memory above"] if algorithm.needs_critic else []),
+        *([f"critic       {_model(config.critic.model.path)}, not counted below"] if algorithm.needs_critic else []),
         f"memory       {memory_of_a_rank(config)}",
         f"engine       {config.actor_rollout_ref.rollout.name}, {config.actor_rollout_ref.actor.strategy}, {ranks} rank(s)",
         f"data         {_data(data)}",
