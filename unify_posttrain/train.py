@@ -24,12 +24,12 @@ register_resolvers()
 
 @hydra.main(config_path=str(conf_dir()), config_name="train", version_base=None)
 def _main(config: DictConfig) -> None:
-    from unify_posttrain.trainer.checks import check_config
-    from unify_posttrain.trainer.data_checks import check_data, check_data_if_there
-    from unify_posttrain.trainer.node_checks import check_nodes
-    from unify_posttrain.trainer.plan import describe_run
-    from unify_posttrain.trainer.progress import check_outputs
-    from unify_posttrain.trainer.state import nothing_left
+    from unify_posttrain.runs.progress import check_outputs
+    from unify_posttrain.runs.state import nothing_left
+    from unify_posttrain.startup.checks import check_config
+    from unify_posttrain.startup.data_checks import check_data, check_data_if_there
+    from unify_posttrain.startup.node_checks import check_nodes
+    from unify_posttrain.startup.plan import describe_run
 
     dry_run = bool(OmegaConf.select(config, "dry_run", default=False))
     try:
@@ -53,8 +53,8 @@ def _main(config: DictConfig) -> None:
 
 def _run(config: DictConfig) -> None:
     """Train; end with the exit code that a scheduler reads, and a last line that says what to do."""
-    from unify_posttrain.trainer.failures import explain
-    from unify_posttrain.trainer.signals import EXIT_REQUEUE, PreemptedError
+    from unify_posttrain.runs.failures import explain
+    from unify_posttrain.runs.signals import EXIT_REQUEUE, PreemptedError
     from unify_posttrain.trainer.task_runner import run
 
     try:

@@ -20,7 +20,7 @@
 set -euo pipefail
 : "${root:?}"
 
-readonly PREEMPTED=75 # exit code of unify_posttrain.train: saved because it was asked to leave (unify_posttrain.trainer.signals)
+readonly PREEMPTED=75 # exit code of unify_posttrain.train: saved because it was asked to leave (unify_posttrain.runs.signals)
 readonly RAY_STOP_SECONDS=20 # for Ray to leave by itself
 readonly PAUSE=0.2 # seconds between two looks at a process
 readonly FIRST_PORT=20000 PORT_BLOCK=10 PORT_BLOCKS=1250 # below the ports that Linux and Ray give away at random

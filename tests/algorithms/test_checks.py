@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from unify_posttrain.algorithms import ALGORITHMS, FusionConfig, Settings, build_algorithm
 from unify_posttrain.objective import SHAPES, PseudoLikelihood, Shaped
-from unify_posttrain.trainer.checks import check_config
+from unify_posttrain.startup.checks import check_config
 
 
 def changed(settings: Settings, path: str, value: Any) -> Settings:

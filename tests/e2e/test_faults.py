@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from unify_posttrain.trainer.signals import EXIT_REQUEUE
+from unify_posttrain.runs.signals import EXIT_REQUEUE
 
 from .conftest import ROOT, TIMING, World
 

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from unify_posttrain.evaluation.checkpoints import usable_steps
 from unify_posttrain.evaluation.exporting import STAMP, cached_export, export, push
 from unify_posttrain.evaluation.model_card import last_validation, model_card, without_folders
-from unify_posttrain.trainer import state
+from unify_posttrain.runs import state
 
 SECRET = "<redacted>"
 CONFIG = {

@@ -48,7 +48,7 @@ def test_ground_truth_may_be_structured_and_extra_info_absent(tmp_path: Path) ->
 
 def test_choice_of_problems_is_the_trainers(tmp_path: Path) -> None:
     path = write_benchmark(tmp_path / "a.parquet", [("x", f"{i}+1=", str(i + 1)) for i in range(9)])
-    # unify_posttrain.trainer.dataset: default_rng(seed).choice(rows, size, replace=False)
+    # unify_posttrain.startup.dataset: default_rng(seed).choice(rows, size, replace=False)
     expected = np.random.default_rng(5).choice(9, size=4, replace=False).tolist()
     assert [problem.row for problem in read_problems([path], 4, 5)] == expected
     assert [problem.row for problem in read_problems([path], 4)] == [0, 1, 2, 3]

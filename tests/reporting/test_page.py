@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unify_posttrain.reporting import build_report, environment
+from unify_posttrain.reporting import build_report
 from unify_posttrain.reporting.charts import charts, spans, thinned
 from unify_posttrain.reporting.page import json_for_html
 from unify_posttrain.reporting.run import read_runs
 from unify_posttrain.reporting.settings import load_settings
+from unify_posttrain.runs.environment import environment
 
 from .conftest import EVIL, PROMPTS, write_lines
 

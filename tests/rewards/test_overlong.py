@@ -13,7 +13,7 @@ from verl.experimental.reward_loop.reward_manager.dapo import DAPORewardManager
 
 from unify_posttrain.config import compose_config
 from unify_posttrain.experience.rows import object_column
-from unify_posttrain.trainer.reward_checks import check_reward
+from unify_posttrain.startup.reward_checks import check_reward
 
 DAPO = "reward.reward_manager.name=dapo"
 

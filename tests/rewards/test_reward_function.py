@@ -17,8 +17,8 @@ from verl.trainer.ppo.reward import load_reward_manager
 from unify_posttrain.config import compose_config
 from unify_posttrain.experience.rows import object_column
 from unify_posttrain.rewards.classifier import ClassifierSettings, RewardClassifier
+from unify_posttrain.startup.reward_checks import check_reward
 from unify_posttrain.tasks.tiny_model import build_tokenizer
-from unify_posttrain.trainer.reward_checks import check_reward
 from unify_posttrain.workers import reward_classifier
 from unify_posttrain.workers.reward_classifier import ClassifierServer, compute_score
 

@@ -19,7 +19,7 @@ from verl.workers.rollout.replica import RolloutReplicaRegistry
 
 from unify_posttrain.rollout import register_engines, vllm_cpu_checks
 from unify_posttrain.rollout.vllm_cpu_checks import check_vllm_on_cpu
-from unify_posttrain.trainer import checks
+from unify_posttrain.startup import checks
 
 OURS = ("unify_posttrain.rollout.vllm_cpu", "unify_posttrain.rollout.vllm_cpu_server")
 ROLLOUT = "actor_rollout_ref.rollout"

@@ -81,9 +81,9 @@ def composed(done: subprocess.CompletedProcess) -> DictConfig:
 
 def plan(config: DictConfig) -> str:
     """What unify_posttrain.train does for +dry_run=true."""
-    from unify_posttrain.trainer.checks import check_config
-    from unify_posttrain.trainer.data_checks import check_data_if_there
-    from unify_posttrain.trainer.plan import describe_run
+    from unify_posttrain.startup.checks import check_config
+    from unify_posttrain.startup.data_checks import check_data_if_there
+    from unify_posttrain.startup.plan import describe_run
 
     assert config.dry_run
     check_config(config)
@@ -153,7 +153,7 @@ def test_later_overrides_win_over_published_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["hpt", "luffy", "dapo", "uft", "online_sft_tldr"])
 def test_experiments_take_files_of_your_own(name: str, tmp_path: Path) -> None:
-    from unify_posttrain.trainer.checks import check_config
+    from unify_posttrain.startup.checks import check_config
 
     files = {key: str(tmp_path / Path(path).name) for key, path in FILES.items()}
     for path in files.values():

@@ -18,8 +18,8 @@ from verl import DataProto
 
 from unify_posttrain.config import compose_config
 from unify_posttrain.rollout.agent_loop import OPENING_COLUMN, OPENING_TRAINED_COLUMN, SEED_COLUMN
+from unify_posttrain.startup.checks import check_config
 from unify_posttrain.trainer import task_runner
-from unify_posttrain.trainer.checks import check_config
 
 
 class RolloutRunner(task_runner.FusionTaskRunner):

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from unify_posttrain.trainer import state
+from unify_posttrain.runs import state
 
 CONFIG = "config.yaml"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -72,7 +72,7 @@ def checkpoint(run: Path, step: int | str) -> Path:
 def flaw(folder: Path) -> str | None:
     """Why a checkpoint cannot be used, or None if it can.
 
-    One of ours has a marker that names all its files (unify_posttrain.trainer.state). One of plain verl has none; it must have the
+    One of ours has a marker that names all its files (unify_posttrain.runs.state). One of plain verl has none; it must have the
     shards of all ranks, or weights in actor/huggingface.
     """
     ours = (folder / state.STATE).exists() or (folder / state.MARKER).exists()

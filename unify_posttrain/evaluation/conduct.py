@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from unify_posttrain.analysis.records import write_text
 from unify_posttrain.evaluation.benchmarks import Problem, files_digest, read_problems
 from unify_posttrain.evaluation.engines import Engine, EngineSettings, Output, Request, start_engine
 from unify_posttrain.evaluation.models import Model, fingerprint, local_folder
@@ -24,6 +23,7 @@ from unify_posttrain.evaluation.rewards import Judge, load_extractor, load_rewar
 from unify_posttrain.evaluation.settings import Benchmark, Evaluation
 from unify_posttrain.evaluation.store import Sample, SampleStore
 from unify_posttrain.rollout.seeds import rollout_seeds
+from unify_posttrain.runs.files import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from unify_posttrain import __version__
 from unify_posttrain.evaluation.checkpoints import HF, checkpoint, has_hf_weights, load_run_config
 from unify_posttrain.evaluation.model_card import model_card
-from unify_posttrain.trainer import state
+from unify_posttrain.runs import state
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Prompts as token ids, rendered as training renders them: chat template, generation prompt, nothing added.
 
 (verl.experimental.agent_loop.AgentLoopBase.apply_chat_template; the template of a run overrides the tokenizer's own, as in
-unify_posttrain.trainer.tokenizers.)
+unify_posttrain.startup.tokenizers.)
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from unify_posttrain.evaluation.metrics import ProblemSamples, by_source, source_metrics
 from unify_posttrain.evaluation.models import Model
 from unify_posttrain.evaluation.settings import Benchmark, Evaluation
-from unify_posttrain.evaluation.statistics import Bootstrap, compare, estimate
 from unify_posttrain.evaluation.store import Sample
+from unify_posttrain.measures.metrics import ProblemSamples, by_source, source_metrics
+from unify_posttrain.measures.statistics import Bootstrap, compare, estimate
 
 FORMAT = 1  # raise it when the meaning of results.json changes
 

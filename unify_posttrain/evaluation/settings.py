@@ -13,7 +13,7 @@ from unify_posttrain.evaluation.checkpoints import chosen_steps, load_run_config
 from unify_posttrain.evaluation.engines import EngineSettings
 from unify_posttrain.evaluation.models import Model, named_models, safe_name
 from unify_posttrain.evaluation.prompts import PromptSettings
-from unify_posttrain.evaluation.statistics import Bootstrap
+from unify_posttrain.measures.statistics import Bootstrap
 
 VALIDATION = "validation"  # name of the benchmark that a run's own validation files are
 # Keys of conf/evaluate.yaml that are null unless set, and where they stand in the configuration of a run.

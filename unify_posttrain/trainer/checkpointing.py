@@ -15,7 +15,7 @@ from verl import DataProto
 from verl.experimental.separation.ray_trainer import SeparateRayPPOTrainer
 
 from unify_posttrain import __version__
-from unify_posttrain.trainer import run_logs, state
+from unify_posttrain.runs import run_logs, state
 from unify_posttrain.trainer.demonstrator import Demonstrator
 from unify_posttrain.trainer.loader import TrainLoader
 from unify_posttrain.trainer.phases import PhaseClock

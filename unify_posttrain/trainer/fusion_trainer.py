@@ -25,10 +25,11 @@ from unify_posttrain.algorithms import Algorithm, build_algorithm
 from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN, TARGET_COLUMNS, Demonstration
 from unify_posttrain.experience.rules import Experience, Opening
 from unify_posttrain.rollout.agent_loop import SEED_COLUMN, rollout_seeds
-from unify_posttrain.trainer import run_logs, state
+from unify_posttrain.runs import run_logs, state
+from unify_posttrain.startup.reader import make_reader
 from unify_posttrain.trainer.batch_mixer import BatchMixer, without_padding
 from unify_posttrain.trainer.checkpointing import mean_accuracy
-from unify_posttrain.trainer.demonstrator import Demonstrator, make_reader
+from unify_posttrain.trainer.demonstrator import Demonstrator
 from unify_posttrain.trainer.dump import DumpStage
 from unify_posttrain.trainer.dynamic_sampling import DynamicSampling
 from unify_posttrain.trainer.loader import TrainLoader

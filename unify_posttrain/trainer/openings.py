@@ -13,7 +13,7 @@ from unify_posttrain.experience.mixer import OPENING_LENGTH
 from unify_posttrain.experience.rows import object_column
 from unify_posttrain.experience.rules import Experience, Opening, Prompt
 from unify_posttrain.rollout.agent_loop import OPENING_COLUMN, OPENING_TRAINED_COLUMN
-from unify_posttrain.trainer.data_checks import HINT_COLUMN
+from unify_posttrain.startup.data_checks import HINT_COLUMN
 
 
 def draw_openings(

@@ -7,8 +7,8 @@ from typing import Any
 from verl.experimental.separation.ray_trainer import SeparateRayPPOTrainer
 from verl.utils.debug import marked_timer
 
+from unify_posttrain.runs.signals import PreemptedError, StopRequest, time_limit
 from unify_posttrain.trainer.checkpointing import Checkpointing
-from unify_posttrain.trainer.signals import PreemptedError, StopRequest, time_limit
 
 
 class Preemptible(Checkpointing, SeparateRayPPOTrainer):

@@ -24,10 +24,10 @@ from verl.utils.dataset.rl_dataset import collate_fn
 from verl.utils.device import auto_set_device
 
 from unify_posttrain import cpu_compat
-from unify_posttrain.reporting import environment
-from unify_posttrain.trainer import state
-from unify_posttrain.trainer.loggers import logger_folders, redacted
-from unify_posttrain.trainer.progress import show_progress
+from unify_posttrain.runs import state
+from unify_posttrain.runs.environment import environment
+from unify_posttrain.runs.loggers import logger_folders, redacted
+from unify_posttrain.runs.progress import show_progress
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +109,8 @@ class FusionTaskRunner(TaskRunner):
         from verl.utils.fs import copy_to_local
 
         from unify_posttrain.rollout import register_engines
+        from unify_posttrain.startup.tokenizers import load_processor, load_tokenizer
         from unify_posttrain.trainer.fusion_trainer import FusionTrainer
-        from unify_posttrain.trainer.tokenizers import load_processor, load_tokenizer
 
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
         cpu_compat.install()

@@ -9,7 +9,7 @@ import numpy as np
 from verl.experimental.separation.ray_trainer import SeparateRayPPOTrainer
 
 from unify_posttrain.algorithms import FusionConfig
-from unify_posttrain.evaluation.metrics import validation_metrics
+from unify_posttrain.measures.metrics import validation_metrics
 from unify_posttrain.trainer.batch_mixer import GOLD_FIELD
 
 ACCURACY, REWARD, PREDICTION = "acc", "reward", "pred"  # fields of validated samples; `reward` is verl's own

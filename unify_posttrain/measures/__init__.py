@@ -1,0 +1,1 @@
+"""Metrics and statistics that training, evaluation and the study share. Pure."""

@@ -1,0 +1,1 @@
+"""What keeps a run alive and visible: checkpoints' state, logs, signals, failures, progress, loggers, its environment."""
