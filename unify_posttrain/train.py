@@ -28,8 +28,8 @@ def _main(config: DictConfig) -> None:
     from unify_posttrain.runs.state import nothing_left
     from unify_posttrain.startup.checks import check_config
     from unify_posttrain.startup.data_checks import check_data, check_data_if_there
+    from unify_posttrain.startup.dry_run import describe_run
     from unify_posttrain.startup.node_checks import check_nodes
-    from unify_posttrain.startup.plan import describe_run
 
     dry_run = bool(OmegaConf.select(config, "dry_run", default=False))
     try:

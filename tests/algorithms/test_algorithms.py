@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unify_posttrain.algorithms import ALGORITHMS, Algorithm, Settings
-from unify_posttrain.experience import GatePlan
+from unify_posttrain.experience import BatchPlan
 from unify_posttrain.experience.rules import Group
 from unify_posttrain.objective import (
     KL,
@@ -260,7 +260,7 @@ def test_hpt_scales_are_shares_of_prompts(settings: Callable[..., Settings]) -> 
     soft = ALGORITHMS["hpt"](changed(base, "hpt.strategy", "soft"))
     plan = soft.experience.plan([Group("a", 3, 7, True, True), Group("b", 7, 7, True, True)])
     assert soft.scales(plan) == {"rl": 1.0, "off": 0.5, "sft": 0.5}
-    assert hpt.scales(GatePlan(())) == {"rl": 0.0, "off": 0.0, "sft": 0.0}
+    assert hpt.scales(BatchPlan(())) == {"rl": 0.0, "off": 0.0, "sft": 0.0}
 
 
 # --- experience ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unify_posttrain.algorithms import Algorithm
-from unify_posttrain.experience import GatePlan
+from unify_posttrain.experience import BatchPlan
 from unify_posttrain.experience.rules import Group
 from unify_posttrain.objective import compute_loss
 
@@ -31,7 +31,7 @@ def rollout_batch(seed: int, demonstrations: bool = False) -> dict[str, Tensor]:
     }
 
 
-def outcome(built: Algorithm, batch: dict[str, Tensor], plan: GatePlan) -> list[Tensor]:
+def outcome(built: Algorithm, batch: dict[str, Tensor], plan: BatchPlan) -> list[Tensor]:
     """Loss, and its gradients on log-probabilities and entropies."""
     loss, _ = compute_loss(built.terms, batch, scales=built.scales(plan))
     leaves = (batch["log_probs"], batch["entropys"])

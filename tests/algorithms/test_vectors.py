@@ -341,10 +341,10 @@ def test_uft_on_f(tiny: Build, fixture_f: Callable[[], Batch]) -> None:
 def letters(built: Algorithm, total: int, step: int, row_id: int) -> str:
     """The hint of a prompt whose solution has so many sentences of one letter; the same for all rollouts."""
     prompt = Prompt(row_id, sentences=tuple("abcdefghijklmnop"[:total]), encode=lambda text: [ord(letter) for letter in text])
-    openings = built.experience.openings(prompt, step)
-    assert len(set(openings)) == 1 and len(openings) == built.fusion.group_size
-    assert not openings[0].trained
-    return "".join(map(chr, openings[0].ids))
+    prefixes = built.experience.response_prefixes(prompt, step)
+    assert len(set(prefixes)) == 1 and len(prefixes) == built.fusion.group_size
+    assert not prefixes[0].trained
+    return "".join(map(chr, prefixes[0].ids))
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unify_posttrain.experience import GatePlan, GroupPlan, gate, override_advantages
+from unify_posttrain.experience import BatchPlan, GroupPlan, gate, override_advantages
 from unify_posttrain.experience.mixer import DEMONSTRATION, PADDING, ROLLOUT
-from unify_posttrain.experience.rules import Group, Joined
+from unify_posttrain.experience.rules import DemonstrationInGroup, Group
 
 EPSILON = 1e-6
 
@@ -21,15 +21,17 @@ def mixed_grpo(scores: list[float], with_std: bool) -> np.ndarray:
     return (values - mean) / (deviation + EPSILON) if with_std else values - mean
 
 
-def luffy_group(k: int, n_on: int = 7) -> tuple[GatePlan, np.ndarray, np.ndarray, np.ndarray]:
+def luffy_group(k: int, n_on: int = 7) -> tuple[BatchPlan, np.ndarray, np.ndarray, np.ndarray]:
     """One solved demonstration in row 0 and n_on rollouts, k of them solved."""
-    plan = Joined(n_on + 1).plan([Group("u", k, n_on, True, True)])
+    plan = DemonstrationInGroup(n_on + 1).plan([Group("u", k, n_on, True, True)])
     kinds = np.array([DEMONSTRATION] + [ROLLOUT] * n_on)
     scores = np.array([1.0] * (1 + k) + [0.0] * (n_on - k))
     return plan, kinds, np.array(["u"] * (n_on + 1), dtype=object), scores
 
 
-def combined(plan: GatePlan, kinds: np.ndarray, uids: np.ndarray, scores: np.ndarray, with_std: bool, **keys: object) -> np.ndarray:
+def combined(
+    plan: BatchPlan, kinds: np.ndarray, uids: np.ndarray, scores: np.ndarray, with_std: bool, **keys: object
+) -> np.ndarray:
     """What the trainer uses: verl's mixed group, replaced where override_advantages gives a value."""
     keys.setdefault("dropped", {})
     own = override_advantages(plan, kinds, uids, scores, normalise_by_std=with_std, **keys)
@@ -68,7 +70,7 @@ def test_group_baseline_leaves_verls_values() -> None:
 
 def test_a_rollout_that_continues_a_prefix_is_no_on_policy_row_to_the_on_baseline() -> None:
     # scores 1 (after a prefix), 1, 0, 0: mean 1/3 and variance ((2/3)^2 + 2 (1/3)^2)/2 = 1/3 of the last three
-    plan = Joined(4).plan([Group("u", 2, 4, False)])
+    plan = DemonstrationInGroup(4).plan([Group("u", 2, 4, False)])
     arguments = (plan, np.array([ROLLOUT] * 4), np.array(["u"] * 4, dtype=object), np.array([1.0, 1, 0, 0]))
     prefixed = np.array([True, False, False, False])
     assert combined(*arguments, False, baseline="on", prefixed=prefixed) == pytest.approx([2 / 3, 2 / 3, -1 / 3, -1 / 3])
@@ -131,8 +133,8 @@ def test_padding_and_demonstrations_without_off_policy_term_are_zero() -> None:
 
 
 def test_soft_demonstration_is_in_the_group_if_its_term_has_weight() -> None:
-    def plan(off: float) -> GatePlan:
-        return GatePlan((GroupPlan("u", 1, 2, 2, 1, 1.0, off, 0.5),))
+    def plan(off: float) -> BatchPlan:
+        return BatchPlan((GroupPlan("u", 1, 2, 2, 1, 1.0, off, 0.5),))
 
     kinds, uids = np.array([DEMONSTRATION, ROLLOUT, ROLLOUT]), np.array(["u"] * 3, dtype=object)
     scores = np.array([1.0, 1.0, 0.0])

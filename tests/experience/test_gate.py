@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unify_posttrain.experience import SOFT_TABLES, GatePlan, GroupPlan, gate, soft_coefficients
+from unify_posttrain.experience import SOFT_TABLES, BatchPlan, GroupPlan, gate, soft_coefficients
 from unify_posttrain.experience.mixer import plan_metrics
-from unify_posttrain.experience.rules import Gated, Group
+from unify_posttrain.experience.rules import DemonstrationIfUnsolved, Group
 
 # The published tables as printed in the specification: rows 0..8 of (on, off, sft).
 TABLES = {
@@ -23,7 +23,7 @@ TABLES = {
 TABLES = {name: [tuple(float(v) for v in row.split()) for row in rows.split("|")] for name, rows in TABLES.items()}
 
 
-def zones(plan: GatePlan) -> list[str]:
+def zones(plan: BatchPlan) -> list[str]:
     return [group.zone for group in plan]
 
 
@@ -187,7 +187,7 @@ def test_soft_without_target_under_skip_contributes_no_row() -> None:
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> tuple[GatePlan, int]:
+def plans(draw: st.DrawFn) -> tuple[BatchPlan, int]:
     n = draw(st.integers(2, 12))
     strategy = draw(st.sampled_from(["switch", "soft", "no"]))
     prompts = draw(st.integers(0, 12))
@@ -210,7 +210,7 @@ def plans(draw: st.DrawFn) -> tuple[GatePlan, int]:
 
 
 @given(plans())
-def test_every_prompt_is_in_exactly_one_zone(drawn: tuple[GatePlan, int]) -> None:
+def test_every_prompt_is_in_exactly_one_zone(drawn: tuple[BatchPlan, int]) -> None:
     plan, n = drawn
     assert sum(plan.zones().values()) == len(plan)
     assert set(plan.zones()) == {"rl", "sft", "off", "skipped"}
@@ -221,13 +221,13 @@ def test_every_prompt_is_in_exactly_one_zone(drawn: tuple[GatePlan, int]) -> Non
 
 
 @given(plans())
-def test_plans_survive_json(drawn: tuple[GatePlan, int]) -> None:
+def test_plans_survive_json(drawn: tuple[BatchPlan, int]) -> None:
     plan, _ = drawn
-    assert GatePlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert BatchPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
 
 @given(plans())
-def test_a_group_is_kept_whole_or_not_at_all(drawn: tuple[GatePlan, int]) -> None:
+def test_a_group_is_kept_whole_or_not_at_all(drawn: tuple[BatchPlan, int]) -> None:
     for group in drawn[0]:
         assert group.kept in (0, group.rollouts)
         assert group.demonstrations in (0, 1)
@@ -289,7 +289,7 @@ def test_a_bad_table_is_refused_before_the_first_batch(keywords: dict) -> None:
 
 def test_a_skipped_prompt_without_rollouts_is_not_counted_as_unsolved() -> None:
     """soft, demo.missing=skip: nothing is generated for a prompt without target, so it says nothing about the policy."""
-    rule = Gated(4, "soft", {"missing": "skip"})
+    rule = DemonstrationIfUnsolved(4, "soft", {"missing": "skip"})
     assert rule.rollouts(False) == 0
     plan = rule.plan([Group("a", 0, 0, False, False), Group("b", 3, 3, True, True)])
     metrics = plan_metrics(plan, 4)

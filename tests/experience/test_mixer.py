@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unify_posttrain.experience import Demonstration, GatePlan, Mixed, Rows, demonstration_tensors, gate, mix
-from unify_posttrain.experience.mixer import DEMONSTRATION, OPENING_LENGTH, PADDING, ROLLOUT, row_metrics
+from unify_posttrain.experience import BatchPlan, Demonstration, Mixed, Rows, demonstration_tensors, gate, mix
+from unify_posttrain.experience.mixer import DEMONSTRATION, PADDING, PREFIX_LENGTH, ROLLOUT, row_metrics
 from unify_posttrain.experience.rows import assemble, object_column
-from unify_posttrain.experience.rules import DemonstrationsOnly, Group, Joined, OnPolicy
+from unify_posttrain.experience.rules import DemonstrationInGroup, DemonstrationsOnly, Group, RolloutsOnly
 from unify_posttrain.objective import token_class
 
 PROMPT, WIDTH = 2, 4
@@ -117,7 +117,7 @@ def test_soft() -> None:
 
 def test_luffy() -> None:
     groups = [Group("a", 1, 3, True, True), Group("b", 2, 4, False, False)]
-    mixed = mix(Joined(4).plan(groups), rollouts({"a": 3, "b": 4}), demonstrations(["a"]), ranks=2, mini_batches=2)
+    mixed = mix(DemonstrationInGroup(4).plan(groups), rollouts({"a": 3, "b": 4}), demonstrations(["a"]), ranks=2, mini_batches=2)
     check_invariants(mixed, 2, 2)
     assert weights(mixed) == {**dict.fromkeys(range(100, 107), (1.0, 0.0)), 200: (1.0, 0.0)}
 
@@ -156,18 +156,18 @@ def test_every_prompt_skipped_is_padding_only() -> None:
 # --- rollouts that begin with given tokens ---------------------------------------------------------------------------
 
 
-def opened(sizes: dict[str, int], opening: list[int], trained: bool) -> Rows:
-    """Rollouts of four tokens, the first `opening[i]` of row i given to it: trained (a prefix) or not (a hint)."""
-    rows = rollouts(sizes, lengths=[WIDTH] * len(opening))
-    rows.columns[OPENING_LENGTH] = np.array(opening)
+def opened(sizes: dict[str, int], prefix: list[int], trained: bool) -> Rows:
+    """Rollouts of four tokens, the first `prefix[i]` of row i given to it: trained (a prefix) or not (a hint)."""
+    rows = rollouts(sizes, lengths=[WIDTH] * len(prefix))
+    rows.columns[PREFIX_LENGTH] = np.array(prefix)
     if not trained:
-        rows.tensors["response_mask"][torch.arange(WIDTH) < torch.tensor(opening)[:, None]] = 0
+        rows.tensors["response_mask"][torch.arange(WIDTH) < torch.tensor(prefix)[:, None]] = 0
     return rows
 
 
 @pytest.mark.parametrize("trained", [True, False])
 def test_given_tokens_are_no_samples(trained: bool) -> None:
-    mixed = mix(OnPolicy(3).plan([Group("a", 1, 3)]), opened({"a": 3}, [0, 1, 3], trained), None)
+    mixed = mix(RolloutsOnly(3).plan([Group("a", 1, 3)]), opened({"a": 3}, [0, 1, 3], trained), None)
     assert not mixed.reordered
     t = mixed.rows.tensors
     assert t["prefix_mask"].tolist() == [[False] * 4, [True, False, False, False], [True, True, True, False]]
@@ -182,7 +182,7 @@ def test_given_tokens_are_no_samples(trained: bool) -> None:
 
 def test_given_tokens_follow_their_row_and_neither_demonstrations_nor_padding_have_any() -> None:
     rows = opened({"a": 3, "b": 4}, [1, 2, 3, 0, 0, 0, 3], trained=True)
-    plan = Joined(4).plan([Group("a", 1, 3, True), Group("b", 1, 4)])
+    plan = DemonstrationInGroup(4).plan([Group("a", 1, 3, True), Group("b", 1, 4)])
     mixed = mix(plan, rows, demonstrations(["a"]), ranks=3, mini_batches=1)
     assert mixed.reordered and mixed.padding == 1
     t = mixed.rows.tensors
@@ -242,7 +242,7 @@ def test_padding_copies_the_shortest_row() -> None:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[GatePlan, Rows, Rows, int, int]:
+def cases(draw: st.DrawFn) -> tuple[BatchPlan, Rows, Rows, int, int]:
     n = draw(st.integers(2, 5))
     strategy = draw(st.sampled_from(["switch", "soft"]))
     demos = draw(st.lists(st.booleans(), min_size=1, max_size=5))
@@ -293,7 +293,7 @@ def test_a_demonstration_that_is_not_there_is_an_error() -> None:
 
 def test_nothing_at_all_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing to train on"):
-        mix(GatePlan(()), None, None)
+        mix(BatchPlan(()), None, None)
 
 
 def test_rows_of_different_width_cannot_join() -> None:

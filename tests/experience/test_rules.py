@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from unify_posttrain.experience.hints import HintSchedule
 from unify_posttrain.experience.prefixes import STRATEGIES, PrefixSchedule
 from unify_posttrain.experience.rules import (
-    PLAIN,
-    Beside,
+    NO_PREFIX,
+    DemonstrationBesideGroup,
+    DemonstrationIfUnsolved,
+    DemonstrationInGroup,
     DemonstrationsOnly,
     Experience,
-    Gated,
     Group,
-    Hinted,
-    Joined,
-    OnPolicy,
-    Opening,
     Prompt,
+    ResponsePrefix,
+    RolloutsAfterHint,
+    RolloutsOnly,
 )
 
 TARGET = (5, 6, 7, 8, 9, 5, 6, 7, 8, 2)  # ten tokens with the EOS
@@ -35,38 +35,38 @@ UFT = HintSchedule("uft", buckets=5, hint_steps=300, p_low=0.05, p_high=0.95, se
 
 def lengths(rule: Experience, step: int = 1, row_id: int = 0, target: tuple[int, ...] | None = TARGET) -> list[int]:
     """Tokens that each rollout begins with."""
-    openings = rule.openings(Prompt(row_id, target), step)
-    assert all(opening.ids == TARGET[: len(opening.ids)] for opening in openings)
-    assert all(opening == PLAIN or (opening.trained and opening.share == len(opening.ids) / len(TARGET)) for opening in openings)
-    return [len(opening.ids) for opening in openings]
+    prefixes = rule.response_prefixes(Prompt(row_id, target), step)
+    assert all(prefix.ids == TARGET[: len(prefix.ids)] for prefix in prefixes)
+    assert all(prefix == NO_PREFIX or (prefix.trained and prefix.share == len(prefix.ids) / len(TARGET)) for prefix in prefixes)
+    return [len(prefix.ids) for prefix in prefixes]
 
 
 # --- rollouts and nothing else ---------------------------------------------------------------------------------------
 
 
 def test_on_policy() -> None:
-    rule = OnPolicy(4)
+    rule = RolloutsOnly(4)
     assert not rule.needs_target and not rule.needs_hint
-    assert rule.openings(Prompt(3, TARGET), 1) == (PLAIN,) * 4
+    assert rule.response_prefixes(Prompt(3, TARGET), 1) == (NO_PREFIX,) * 4
     (group,) = rule.plan([Group("a", 2, 4, True, True)])
     assert (group.kept, group.demonstrations, group.zone) == (4, 0, "rl")
-    assert OnPolicy(4, needs_target=True).needs_target  # ReLIFT keeps targets for its buffer; its plan is the same
-    assert OnPolicy(4, needs_target=True).plan([Group("a", 2, 4, True, True)]).groups == (group,)
+    assert RolloutsOnly(4, needs_target=True).needs_target  # ReLIFT keeps targets for its buffer; its plan is the same
+    assert RolloutsOnly(4, needs_target=True).plan([Group("a", 2, 4, True, True)]).groups == (group,)
 
 
 # --- hints -----------------------------------------------------------------------------------------------------------
 
 
-def hinted(room: int = 100, joiner: str = "", schedule: HintSchedule | None = UFT, n: int = 3) -> Hinted:
-    return Hinted(n, schedule=schedule, room=room, joiner=joiner)
+def hinted(room: int = 100, joiner: str = "", schedule: HintSchedule | None = UFT, n: int = 3) -> RolloutsAfterHint:
+    return RolloutsAfterHint(n, schedule=schedule, room=room, joiner=joiner)
 
 
-def hint(rule: Hinted, sentences: list[str], step: int = 1, row_id: int = 0) -> Opening:
+def hint(rule: RolloutsAfterHint, sentences: list[str], step: int = 1, row_id: int = 0) -> ResponsePrefix:
     prompt = Prompt(row_id, sentences=tuple(sentences), encode=lambda text: [ord(letter) for letter in text])
-    openings = rule.openings(prompt, step)
-    assert len(openings) == rule.group_size and len(set(openings)) == 1, "rollouts of a group start alike"
-    assert not openings[0].trained
-    return openings[0]
+    prefixes = rule.response_prefixes(prompt, step)
+    assert len(prefixes) == rule.group_size and len(set(prefixes)) == 1, "rollouts of a group start alike"
+    assert not prefixes[0].trained
+    return prefixes[0]
 
 
 EIGHT = ["ab", "cd", "ef", "gh", "ij", "kl", "mn", "op"]
@@ -74,9 +74,9 @@ EIGHT = ["ab", "cd", "ef", "gh", "ij", "kl", "mn", "op"]
 
 def test_a_hint_is_whole_sentences() -> None:
     # step 1, row 0: 4 of 5 buckets; the cuts of eight sentences are 0 2 3 5 6 8
-    opening = hint(hinted(), EIGHT)
-    assert "".join(map(chr, opening.ids)) == "abcdefghijkl"
-    assert (opening.share, opening.shortened) == (6 / 8, False)
+    prefix = hint(hinted(), EIGHT)
+    assert "".join(map(chr, prefix.ids)) == "abcdefghijkl"
+    assert (prefix.share, prefix.shortened) == (6 / 8, False)
     assert (
         "".join(map(chr, hint(hinted(joiner="; "), EIGHT[:3]).ids)).split("; ") == EIGHT[: len(hint(hinted(), EIGHT[:3]).ids) // 2]
     )
@@ -94,15 +94,15 @@ def test_a_hint_is_whole_sentences() -> None:
     ],
 )
 def test_a_hint_that_does_not_fit_moves_down_by_buckets(room: int, text: str, share: float, shortened: bool) -> None:
-    opening = hint(hinted(room), EIGHT)
-    assert ("".join(map(chr, opening.ids)), opening.share, opening.shortened) == (text, share, shortened)
+    prefix = hint(hinted(room), EIGHT)
+    assert ("".join(map(chr, prefix.ids)), prefix.share, prefix.shortened) == (text, share, shortened)
 
 
 def test_no_hint_is_a_plain_rollout() -> None:
-    assert hint(hinted(), []) == PLAIN
-    assert hint(hinted(), EIGHT, step=301) == Opening()  # beyond T_hint
-    assert hint(hinted(schedule=None), EIGHT) == PLAIN
-    assert hinted().openings(Prompt(0, TARGET, ("a", "b")), 1) == (PLAIN,) * 3  # nobody to tokenise it
+    assert hint(hinted(), []) == NO_PREFIX
+    assert hint(hinted(), EIGHT, step=301) == ResponsePrefix()  # beyond T_hint
+    assert hint(hinted(schedule=None), EIGHT) == NO_PREFIX
+    assert hinted().response_prefixes(Prompt(0, TARGET, ("a", "b")), 1) == (NO_PREFIX,) * 3  # nobody to tokenise it
     assert hinted().needs_hint and not hinted().needs_target
 
 
@@ -116,7 +116,11 @@ def test_a_hint_depends_on_step_and_prompt_alone() -> None:
 
 
 def test_one_whole_demonstration() -> None:
-    for rule in (Joined(4), Joined(4, prefixes=WHOLE), Joined(4, prefixes=replace(WHOLE, strategy="fixed"))):
+    for rule in (
+        DemonstrationInGroup(4),
+        DemonstrationInGroup(4, prefixes=WHOLE),
+        DemonstrationInGroup(4, prefixes=replace(WHOLE, strategy="fixed")),
+    ):
         assert (rule.rollouts(True), rule.rollouts(False)) == (3, 4)
         assert lengths(rule) == [0, 0, 0]
         assert lengths(rule, target=None) == [0] * 4
@@ -125,12 +129,12 @@ def test_one_whole_demonstration() -> None:
 
 
 def test_prompts_without_a_target() -> None:
-    assert Joined(4, "rl", WHOLE).rollouts(False) == 4
-    skipping = Joined(4, "skip", WHOLE)
-    assert skipping.rollouts(False) == 0 and skipping.openings(Prompt(0), 1) == ()
+    assert DemonstrationInGroup(4, "rl", WHOLE).rollouts(False) == 4
+    skipping = DemonstrationInGroup(4, "skip", WHOLE)
+    assert skipping.rollouts(False) == 0 and skipping.response_prefixes(Prompt(0), 1) == ()
     plan = skipping.plan([Group("a", 0, 0), Group("b", 1, 3, True)])
     assert plan.zones() == {"rl": 1, "sft": 0, "off": 0, "skipped": 1}
-    (group,) = Joined(4).plan([Group("a", 2, 4)])
+    (group,) = DemonstrationInGroup(4).plan([Group("a", 2, 4)])
     assert (group.kept, group.demonstrations, group.off_weight) == (4, 0, 0.0)
 
 
@@ -154,7 +158,7 @@ def test_prompts_without_a_target() -> None:
     ],
 )  # fmt: skip
 def test_prefixes(changes: dict, step: int, expected: list[int]) -> None:
-    rule = Joined(4, prefixes=replace(WHOLE, **changes))
+    rule = DemonstrationInGroup(4, prefixes=replace(WHOLE, **changes))
     assert lengths(rule, step) == expected
     assert len(expected) <= rule.rollouts(True) <= 4
     # what is not generated is a demonstration
@@ -167,13 +171,13 @@ def test_prefixes(changes: dict, step: int, expected: list[int]) -> None:
 def test_drawn_prefixes(strategy: str, most: float) -> None:
     """Step 1 of 100: U(.1, .9), U(0, .08) and U(0, .8) of a target of 1000 tokens, drawn per prompt and row."""
     target = tuple(range(1000))
-    rule = Joined(4, prefixes=replace(WHOLE, strategy=strategy, n_prefix=-1, min_ratio=0.1, max_ratio=0.9))
-    drawn = [[len(o.ids) for o in rule.openings(Prompt(row, target), 1)] for row in range(60)]
+    rule = DemonstrationInGroup(4, prefixes=replace(WHOLE, strategy=strategy, n_prefix=-1, min_ratio=0.1, max_ratio=0.9))
+    drawn = [[len(o.ids) for o in rule.response_prefixes(Prompt(row, target), 1)] for row in range(60)]
     assert all(len(row) == 4 and max(row) <= 1000 * most for row in drawn)
     assert len({length for row in drawn for length in row}) > 20 and max(max(row) for row in drawn) > 900 * most
     assert all(min(row) >= 100 for row in drawn) if strategy == "random" else min(min(row) for row in drawn) < 100
-    shared = Joined(4, prefixes=replace(rule.prefixes, share=True))
-    assert all(len({len(o.ids) for o in shared.openings(Prompt(row, target), 1)}) == 1 for row in range(9))
+    shared = DemonstrationInGroup(4, prefixes=replace(rule.prefixes, share=True))
+    assert all(len({len(o.ids) for o in shared.response_prefixes(Prompt(row, target), 1)}) == 1 for row in range(9))
 
 
 @given(
@@ -188,22 +192,22 @@ def test_drawn_prefixes(strategy: str, most: float) -> None:
 def test_rows_of_a_group_always_add_up(
     strategy: str, n_prefix: int, ends: list[float], most: float, step: int, row_id: int, has_target: bool
 ) -> None:
-    """Rollouts and demonstrations are n; `rollouts` is never exceeded; an opening leaves something to generate."""
-    rule = Joined(5, prefixes=replace(
+    """Rollouts and demonstrations are n; `rollouts` is never exceeded; a response prefix leaves something to generate."""
+    rule = DemonstrationInGroup(5, prefixes=replace(
         WHOLE, strategy=strategy, n_prefix=n_prefix, min_ratio=ends[0], max_ratio=ends[1], linear_max_ratio=most
     ))  # fmt: skip
-    openings = rule.openings(Prompt(row_id, TARGET if has_target else None), step)
-    assert len(openings) <= rule.rollouts(has_target)
-    assert all(len(opening.ids) < len(TARGET) for opening in openings)
-    (group,) = rule.plan([Group("a", 0, len(openings), has_target)])
+    prefixes = rule.response_prefixes(Prompt(row_id, TARGET if has_target else None), step)
+    assert len(prefixes) <= rule.rollouts(has_target)
+    assert all(len(prefix.ids) < len(TARGET) for prefix in prefixes)
+    (group,) = rule.plan([Group("a", 0, len(prefixes), has_target)])
     assert group.kept + group.demonstrations == 5
     assert not group.demonstrations or has_target
 
 
 def test_weights_of_joined_demonstrations() -> None:
-    (group,) = Joined(4, off_weight=0.0, sft_weight=1.0).plan([Group("a", 1, 3, True)])
+    (group,) = DemonstrationInGroup(4, off_weight=0.0, sft_weight=1.0).plan([Group("a", 1, 3, True)])
     assert (group.on_weight, group.off_weight, group.sft_weight) == (1.0, 0.0, 1.0)
-    (group,) = Joined(4, prefixes=replace(WHOLE, n_prefix=-1), sft_weight=1.0).plan([Group("a", 0, 0, True)])
+    (group,) = DemonstrationInGroup(4, prefixes=replace(WHOLE, n_prefix=-1), sft_weight=1.0).plan([Group("a", 0, 0, True)])
     assert (group.demonstrations, group.on_weight, group.off_weight, group.sft_weight, group.zone) == (4, 0.0, 1.0, 1.0, "sft")
 
 
@@ -211,29 +215,31 @@ def test_weights_of_joined_demonstrations() -> None:
 
 
 def test_beside_keeps_all_rollouts() -> None:
-    rule = Beside(4)
+    rule = DemonstrationBesideGroup(4)
     assert (rule.rollouts(True), rule.rollouts(False), rule.needs_target) == (4, 4, True)
-    assert rule.openings(Prompt(0, TARGET), 1) == rule.openings(Prompt(0), 1) == (PLAIN,) * 4
+    assert rule.response_prefixes(Prompt(0, TARGET), 1) == rule.response_prefixes(Prompt(0), 1) == (NO_PREFIX,) * 4
     both, alone = rule.plan([Group("a", 1, 4, True, True), Group("b", 1, 4)])
     assert (both.kept, both.demonstrations, both.on_weight, both.off_weight, both.sft_weight) == (4, 1, 1.0, 0.0, 1.0)
     assert (alone.kept, alone.demonstrations, alone.on_weight, alone.sft_weight) == (4, 0, 1.0, 0.0)
 
 
 def test_expert_share_splits_the_prompts() -> None:
-    rule = Beside(4, expert_share=0.2, seed=3)
-    numbers = [len(rule.openings(Prompt(row, TARGET), 5)) for row in range(4000)]
+    rule = DemonstrationBesideGroup(4, expert_share=0.2, seed=3)
+    numbers = [len(rule.response_prefixes(Prompt(row, TARGET), 5)) for row in range(4000)]
     assert set(numbers) == {0, 4}
     assert numbers.count(0) / 4000 == pytest.approx(0.2, abs=4 * 0.0063)  # sqrt(.2 * .8 / 4000)
     # drawn from seed, step and prompt
-    assert numbers == [len(rule.openings(Prompt(row, TARGET), 5)) for row in range(4000)]
-    assert numbers != [len(rule.openings(Prompt(row, TARGET), 6)) for row in range(4000)]
-    assert numbers != [len(Beside(4, 0.2, seed=4).openings(Prompt(row, TARGET), 5)) for row in range(4000)]
+    assert numbers == [len(rule.response_prefixes(Prompt(row, TARGET), 5)) for row in range(4000)]
+    assert numbers != [len(rule.response_prefixes(Prompt(row, TARGET), 6)) for row in range(4000)]
+    assert numbers != [
+        len(DemonstrationBesideGroup(4, 0.2, seed=4).response_prefixes(Prompt(row, TARGET), 5)) for row in range(4000)
+    ]
     # a prompt without a target is never expert data
-    assert all(len(rule.openings(Prompt(row), 5)) == 4 for row in range(200))
+    assert all(len(rule.response_prefixes(Prompt(row), 5)) == 4 for row in range(200))
 
 
 def test_an_expert_prompt_is_demonstration_only_and_the_others_are_rollouts_only() -> None:
-    expert, other = Beside(4, expert_share=0.2).plan([Group("a", 0, 0, True, True), Group("b", 2, 4, True, True)])
+    expert, other = DemonstrationBesideGroup(4, expert_share=0.2).plan([Group("a", 0, 0, True, True), Group("b", 2, 4, True, True)])
     assert (expert.kept, expert.demonstrations, expert.on_weight, expert.sft_weight, expert.zone) == (0, 1, 0.0, 1.0, "sft")
     assert (other.kept, other.demonstrations, other.on_weight, other.sft_weight, other.zone) == (4, 0, 1.0, 0.0, "rl")
 
@@ -241,32 +247,34 @@ def test_an_expert_prompt_is_demonstration_only_and_the_others_are_rollouts_only
 # --- what holds of all -----------------------------------------------------------------------------------------------
 
 RULES: list[Experience] = [
-    OnPolicy(4),
+    RolloutsOnly(4),
     hinted(n=4),
-    Gated(4, "switch", GATED),
-    Gated(4, "soft", GATED),
-    Gated(4, "no", GATED),
-    Joined(4),
-    Joined(4, "skip", WHOLE),
-    Joined(4, "rl", replace(WHOLE, strategy="linear_max", n_prefix=2)),
-    Beside(4),
-    Beside(4, 0.5),
+    DemonstrationIfUnsolved(4, "switch", GATED),
+    DemonstrationIfUnsolved(4, "soft", GATED),
+    DemonstrationIfUnsolved(4, "no", GATED),
+    DemonstrationInGroup(4),
+    DemonstrationInGroup(4, "skip", WHOLE),
+    DemonstrationInGroup(4, "rl", replace(WHOLE, strategy="linear_max", n_prefix=2)),
+    DemonstrationBesideGroup(4),
+    DemonstrationBesideGroup(4, 0.5),
     DemonstrationsOnly(),
 ]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{type(rule).__name__}-{RULES.index(rule)}")
-def test_openings_never_exceed_the_rollouts_that_were_announced(rule: Experience) -> None:
+def test_response_prefixes_never_exceed_the_rollouts_that_were_announced(rule: Experience) -> None:
     """The announcement is the most there can be: what memory and steps are planned with."""
     for step, row in np.ndindex(12, 12):
         for target in (TARGET, None):
             prompt = Prompt(int(row), target, ("a", "b", "c"), lambda text: [1] * len(text))
-            assert len(rule.openings(prompt, int(step) + 1)) <= rule.rollouts(target is not None) <= 4
+            assert len(rule.response_prefixes(prompt, int(step) + 1)) <= rule.rollouts(target is not None) <= 4
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{type(rule).__name__}-{RULES.index(rule)}")
 def test_plans_keep_the_order_of_the_prompts_and_count_each_once(rule: Experience) -> None:
-    groups = [Group(f"u{i}", 0, len(rule.openings(Prompt(i, TARGET if i % 2 else None), 1)), bool(i % 2)) for i in range(8)]
+    groups = [
+        Group(f"u{i}", 0, len(rule.response_prefixes(Prompt(i, TARGET if i % 2 else None), 1)), bool(i % 2)) for i in range(8)
+    ]
     plan = rule.plan(groups)
     assert [group.uid for group in plan] == [group.uid for group in groups]
     assert sum(plan.zones().values()) == 8

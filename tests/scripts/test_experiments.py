@@ -83,7 +83,7 @@ def plan(config: DictConfig) -> str:
     """What unify_posttrain.train does for +dry_run=true."""
     from unify_posttrain.startup.checks import check_config
     from unify_posttrain.startup.data_checks import check_data_if_there
-    from unify_posttrain.startup.plan import describe_run
+    from unify_posttrain.startup.dry_run import describe_run
 
     assert config.dry_run
     check_config(config)

@@ -13,7 +13,7 @@ from unify_posttrain.algorithms import ALGORITHMS
 from unify_posttrain.config import check_choices, compose_config
 from unify_posttrain.startup.checks import check_config
 from unify_posttrain.startup.data_checks import check_data
-from unify_posttrain.startup.plan import describe_run
+from unify_posttrain.startup.dry_run import describe_run
 from unify_posttrain.tasks.arithmetic import write_splits
 from unify_posttrain.tasks.tiny_model import build_base_model
 

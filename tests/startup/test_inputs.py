@@ -12,8 +12,8 @@ from unify_posttrain.config import compose_config
 from unify_posttrain.startup import data_checks
 from unify_posttrain.startup.checks import check_config
 from unify_posttrain.startup.data_checks import check_data_if_there
+from unify_posttrain.startup.dry_run import describe_run
 from unify_posttrain.startup.inputs import Missing, downloads, missing_files, missing_model
-from unify_posttrain.startup.plan import describe_run
 
 MATH = ["algorithm=hpt", "model=qwen2_5_math_7b", "task=openr1_math", "hardware=node_8gpu"]
 PREPARE = "python -m unify_posttrain.prepare task="

@@ -1,4 +1,4 @@
-"""From prompts to the batch that is trained, for every algorithm: openings, plan, mixed rows, streams, advantages; no Ray.
+"""From prompts to the batch that is trained, for every algorithm: prefixes, plan, mixed rows, streams, advantages; no Ray.
 
 Two prompts of n = 4: `a` has a target, `b` has none. Tokens are small numbers, rollouts are made up, rewards are given.
 """
@@ -17,14 +17,14 @@ from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
 from unify_posttrain.algorithms import ALGORITHMS, Algorithm, Settings
 from unify_posttrain.experience.demonstrations import Demonstration, DemonstrationReader, demonstration_tensors
-from unify_posttrain.experience.gate import GatePlan
+from unify_posttrain.experience.gate import BatchPlan
 from unify_posttrain.experience.mixer import DEMONSTRATION, PADDING, ROLLOUT
 from unify_posttrain.experience.rows import object_column
-from unify_posttrain.experience.rules import PLAIN
+from unify_posttrain.experience.rules import NO_PREFIX
 from unify_posttrain.objective import compute_loss, token_class
 from unify_posttrain.trainer.batch_mixer import KIND_COLUMN, BatchMixer
 from unify_posttrain.trainer.demonstrator import Demonstrator
-from unify_posttrain.trainer.openings import draw_openings, opening_columns
+from unify_posttrain.trainer.response_prefixes import draw_response_prefixes, prefix_columns
 
 PROMPT, RESPONSE, EOS, PAD, N = 2, 8, 2, 0, 4
 STAGES = {"advantages", "old_log_probs", "ref_log_prob", "batch_entropy"}  # what verl's stages add afterwards
@@ -84,10 +84,10 @@ class Step:
     def mix(self, batch: DataProto, solved: dict[str, list[float]]) -> DataProto:
         """`solved`: uid -> scores of its rollouts, as many as the rule asks for (or more: the rest is not needed)."""
         found = self.demonstrator.read(batch, self.step)[0] if self.demonstrator else {}
-        openings = draw_openings(self.built.experience, batch, found, encode, self.step)
+        prefixes = draw_response_prefixes(self.built.experience, batch, found, encode, self.step)
         for name in ("target", "target_probs"):
             batch.non_tensor_batch.pop(name, None)
-        rollouts = generated(batch, openings, solved)
+        rollouts = generated(batch, prefixes, solved)
         return self.mixer.mix(self.built, batch, rollouts, found, self.ranks, self.step)[0]
 
     def advantages(self, batch: DataProto, old: float = 0.0, reference: float = 0.0) -> dict[str, float]:
@@ -102,25 +102,25 @@ class Step:
         return self.mixer.replace_advantages(self.built, batch)
 
 
-def generated(batch: DataProto, openings: list, solved: dict[str, list[float]]) -> DataProto | None:
-    """Rollouts that the engine would return: opening, then own tokens 9, to six tokens in all."""
+def generated(batch: DataProto, prefixes: list, solved: dict[str, list[float]]) -> DataProto | None:
+    """Rollouts that the engine would return: prefix, then own tokens 9, to six tokens in all."""
     packed, uids, scores, given = [], [], [], []
-    for uid, row in zip(batch.non_tensor_batch["uid"], openings, strict=True):
-        for number, opening in enumerate(row):
-            packed.append(Demonstration(0, 0, (1,), (*opening.ids, *[9] * max(1, 6 - len(opening.ids)))))
+    for uid, row in zip(batch.non_tensor_batch["uid"], prefixes, strict=True):
+        for number, prefix in enumerate(row):
+            packed.append(Demonstration(0, 0, (1,), (*prefix.ids, *[9] * max(1, 6 - len(prefix.ids)))))
             uids.append(uid)
             scores.append(solved[uid][number])
-            given.append(opening)
+            given.append(prefix)
     if not packed:
         return None
     tensors = demonstration_tensors(packed, PROMPT, RESPONSE, PAD)
     del tensors["prefix_mask"]
-    for row, opening in enumerate(given):
-        tensors["response_mask"][row, : len(opening.ids)] = int(opening.trained)
+    for row, prefix in enumerate(given):
+        tensors["response_mask"][row, : len(prefix.ids)] = int(prefix.trained)
     tensors["rm_scores"] = torch.zeros(tensors["responses"].shape)
     tensors["rm_scores"][:, 5] = torch.tensor(scores)
     tensors["rollout_log_probs"] = torch.zeros(tensors["responses"].shape)
-    columns = {"uid": object_column(uids), "acc": np.array([float(score >= 1) for score in scores]), **opening_columns(given)}
+    columns = {"uid": object_column(uids), "acc": np.array([float(score >= 1) for score in scores]), **prefix_columns(given)}
     return DataProto.from_dict(tensors=tensors, non_tensors=columns, meta_info={"reward_extra_keys": ["acc"]})
 
 
@@ -256,7 +256,7 @@ def test_online_sft_advantages_and_rewards(small: Callable[..., Algorithm]) -> N
 def test_online_sft_keeps_a_penalty_beside_the_verdict(small: Callable[..., Algorithm]) -> None:
     """The reward manager's score is the verdict (`acc`) and a penalty; ±1 replaces the verdict alone."""
     step = Step(small("online_sft"), std=True)
-    rollouts = generated(prompts(), [(PLAIN,) * N] * 2, SCORES)
+    rollouts = generated(prompts(), [(NO_PREFIX,) * N] * 2, SCORES)
     rollouts.batch["rm_scores"][:, 5] -= 0.25
     batch = step.mixer.mix(step.built, prompts(), rollouts, {}, 1, 1)[0]
     step.advantages(batch)
@@ -331,7 +331,7 @@ def test_a_prompt_that_cannot_be_graded_is_masked_and_counted(small: Callable[..
     step = Step(built, std=False)
     found = step.demonstrator.read(prompts(), step.step)[0] if step.demonstrator else {}
     solved = {"a": [0.0] * N, "b": [0.0, 1.0, 1.0, 0.0]}
-    rollouts = generated(prompts(), [(PLAIN,) * built.experience.rollouts(uid in found) for uid in "ab"], solved)
+    rollouts = generated(prompts(), [(NO_PREFIX,) * built.experience.rollouts(uid in found) for uid in "ab"], solved)
     usable = np.array([float(uid != "a") for uid in rollouts.non_tensor_batch["uid"]])
     faults = np.zeros(len(rollouts))
     faults[-1] = 1.0
@@ -343,4 +343,4 @@ def test_a_prompt_that_cannot_be_graded_is_masked_and_counted(small: Callable[..
     # the other prompt alone makes the rates: 2 of 4 solved, none unsolved
     assert (metrics["fusion/solve_rate"], metrics["fusion/solve_none"], metrics["fusion/prompts_skipped"]) == (0.5, 0.0, 1.0)
     assert step.mixer.plan.to_dict()["groups"][0]["graded"] is False
-    assert GatePlan.from_dict(step.mixer.plan.to_dict()) == step.mixer.plan
+    assert BatchPlan.from_dict(step.mixer.plan.to_dict()) == step.mixer.plan

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from unify_posttrain.experience.rules import Group, OnPolicy
+from unify_posttrain.experience.rules import Group, RolloutsOnly
 from unify_posttrain.trainer.dynamic_sampling import DynamicSampling
 
 
@@ -46,7 +46,7 @@ def test_when_to_stop(found: int, batches: int, stops: bool, warns: bool, caplog
 
 
 def test_the_first_groups_that_differ_are_kept() -> None:
-    plan = OnPolicy(2).plan([Group(uid, 1, 2) for uid in "abcde"])
+    plan = RolloutsOnly(2).plan([Group(uid, 1, 2) for uid in "abcde"])
     spread = {"a": False, "b": True, "c": False, "d": True, "e": True}
     chosen = DynamicSampling(2, None, 10).select(plan, spread)
     assert [group.uid for group in chosen] == list("abcde"), "every prompt that was drawn stays on record"
@@ -60,7 +60,7 @@ def test_the_first_groups_that_differ_are_kept() -> None:
 
 
 def test_too_few_groups_and_none() -> None:
-    plan = OnPolicy(2).plan([Group(uid, 0, 2) for uid in "ab"])
+    plan = RolloutsOnly(2).plan([Group(uid, 0, 2) for uid in "ab"])
     sampling = DynamicSampling(2, None, 1)
     assert sampling.select(plan, {"a": False, "b": True}).zones()["rl"] == 1
     assert sampling.select(plan, {"a": False, "b": False}).zones() == {"rl": 0, "sft": 0, "off": 0, "skipped": 2}

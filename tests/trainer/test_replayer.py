@@ -9,7 +9,7 @@ import torch
 
 from unify_posttrain.experience.demonstrations import Demonstration
 from unify_posttrain.experience.replay import ReplayBuffer
-from unify_posttrain.experience.rules import Group, OnPolicy
+from unify_posttrain.experience.rules import Group, RolloutsOnly
 from unify_posttrain.objective import token_class
 from unify_posttrain.trainer.replayer import Replayer
 
@@ -27,7 +27,7 @@ def demonstration(row_id: int) -> Demonstration:
 
 def collect(it: Replayer, step: int, solved: dict[int, int], without: tuple[int, ...] = ()) -> None:
     """A step whose prompts `row_id -> solved rollouts` had demonstrations, except some."""
-    plan = OnPolicy(4, needs_target=True).plan([Group(f"u{row}", s, 4, row not in without) for row, s in solved.items()])
+    plan = RolloutsOnly(4, needs_target=True).plan([Group(f"u{row}", s, 4, row not in without) for row, s in solved.items()])
     it.collect(plan, {f"u{row}": demonstration(row) for row in solved if row not in without}, step)
 
 

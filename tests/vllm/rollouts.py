@@ -17,7 +17,7 @@ import numpy as np
 from verl import DataProto
 
 from unify_posttrain.config import compose_config
-from unify_posttrain.rollout.agent_loop import OPENING_COLUMN, OPENING_TRAINED_COLUMN, SEED_COLUMN
+from unify_posttrain.rollout.agent_loop import PREFIX_COLUMN, PREFIX_TRAINED_COLUMN, SEED_COLUMN
 from unify_posttrain.startup.checks import check_config
 from unify_posttrain.trainer import task_runner
 
@@ -37,10 +37,10 @@ def generate_all(trainer: Any) -> None:
     trainer.checkpoint_manager.update_weights(0)
     batch = trainer._get_gen_batch(DataProto.from_single_dict(next(iter(trainer.val_dataloader))))
     seeds = batch.non_tensor_batch[SEED_COLUMN]
-    opening = trainer.tokenizer("12", add_special_tokens=False)["input_ids"]
-    openings = np.empty(len(batch), dtype=object)
-    openings[:] = [opening[: row % 3] for row in range(len(batch))]  # none, one or two tokens
-    opened = {OPENING_COLUMN: openings, OPENING_TRAINED_COLUMN: np.zeros(len(batch), dtype=bool)}
+    prefix = trainer.tokenizer("12", add_special_tokens=False)["input_ids"]
+    prefixes = np.empty(len(batch), dtype=object)
+    prefixes[:] = [prefix[: row % 3] for row in range(len(batch))]  # none, one or two tokens
+    opened = {PREFIX_COLUMN: prefixes, PREFIX_TRAINED_COLUMN: np.zeros(len(batch), dtype=bool)}
     two_turns = {"agent_name": np.array(["two_turns"] * len(batch), dtype=object)}
     backwards = batch.select_idxs(np.arange(len(batch))[::-1].copy())
 

@@ -118,19 +118,19 @@ def test_seeds_belong_to_requests(cases: dict[str, list[Rollout]]) -> None:
     assert sum(a != b for a, b in zip(first, other, strict=True)) > len(first) // 2
 
 
-def test_openings_come_first_and_are_continued(
+def test_response_prefixes_come_first_and_are_continued(
     cases: dict[str, list[Rollout]], transformers_engine: HFServer, tokenizer: Any
 ) -> None:
-    opening = tokenizer("12", add_special_tokens=False)["input_ids"]
+    prefix = tokenizer("12", add_special_tokens=False)["input_ids"]
     for row, rollout in enumerate(cases["opened"]):
         given = row % 3
-        assert rollout["response"][:given] == opening[:given]
+        assert rollout["response"][:given] == prefix[:given]
         assert rollout["mask"] == [0] * given + [1] * (len(rollout["response"]) - given)
         assert rollout["log_probs"][:given] == [0.0] * given
     rollouts = cases["opened_greedy"]
-    prompts = [[*rollout["prompt"], *opening[: row % 3]] for row, rollout in enumerate(rollouts)]
+    prompts = [[*rollout["prompt"], *prefix[: row % 3]] for row, rollout in enumerate(rollouts)]
     outputs = greedily(transformers_engine, prompts, [RESPONSE - row % 3 for row in range(len(rollouts))])
-    assert [r["response"] for r in rollouts] == [[*opening[: i % 3], *each.token_ids] for i, each in enumerate(outputs)]
+    assert [r["response"] for r in rollouts] == [[*prefix[: i % 3], *each.token_ids] for i, each in enumerate(outputs)]
 
 
 def test_two_turns_keep_what_was_sampled_and_mask_what_was_said(

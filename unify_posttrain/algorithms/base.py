@@ -13,7 +13,7 @@ from torch import Tensor
 from unify_posttrain.algorithms.settings import Settings
 from unify_posttrain.experience.advantages import BASELINES, OFF_ADVANTAGES
 from unify_posttrain.experience.demonstrations import OVERLONG_POLICIES, SELECTIONS
-from unify_posttrain.experience.gate import GatePlan
+from unify_posttrain.experience.gate import BatchPlan
 from unify_posttrain.experience.replay import ReplayBuffer
 from unify_posttrain.experience.rules import Experience
 from unify_posttrain.objective import (
@@ -162,7 +162,7 @@ class Algorithm(ABC):
 
     # What only some algorithms have.
 
-    def scales(self, plan: GatePlan, step: int = 1) -> Mapping[str, float]:
+    def scales(self, plan: BatchPlan, step: int = 1) -> Mapping[str, float]:
         """Factors per term that depend on the whole training batch or on the step (1-based); 1 where absent."""
         return {}
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 from unify_posttrain.algorithms.base import Algorithm
 from unify_posttrain.algorithms.schedules import chord_mu
-from unify_posttrain.experience.gate import GatePlan
-from unify_posttrain.experience.rules import Beside, Experience
+from unify_posttrain.experience.gate import BatchPlan
+from unify_posttrain.experience.rules import DemonstrationBesideGroup, Experience
 from unify_posttrain.objective import Term
 
 
@@ -41,9 +41,11 @@ class CHORD(Algorithm):
 
     @property
     def experience(self) -> Experience:
-        return Beside(self.fusion.group_size, self.fusion.chord.expert_share, self.fusion.seed, self.missing_in_gate)
+        return DemonstrationBesideGroup(
+            self.fusion.group_size, self.fusion.chord.expert_share, self.fusion.seed, self.missing_in_gate
+        )
 
-    def scales(self, plan: GatePlan, step: int = 1) -> Mapping[str, float]:
+    def scales(self, plan: BatchPlan, step: int = 1) -> Mapping[str, float]:
         return {"rl": 1 - self.mu(step), "sft": self.mu(step)}
 
     def step_metrics(self, step: int) -> Mapping[str, float]:

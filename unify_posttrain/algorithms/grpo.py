@@ -6,7 +6,7 @@ The terms equal verl's own GRPO loss to the last bit; entropy and KL follow the 
 """
 
 from unify_posttrain.algorithms.base import Algorithm
-from unify_posttrain.experience.rules import Experience, OnPolicy
+from unify_posttrain.experience.rules import Experience, RolloutsOnly
 from unify_posttrain.objective import Term
 
 
@@ -23,4 +23,4 @@ class GRPO(Algorithm):
 
     @property
     def experience(self) -> Experience:
-        return OnPolicy(self.fusion.group_size)
+        return RolloutsOnly(self.fusion.group_size)

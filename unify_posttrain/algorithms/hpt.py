@@ -15,15 +15,15 @@ the middle zone works, any group size; a batch without one of the kinds is finit
 from collections.abc import Mapping
 
 from unify_posttrain.algorithms.base import Algorithm
-from unify_posttrain.experience.gate import GatePlan, gate
-from unify_posttrain.experience.rules import Experience, Gated
+from unify_posttrain.experience.gate import BatchPlan, gate
+from unify_posttrain.experience.rules import DemonstrationIfUnsolved, Experience
 from unify_posttrain.objective import Term
 
 TERM_SCALES = ("share", "own")
 
 
 class HPT(Algorithm):
-    """Gated rollouts and demonstrations."""
+    """DemonstrationIfUnsolved rollouts and demonstrations."""
 
     name = "hpt"
     paper = "arXiv 2509.04419"
@@ -54,7 +54,7 @@ class HPT(Algorithm):
 
     @property
     def experience(self) -> Experience:
-        return Gated(self.fusion.group_size, self.fusion.hpt.strategy, self._gate_options)
+        return DemonstrationIfUnsolved(self.fusion.group_size, self.fusion.hpt.strategy, self._gate_options)
 
-    def scales(self, plan: GatePlan, step: int = 1) -> Mapping[str, float]:
+    def scales(self, plan: BatchPlan, step: int = 1) -> Mapping[str, float]:
         return plan.shares() if self.fusion.hpt.term_scale == "share" else {}

@@ -10,7 +10,7 @@ demonstration's end; `off_policy_cliprange`, `off_policy_normalize` and `linear_
 
 from unify_posttrain.algorithms.base import Algorithm
 from unify_posttrain.experience.prefixes import PrefixSchedule
-from unify_posttrain.experience.rules import Experience, Joined
+from unify_posttrain.experience.rules import DemonstrationInGroup, Experience
 from unify_posttrain.objective import Members, Term
 
 
@@ -55,4 +55,4 @@ class LUFFY(Algorithm):
 
     @property
     def experience(self) -> Experience:
-        return Joined(self.fusion.group_size, self.missing_in_gate, self.prefixes)
+        return DemonstrationInGroup(self.fusion.group_size, self.missing_in_gate, self.prefixes)

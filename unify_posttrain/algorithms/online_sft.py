@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unify_posttrain.algorithms.base import Algorithm, ScoredRows, group_sums
-from unify_posttrain.experience.rules import Experience, OnPolicy
+from unify_posttrain.experience.rules import Experience, RolloutsOnly
 from unify_posttrain.objective import CurrentPolicy, Members, PolicyGradient, PseudoLikelihood, Term
 from unify_posttrain.objective.terms import TokenLoss
 
@@ -67,7 +67,7 @@ class OnlineSFT(Algorithm):
 
     @property
     def experience(self) -> Experience:
-        return OnPolicy(self.fusion.group_size)
+        return RolloutsOnly(self.fusion.group_size)
 
     def rewards(self, rows: ScoredRows) -> Tensor:
         """(B,) R: of rule-based tasks the success becomes correct_reward or incorrect_reward, penalties stay."""

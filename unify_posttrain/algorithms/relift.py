@@ -11,7 +11,7 @@ the fine-tuning gradient does not shrink with the number of ranks.
 
 from unify_posttrain.algorithms.base import Algorithm, ReplayStep
 from unify_posttrain.experience.replay import ReplayBuffer
-from unify_posttrain.experience.rules import Experience, OnPolicy
+from unify_posttrain.experience.rules import Experience, RolloutsOnly
 from unify_posttrain.objective import Entropy, Members, Term
 
 OPTIMIZERS = ("separate", "shared")
@@ -48,7 +48,7 @@ class ReLIFT(Algorithm):
 
     @property
     def experience(self) -> Experience:
-        return OnPolicy(self.fusion.group_size, needs_target=True)
+        return RolloutsOnly(self.fusion.group_size, needs_target=True)
 
     @property
     def replay(self) -> ReplayBuffer:

@@ -6,7 +6,7 @@ A group is n-1 rollouts and a demonstration; λ is `fusion.sft_loss_coef`.
 """
 
 from unify_posttrain.algorithms.base import Algorithm
-from unify_posttrain.experience.rules import Experience, Joined
+from unify_posttrain.experience.rules import DemonstrationInGroup, Experience
 from unify_posttrain.objective import Term
 
 
@@ -31,4 +31,4 @@ class RLWithSFTLoss(Algorithm):
 
     @property
     def experience(self) -> Experience:
-        return Joined(self.fusion.group_size, self.missing_in_gate, off_weight=0.0, sft_weight=1.0)
+        return DemonstrationInGroup(self.fusion.group_size, self.missing_in_gate, off_weight=0.0, sft_weight=1.0)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from unify_posttrain.algorithms.luffy import LUFFY
-from unify_posttrain.experience.rules import Experience, Joined
+from unify_posttrain.experience.rules import DemonstrationInGroup, Experience
 from unify_posttrain.objective import (
     AboveFloor,
     CurrentPolicy,
@@ -80,4 +80,4 @@ class SRFT(LUFFY):
 
     @property
     def experience(self) -> Experience:
-        return Joined(self.fusion.group_size, self.missing_in_gate, self.prefixes, sft_weight=1.0)
+        return DemonstrationInGroup(self.fusion.group_size, self.missing_in_gate, self.prefixes, sft_weight=1.0)

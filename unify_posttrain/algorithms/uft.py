@@ -10,7 +10,7 @@ Deviation from the released code: a hint is never cut inside a sentence; one tha
 
 from unify_posttrain.algorithms.base import Algorithm
 from unify_posttrain.experience.hints import HintSchedule
-from unify_posttrain.experience.rules import Experience, Hinted
+from unify_posttrain.experience.rules import Experience, RolloutsAfterHint
 from unify_posttrain.objective import CurrentPolicy, Members, PolicyGradient, Term
 
 
@@ -48,4 +48,4 @@ class UFT(Algorithm):
         uft = self.fusion.uft
         schedule = HintSchedule(uft.hint_mode, uft.buckets, uft.T_hint, uft.p_low, uft.p_high, self.fusion.seed)
         room = self.fusion.horizon - uft.max_new_tokens
-        return Hinted(self.fusion.group_size, schedule=schedule, room=room, joiner=uft.joiner)
+        return RolloutsAfterHint(self.fusion.group_size, schedule=schedule, room=room, joiner=uft.joiner)

@@ -2,16 +2,16 @@
 
 from unify_posttrain.experience.advantages import override_advantages
 from unify_posttrain.experience.demonstrations import Demonstration, DemonstrationReader, demonstration_tensors
-from unify_posttrain.experience.gate import SOFT_TABLES, GatePlan, GroupPlan, gate, soft_coefficients
+from unify_posttrain.experience.gate import SOFT_TABLES, BatchPlan, GroupPlan, gate, soft_coefficients
 from unify_posttrain.experience.mixer import Mixed, mix
 from unify_posttrain.experience.row_plan import RowPlan, deal, plan_rows
 from unify_posttrain.experience.rows import Rows
 
 __all__ = [
     "SOFT_TABLES",
+    "BatchPlan",
     "Demonstration",
     "DemonstrationReader",
-    "GatePlan",
     "GroupPlan",
     "Mixed",
     "RowPlan",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from unify_posttrain.experience.gate import GatePlan
+from unify_posttrain.experience.gate import BatchPlan
 from unify_posttrain.experience.mixer import DEMONSTRATION, PADDING, ROLLOUT
 
 BASELINES = ("group", "on")
@@ -20,7 +20,7 @@ EPSILON = 1e-6  # added to the deviation, as in verl's GRPO
 
 
 def override_advantages(
-    plan: GatePlan,
+    plan: BatchPlan,
     kinds: np.ndarray,
     uids: np.ndarray,
     scores: np.ndarray,

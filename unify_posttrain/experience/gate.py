@@ -1,7 +1,7 @@
 """The gate: from the successes of each prompt's rollouts to a plan of which rows are trained, and with which coefficients.
 
 HPT (arXiv 2509.04419 §4) trains a prompt by reinforcement when the policy solves it often enough, and by supervised
-fine-tuning on a demonstration otherwise. The decision is pure and small: a `GatePlan` is the one thing that is decided here,
+fine-tuning on a demonstration otherwise. The decision is pure and small: a `BatchPlan` is the one thing that is decided here,
 carried out by `experience.mixer`, logged, and tested.
 """
 
@@ -73,7 +73,7 @@ class GroupPlan:
 
 
 @dataclass(frozen=True)
-class GatePlan:
+class BatchPlan:
     """One `GroupPlan` per prompt of a training batch, in the order of the prompts."""
 
     groups: tuple[GroupPlan, ...]
@@ -103,9 +103,9 @@ class GatePlan:
             "sft": sum(bool(group.demonstrations and group.sft_weight) for group in self.groups) / n,
         }
 
-    def masked(self, uids: Container[str]) -> GatePlan:
+    def masked(self, uids: Container[str]) -> BatchPlan:
         """The plan in which these groups contribute nothing, because their ground truth cannot be graded against."""
-        return GatePlan(
+        return BatchPlan(
             tuple(
                 replace(group, kept=0, demonstrations=0, on_weight=0.0, off_weight=0.0, sft_weight=0.0, graded=False)
                 if group.uid in uids
@@ -119,7 +119,7 @@ class GatePlan:
         return {"groups": [{**asdict(group), "zone": group.zone} for group in self.groups]}
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> GatePlan:
+    def from_dict(cls, state: Mapping[str, Any]) -> BatchPlan:
         return cls(tuple(GroupPlan(**{k: v for k, v in group.items() if k != "zone"}) for group in state["groups"]))
 
 
@@ -137,7 +137,7 @@ def gate(
     demonstration_solved: Sequence[bool] | None = None,
     missing: str = "rl",
     uids: Sequence[str] | None = None,
-) -> GatePlan:
+) -> BatchPlan:
     """Decide per prompt between its rollouts and its demonstration.
 
     switch: with s of n rollouts solved, s <= switch_gate trains ONE demonstration by likelihood; switch_gate < s <=
@@ -199,7 +199,7 @@ def gate(
             groups.append(GroupPlan(uid, 0, 0, 0, 0, 0.0, 0.0, 0.0))
         else:
             groups.append(reinforce)
-    return GatePlan(tuple(groups))
+    return BatchPlan(tuple(groups))
 
 
 def soft_coefficients(

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from unify_posttrain.experience.gate import GatePlan
+from unify_posttrain.experience.gate import BatchPlan
 from unify_posttrain.experience.row_plan import deal, plan_rows
 from unify_posttrain.experience.rows import Rows, assemble, object_column
 
 ROLLOUT, DEMONSTRATION, PADDING = 0, 1, 2
-OPENING_LENGTH = "opening_length"  # column of rollouts that begin with tokens they did not sample: how many
+PREFIX_LENGTH = "response_prefix_length"  # column of rollouts that begin with tokens they did not sample: how many
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Mixed:
 
 
 def mix(
-    plan: GatePlan,
+    plan: BatchPlan,
     rollouts: Rows | None,
     demonstrations: Rows | None,
     ranks: int = 1,
@@ -49,7 +49,7 @@ def mix(
 
     Returns:
         Rows with the added streams prefix_mask (B, T) bool (demonstration tokens, and what a rollout was given to begin with:
-        column `opening_length`), rl_weight and sft_weight (B,) float32. If the plan keeps exactly the
+        column `response_prefix_length`), rl_weight and sft_weight (B,) float32. If the plan keeps exactly the
         rollouts and no padding is needed, their order is untouched.
 
     Raises:
@@ -101,14 +101,14 @@ def mix(
     return Mixed(rows, kinds, reordered=True)
 
 
-def _picked_rollouts(plan: GatePlan, rollouts: Rows | None) -> np.ndarray:
+def _picked_rollouts(plan: BatchPlan, rollouts: Rows | None) -> np.ndarray:
     if rollouts is None:
         return np.zeros(0, dtype=int)
     kept = {group.uid for group in plan if group.kept}
     return np.flatnonzero([uid in kept for uid in rollouts.columns["uid"]])
 
 
-def _picked_demonstrations(plan: GatePlan, demonstrations: Rows | None) -> np.ndarray:
+def _picked_demonstrations(plan: BatchPlan, demonstrations: Rows | None) -> np.ndarray:
     wanted = {group.uid: group.demonstrations for group in plan if group.demonstrations}
     uids: Sequence[str] = [] if demonstrations is None else list(demonstrations.columns["uid"])
     picked = []
@@ -134,12 +134,12 @@ def _silence_padding(rows: Rows, kinds: np.ndarray) -> None:
     rows.columns["uid"][padding] = object_column([f"padding-{number}" for number in range(len(padding))])
 
 
-def _attach_streams(rows: Rows, kinds: np.ndarray, plan: GatePlan) -> None:
+def _attach_streams(rows: Rows, kinds: np.ndarray, plan: BatchPlan) -> None:
     mask = rows.tensors["response_mask"].bool()
     is_demo = torch.from_numpy(kinds == DEMONSTRATION)
     prefix_mask = mask & is_demo.unsqueeze(-1)
-    if OPENING_LENGTH in rows.columns:
-        given = np.where(kinds == ROLLOUT, rows.columns[OPENING_LENGTH], 0).astype(np.int64)
+    if PREFIX_LENGTH in rows.columns:
+        given = np.where(kinds == ROLLOUT, rows.columns[PREFIX_LENGTH], 0).astype(np.int64)
         prefix_mask |= torch.arange(mask.shape[-1]) < torch.from_numpy(given).unsqueeze(-1)
     rows.tensors["prefix_mask"] = prefix_mask
     groups = {group.uid: group for group in plan}
@@ -154,7 +154,7 @@ def _attach_streams(rows: Rows, kinds: np.ndarray, plan: GatePlan) -> None:
     rows.tensors["sft_weight"] = torch.from_numpy(sft_weight)
 
 
-def plan_metrics(plan: GatePlan, group_size: int) -> dict[str, float]:
+def plan_metrics(plan: BatchPlan, group_size: int) -> dict[str, float]:
     """`fusion/*` of the plan: prompts by zone (they sum to the number of prompts), histogram of successes, mean coefficients."""
     n = max(1, len(plan))
     tried = [group for group in plan if group.rollouts and group.graded]

@@ -1,6 +1,6 @@
 """Experience rules: how many rollouts a prompt gets, what they begin with, and what a group is made of.
 
-One class per way of composing a group. The trainer asks `openings` before generation and `plan` after the rewards.
+One class per way of composing a group. The trainer asks `response_prefixes` before generation and `plan` after the rewards.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from unify_posttrain.experience.gate import GatePlan, GroupPlan, gate
+from unify_posttrain.experience.gate import BatchPlan, GroupPlan, gate
 from unify_posttrain.experience.hints import HintSchedule, cut_points, fit_hint
 from unify_posttrain.experience.prefixes import PrefixSchedule
 
@@ -54,7 +54,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Opening:
+class ResponsePrefix:
     """Tokens that a rollout begins with; the policy continues after them.
 
     Attributes:
@@ -70,7 +70,7 @@ class Opening:
     shortened: bool = False
 
 
-PLAIN = Opening()
+NO_PREFIX = ResponsePrefix()
 
 
 class Experience(ABC):
@@ -83,17 +83,17 @@ class Experience(ABC):
     def rollouts(self, has_demonstration: bool) -> int:
         """The most rollouts that a prompt can get."""
 
-    def openings(self, prompt: Prompt, step: int) -> tuple[Opening, ...]:
+    def response_prefixes(self, prompt: Prompt, step: int) -> tuple[ResponsePrefix, ...]:
         """One per rollout of the prompt at a training step (1-based)."""
-        return (PLAIN,) * self.rollouts(prompt.target is not None)
+        return (NO_PREFIX,) * self.rollouts(prompt.target is not None)
 
     @abstractmethod
-    def plan(self, groups: Sequence[Group]) -> GatePlan:
+    def plan(self, groups: Sequence[Group]) -> BatchPlan:
         """Which rows are trained."""
 
 
 @dataclass(frozen=True)
-class OnPolicy(Experience):
+class RolloutsOnly(Experience):
     """n rollouts per prompt, all trained; no demonstration joins the batch (`needs_target`: it is kept for a replay buffer)."""
 
     group_size: int
@@ -102,12 +102,12 @@ class OnPolicy(Experience):
     def rollouts(self, has_demonstration: bool) -> int:
         return self.group_size
 
-    def plan(self, groups: Sequence[Group]) -> GatePlan:
+    def plan(self, groups: Sequence[Group]) -> BatchPlan:
         return gate([group.successes for group in groups], self.group_size, "no", uids=[group.uid for group in groups])
 
 
 @dataclass(frozen=True)
-class Hinted(OnPolicy):
+class RolloutsAfterHint(RolloutsOnly):
     """UFT: n rollouts per prompt, all after the same hint.
 
     Attributes:
@@ -121,23 +121,23 @@ class Hinted(OnPolicy):
     room: int = 0
     joiner: str = ""
 
-    def openings(self, prompt: Prompt, step: int) -> tuple[Opening, ...]:
+    def response_prefixes(self, prompt: Prompt, step: int) -> tuple[ResponsePrefix, ...]:
         schedule, encode, total = self.schedule, prompt.encode, len(prompt.sentences)
         if schedule is None or encode is None or not total:
-            return (PLAIN,) * self.group_size
+            return (NO_PREFIX,) * self.group_size
 
         def tokens(number: int) -> list[int]:
             return encode(self.joiner.join(prompt.sentences[:number])) if number else []
 
         bucket, cuts = schedule.bucket(prompt.row_id, step, total), cut_points(total, schedule.buckets)
         ids, moved = fit_hint(bucket, cuts, tokens, self.room)
-        # One opening for all rows: rollouts of a group are compared with each other, so they must start alike.
-        opening = Opening(tuple(ids), trained=False, share=cuts[bucket - moved] / total, shortened=bool(moved))
-        return (opening,) * self.group_size
+        # One response prefix for all rows: rollouts of a group are compared with each other, so they must start alike.
+        prefix = ResponsePrefix(tuple(ids), trained=False, share=cuts[bucket - moved] / total, shortened=bool(moved))
+        return (prefix,) * self.group_size
 
 
 @dataclass(frozen=True)
-class Gated(Experience):
+class DemonstrationIfUnsolved(Experience):
     """HPT: the gate decides per prompt. `options` are the keyword arguments of `gate` that do not depend on the batch."""
 
     group_size: int
@@ -155,7 +155,7 @@ class Gated(Experience):
             return self.group_size - 1
         return self.group_size if self.options["missing"] == "rl" else 0
 
-    def plan(self, groups: Sequence[Group]) -> GatePlan:
+    def plan(self, groups: Sequence[Group]) -> BatchPlan:
         return gate(
             [group.successes for group in groups],
             self.group_size,
@@ -168,7 +168,7 @@ class Gated(Experience):
 
 
 @dataclass(frozen=True)
-class Joined(Experience):
+class DemonstrationInGroup(Experience):
     """LUFFY: every group holds demonstrations beside its rollouts; a prompt without a target gets n rollouts, or none (`skip`).
 
     Attributes:
@@ -195,16 +195,16 @@ class Joined(Experience):
         carriers = self.group_size if self.prefixes.n_prefix == -1 else self.prefixes.n_prefix
         return self.group_size - carriers if whole else self.group_size
 
-    def openings(self, prompt: Prompt, step: int) -> tuple[Opening, ...]:
+    def response_prefixes(self, prompt: Prompt, step: int) -> tuple[ResponsePrefix, ...]:
         if prompt.target is None or self.prefixes is None:
-            return super().openings(prompt, step)
+            return super().response_prefixes(prompt, step)
         length = len(prompt.target)
         lengths = self.prefixes.prefix_lengths(prompt.row_id, step, self.group_size, length)
-        parts = [Opening(prompt.target[:part], trained=True, share=part / length) for part in lengths if 0 < part < length]
+        parts = [ResponsePrefix(prompt.target[:part], trained=True, share=part / length) for part in lengths if 0 < part < length]
         plain = self.group_size - sum(part > 0 for part in lengths)
-        return (*parts, *(PLAIN,) * plain)
+        return (*parts, *(NO_PREFIX,) * plain)
 
-    def plan(self, groups: Sequence[Group]) -> GatePlan:
+    def plan(self, groups: Sequence[Group]) -> BatchPlan:
         plans = []
         for group in groups:
             demonstrations = self.group_size - group.rollouts if group.has_demonstration else 0
@@ -221,11 +221,11 @@ class Joined(Experience):
                     sft_weight=demo * self.sft_weight,
                 )
             )
-        return GatePlan(tuple(plans))
+        return BatchPlan(tuple(plans))
 
 
 @dataclass(frozen=True)
-class Beside(Experience):
+class DemonstrationBesideGroup(Experience):
     """CHORD: n rollouts of a prompt are trained by reinforcement, its demonstration by likelihood, neither looks at the other.
 
     Attributes:
@@ -245,19 +245,19 @@ class Beside(Experience):
     def rollouts(self, has_demonstration: bool) -> int:
         return self.group_size if has_demonstration or self.missing == "rl" else 0
 
-    def openings(self, prompt: Prompt, step: int) -> tuple[Opening, ...]:
+    def response_prefixes(self, prompt: Prompt, step: int) -> tuple[ResponsePrefix, ...]:
         share = 0.0 if self.expert_share is None or prompt.target is None else self.expert_share
         if np.random.default_rng([self.seed, step, prompt.row_id]).random() < share:
             return ()
-        return super().openings(prompt, step)
+        return super().response_prefixes(prompt, step)
 
-    def plan(self, groups: Sequence[Group]) -> GatePlan:
+    def plan(self, groups: Sequence[Group]) -> BatchPlan:
         plans = []
         for group in groups:
             demo = group.has_demonstration and (self.expert_share is None or not group.rollouts)
             on = float(bool(group.rollouts))
             plans.append(GroupPlan(group.uid, group.successes, group.rollouts, group.rollouts, int(demo), on, 0.0, float(demo)))
-        return GatePlan(tuple(plans))
+        return BatchPlan(tuple(plans))
 
 
 @dataclass(frozen=True)
@@ -269,8 +269,8 @@ class DemonstrationsOnly(Experience):
     def rollouts(self, has_demonstration: bool) -> int:
         return 0
 
-    def plan(self, groups: Sequence[Group]) -> GatePlan:
-        return GatePlan(
+    def plan(self, groups: Sequence[Group]) -> BatchPlan:
+        return BatchPlan(
             tuple(
                 GroupPlan(group.uid, 0, 0, 0, int(group.has_demonstration), 0.0, 0.0, float(group.has_demonstration))
                 for group in groups

@@ -10,43 +10,43 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 
 from unify_posttrain.rollout.seeds import rollout_seeds
 
-__all__ = ["OPENING_COLUMN", "OPENING_TRAINED_COLUMN", "SEED_COLUMN", "SeededSingleTurnAgentLoop", "rollout_seeds"]
+__all__ = ["PREFIX_COLUMN", "PREFIX_TRAINED_COLUMN", "SEED_COLUMN", "SeededSingleTurnAgentLoop", "rollout_seeds"]
 
 SEED_COLUMN = "rollout_seed"
-OPENING_COLUMN = "opening_ids"
-OPENING_TRAINED_COLUMN = "opening_trained"
+PREFIX_COLUMN = "response_prefix_ids"
+PREFIX_TRAINED_COLUMN = "response_prefix_trained"
 
 
 class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
-    """verl's single-turn loop; the row's `rollout_seed` becomes the request's `seed`, its `opening_ids` the first tokens of the
+    """verl's single-turn loop; the row's `rollout_seed` becomes the request's `seed`, its `response_prefix_ids` the first tokens of the
     response: appended to the prompt for the engine, in front of what it generates for everyone else."""
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         # A copy: verl shares one dictionary between all loops of a worker.
         params = {**sampling_params, "seed": int(kwargs[SEED_COLUMN])} if SEED_COLUMN in kwargs else dict(sampling_params)
-        opening = [int(token) for token in kwargs.get(OPENING_COLUMN, ())]
-        if not opening:
+        prefix = [int(token) for token in kwargs.get(PREFIX_COLUMN, ())]
+        if not prefix:
             return await super().run(params, **kwargs)
-        room = self.response_length - len(opening)
+        room = self.response_length - len(prefix)
         if room < 1:
             raise ValueError(
-                f"an opening of {len(opening)} tokens leaves no room to generate in data.max_response_length={self.response_length}"
+                f"a response prefix of {len(prefix)} tokens leaves no room to generate in data.max_response_length={self.response_length}"
             )
-        self.server_manager = _AfterOpening(self.server_manager, opening)  # verl makes one loop object per row
+        self.server_manager = _AfterPrefix(self.server_manager, prefix)  # verl makes one loop object per row
         output = await super().run({**params, "max_tokens": room}, **kwargs)
-        trained = int(bool(kwargs[OPENING_TRAINED_COLUMN]))
-        output.response_ids = [*opening, *output.response_ids[:room]]
-        output.response_mask = [trained] * len(opening) + output.response_mask[:room]
+        trained = int(bool(kwargs[PREFIX_TRAINED_COLUMN]))
+        output.response_ids = [*prefix, *output.response_ids[:room]]
+        output.response_mask = [trained] * len(prefix) + output.response_mask[:room]
         if output.response_logprobs is not None:
-            output.response_logprobs = [0.0] * len(opening) + output.response_logprobs[:room]  # not sampled; nobody reads them
+            output.response_logprobs = [0.0] * len(prefix) + output.response_logprobs[:room]  # not sampled; nobody reads them
         return output
 
 
-class _AfterOpening:
-    """A server manager that generates after prompt and opening."""
+class _AfterPrefix:
+    """A server manager that generates after prompt and response prefix."""
 
-    def __init__(self, manager: Any, opening: list[int]) -> None:
-        self.manager, self.opening = manager, opening
+    def __init__(self, manager: Any, prefix: list[int]) -> None:
+        self.manager, self.prefix = manager, prefix
 
     async def generate(self, request_id: str, *, prompt_ids: list[int], **kwargs: Any) -> Any:
-        return await self.manager.generate(request_id=request_id, prompt_ids=[*prompt_ids, *self.opening], **kwargs)
+        return await self.manager.generate(request_id=request_id, prompt_ids=[*prompt_ids, *self.prefix], **kwargs)

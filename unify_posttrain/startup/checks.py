@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from unify_posttrain.algorithms import Algorithm, build_algorithm
 from unify_posttrain.algorithms.schedules import warmup_cosine
 from unify_posttrain.config import steps_of_episodes
-from unify_posttrain.experience.rules import OnPolicy
+from unify_posttrain.experience.rules import RolloutsOnly
 from unify_posttrain.objective import CurrentPolicy, PolicyGradient
 from unify_posttrain.rollout.vllm_cpu_checks import check_vllm_on_cpu, declares_ranks
 from unify_posttrain.startup.critic_checks import check_critic
@@ -191,7 +191,7 @@ def _check_batch(config: DictConfig, algorithm: Algorithm) -> None:
             f"data.train_batch_size={batch} x rollout.n={rollout.n} rows cannot be dealt to {ranks} ranks; change one of them, "
             "or set actor_rollout_ref.actor.use_dynamic_bsz=true"
         )
-    if isinstance(algorithm.experience, OnPolicy):
+    if isinstance(algorithm.experience, RolloutsOnly):
         compares = algorithm.group_baseline and str(config.algorithm.adv_estimator) not in WITHOUT_GROUP_BASELINE
         if rollout.n < 2 and compares:
             raise ValueError(f"actor_rollout_ref.rollout.n={rollout.n}: a group of one has no baseline, set it to 2 or more")

@@ -15,8 +15,8 @@ from verl import DataProto
 from unify_posttrain.algorithms import Algorithm, FusionConfig, ScoredRows
 from unify_posttrain.experience.advantages import override_advantages
 from unify_posttrain.experience.demonstrations import Demonstration
-from unify_posttrain.experience.gate import GatePlan
-from unify_posttrain.experience.mixer import DEMONSTRATION, OPENING_LENGTH, PADDING, ROLLOUT, mix, plan_metrics, row_metrics
+from unify_posttrain.experience.gate import BatchPlan
+from unify_posttrain.experience.mixer import DEMONSTRATION, PADDING, PREFIX_LENGTH, ROLLOUT, mix, plan_metrics, row_metrics
 from unify_posttrain.experience.rows import Rows
 from unify_posttrain.experience.rules import Group
 from unify_posttrain.objective import token_class
@@ -52,7 +52,7 @@ class BatchMixer:
         self.fusion, self.demonstrator = fusion, demonstrator
         self.mini_batches, self.temperature = mini_batches, temperature
         self.log_probs, self.normalise_by_std = log_probs, normalise_by_std
-        self.plan = GatePlan(())
+        self.plan = BatchPlan(())
         self.dropped_scores: dict[str, np.ndarray] = {}
 
     def mix(
@@ -63,7 +63,7 @@ class BatchMixer:
         demonstrations: Mapping[str, Demonstration],
         ranks: int,
         step: int,
-        select: Callable[[GatePlan], GatePlan] | None = None,
+        select: Callable[[BatchPlan], BatchPlan] | None = None,
     ) -> tuple[DataProto, bool, dict[str, float]]:
         """Decide the plan of a batch and carry it out.
 
@@ -88,7 +88,7 @@ class BatchMixer:
         if ungraded:
             self.plan = self.plan.masked(ungraded)
         metrics = {**plan_metrics(self.plan, self.fusion.group_size), **_generated(rollouts)}
-        given = rollouts is not None and OPENING_LENGTH in rollouts.non_tensor_batch
+        given = rollouts is not None and PREFIX_LENGTH in rollouts.non_tensor_batch
         if not algorithm.experience.needs_target and not given and select is None and not ungraded:
             # Nothing to mix: the batch ships no extra stream, and its loss is verl's to the last bit.
             return rollouts, False, {**metrics, **_rows(rollouts, np.full(len(rollouts), ROLLOUT))}

@@ -13,7 +13,7 @@ from verl.experimental.separation.ray_trainer import SeparateRayPPOTrainer
 from verl.trainer.ppo.reward import extract_reward
 
 from unify_posttrain.experience.demonstrations import Demonstration
-from unify_posttrain.experience.gate import GatePlan
+from unify_posttrain.experience.gate import BatchPlan
 from unify_posttrain.objective import token_class
 from unify_posttrain.trainer.batch_mixer import kind_names
 
@@ -39,7 +39,7 @@ class DumpStage(SeparateRayPPOTrainer):
     prompts: DataProto
     _dropped: DataProto | None = None
 
-    def _remember_dropped(self, rollouts: DataProto | None, plan: GatePlan) -> None:
+    def _remember_dropped(self, rollouts: DataProto | None, plan: BatchPlan) -> None:
         """Keep the rollouts that no row is made of until the step is dumped; nothing if it is not."""
         self._dropped = None
         if rollouts is not None and self.config.trainer.get("rollout_data_dir"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from unify_posttrain.experience.gate import GatePlan
+from unify_posttrain.experience.gate import BatchPlan
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,9 @@ class DynamicSampling:
             return True
         return False
 
-    def select(self, plan: GatePlan, spread: dict[str, bool]) -> GatePlan:
+    def select(self, plan: BatchPlan, spread: dict[str, bool]) -> BatchPlan:
         """The plan with only the first `wanted` groups that differ; the rows of the others are dropped."""
         kept = {uid for uid, _ in [item for item in spread.items() if item[1]][: self.wanted]}
-        return GatePlan(
+        return BatchPlan(
             tuple(group if group.uid in kept else replace(group, kept=0, on_weight=0.0, off_weight=0.0) for group in plan)
         )

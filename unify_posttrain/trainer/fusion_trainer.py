@@ -23,7 +23,7 @@ from verl.utils.seqlen_balancing import log_seqlen_unbalance
 
 from unify_posttrain.algorithms import Algorithm, build_algorithm
 from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN, TARGET_COLUMNS, Demonstration
-from unify_posttrain.experience.rules import Experience, Opening
+from unify_posttrain.experience.rules import Experience, ResponsePrefix
 from unify_posttrain.rollout.agent_loop import SEED_COLUMN, rollout_seeds
 from unify_posttrain.runs import run_logs, state
 from unify_posttrain.startup.reader import make_reader
@@ -34,10 +34,10 @@ from unify_posttrain.trainer.dump import DumpStage
 from unify_posttrain.trainer.dynamic_sampling import DynamicSampling
 from unify_posttrain.trainer.loader import TrainLoader
 from unify_posttrain.trainer.log_probs import LogProbStages
-from unify_posttrain.trainer.openings import HINT_COLUMN, draw_openings, opening_columns, opening_metrics
 from unify_posttrain.trainer.phases import PhaseClock
 from unify_posttrain.trainer.preemption import Preemptible
 from unify_posttrain.trainer.replayer import Replayer, ReplayStage
+from unify_posttrain.trainer.response_prefixes import HINT_COLUMN, draw_response_prefixes, prefix_columns, prefix_metrics
 from unify_posttrain.trainer.validation import ValidationStage
 from unify_posttrain.workers.metrics import UPDATE_METRICS
 
@@ -63,7 +63,7 @@ class FusionTrainer(Preemptible, LogProbStages, ReplayStage, ValidationStage, Du
         self.demonstrator: Demonstrator | None = None
         self.replayer: Replayer | None = None
         self.demonstrations: dict[str, Demonstration] = {}
-        self.openings: list[tuple[Opening, ...]] = []
+        self.response_prefixes: list[tuple[ResponsePrefix, ...]] = []
         self.prompts: DataProto | None = None
         self._engine_awake = False
 
@@ -138,8 +138,10 @@ class FusionTrainer(Preemptible, LogProbStages, ReplayStage, ValidationStage, Du
             with marked_timer("demonstrations", self.timing_raw):
                 self.demonstrations, counted = self.demonstrator.read(batch, self.global_steps)
             self.metrics.update(counted)
-        self.openings = draw_openings(self.experience, batch, self.demonstrations, self._encode, self.global_steps)
-        self.metrics.update(opening_metrics(self.openings))
+        self.response_prefixes = draw_response_prefixes(
+            self.experience, batch, self.demonstrations, self._encode, self.global_steps
+        )
+        self.metrics.update(prefix_metrics(self.response_prefixes))
         _drop_own_columns(batch)
         self.prompts = DataProto(batch=batch.batch, non_tensor_batch=dict(batch.non_tensor_batch), meta_info=dict(batch.meta_info))
         return batch
@@ -158,7 +160,7 @@ class FusionTrainer(Preemptible, LogProbStages, ReplayStage, ValidationStage, Du
 
     def _fit_generate(self, batch: DataProto = None) -> DataProto:
         """Rollouts, as many per prompt as the experience rule asks for. Rows are balanced after mixing, not here."""
-        numbers = [len(openings) for openings in self.openings]
+        numbers = [len(prefixes) for prefixes in self.response_prefixes]
         if not sum(numbers):
             self._sleep_engine()
             self.timing_raw["gen"] = 0.0
@@ -167,7 +169,7 @@ class FusionTrainer(Preemptible, LogProbStages, ReplayStage, ValidationStage, Du
         gen_batch = self._get_gen_batch(batch).select_idxs(repeated)
         row_ids = gen_batch.non_tensor_batch["row_id"]
         gen_batch.non_tensor_batch[SEED_COLUMN] = rollout_seeds(self.fusion.seed, self.global_steps, row_ids)
-        given = opening_columns([opening for openings in self.openings for opening in openings])
+        given = prefix_columns([prefix for prefixes in self.response_prefixes for prefix in prefixes])
         gen_batch.non_tensor_batch.update(given)
         gen_batch.meta_info["global_steps"] = self.global_steps
         with marked_timer("gen", self.timing_raw, color="red"):

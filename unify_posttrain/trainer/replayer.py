@@ -10,7 +10,7 @@ from verl.utils.debug import marked_timer
 from verl.utils.metric import reduce_metrics
 
 from unify_posttrain.experience.demonstrations import Demonstration, demonstration_tensors
-from unify_posttrain.experience.gate import GatePlan, GroupPlan
+from unify_posttrain.experience.gate import BatchPlan, GroupPlan
 from unify_posttrain.experience.mixer import mix
 from unify_posttrain.experience.replay import ReplayBuffer, ReplayEntry
 from unify_posttrain.experience.rows import Rows, object_column
@@ -42,7 +42,7 @@ class Replayer:
         self.prompt_length, self.response_length, self.pad_id = prompt_length, response_length, pad_id
         self.temperature = temperature
 
-    def collect(self, plan: GatePlan, demonstrations: Mapping[str, Demonstration], step: int) -> None:
+    def collect(self, plan: BatchPlan, demonstrations: Mapping[str, Demonstration], step: int) -> None:
         """Take in the prompts of which no rollout was solved and that have a usable demonstration."""
         hard = [demonstrations[group.uid] for group in plan if not group.successes and group.uid in demonstrations]
         self.buffer.add(ReplayEntry(each.row_id, each.prompt_ids, each.response_ids, step) for each in hard)
@@ -57,7 +57,7 @@ class Replayer:
         # Entries may repeat a question (dedup=false), so they are named by position.
         uids = [f"replay-{number}-row-{entry.row_id}" for number, entry in enumerate(entries)]
         columns = {"uid": object_column(uids), "multi_modal_inputs": object_column([{} for _ in entries])}
-        plan = GatePlan(tuple(GroupPlan(uid, 0, 0, 0, 1, 0.0, 0.0, 1.0) for uid in uids))
+        plan = BatchPlan(tuple(GroupPlan(uid, 0, 0, 0, 1, 0.0, 0.0, 1.0) for uid in uids))
         mixed = mix(plan, None, Rows(tensors, columns), ranks, self.mini_batches)
         batch = DataProto.from_dict(tensors=mixed.rows.tensors, non_tensors=mixed.rows.columns)
         batch.meta_info = {

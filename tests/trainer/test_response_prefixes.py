@@ -11,16 +11,16 @@ from verl import DataProto
 
 from unify_posttrain.experience.demonstrations import Demonstration
 from unify_posttrain.experience.hints import HintSchedule
-from unify_posttrain.experience.mixer import OPENING_LENGTH
+from unify_posttrain.experience.mixer import PREFIX_LENGTH
 from unify_posttrain.experience.prefixes import PrefixSchedule
 from unify_posttrain.experience.rows import object_column
-from unify_posttrain.experience.rules import PLAIN, Hinted, Joined, OnPolicy, Opening
-from unify_posttrain.rollout.agent_loop import OPENING_COLUMN, OPENING_TRAINED_COLUMN
-from unify_posttrain.trainer.openings import draw_openings, hint_sentences, opening_columns, opening_metrics
+from unify_posttrain.experience.rules import NO_PREFIX, DemonstrationInGroup, ResponsePrefix, RolloutsAfterHint, RolloutsOnly
+from unify_posttrain.rollout.agent_loop import PREFIX_COLUMN, PREFIX_TRAINED_COLUMN
+from unify_posttrain.trainer.response_prefixes import draw_response_prefixes, hint_sentences, prefix_columns, prefix_metrics
 
 # All five buckets, at every step: the longest hint that fits.
 EVERYTHING = HintSchedule("stage", buckets=5, hint_steps=10**6, p_low=0.0, p_high=1.0, seed=0)
-HINTED = Hinted(3, schedule=EVERYTHING, room=4)
+HINTED = RolloutsAfterHint(3, schedule=EVERYTHING, room=4)
 HALVES = PrefixSchedule("random", n_prefix=2, min_ratio=0.5, max_ratio=0.5, steps=10, linear_max_ratio=0.8, share=False, seed=0)
 
 
@@ -32,7 +32,7 @@ def prompts(hints: list[Any] | None = None, rows: int = 3) -> DataProto:
 
 
 def draw(rule: Any, batch: DataProto, demonstrations: dict[str, Demonstration] | None = None, step: int = 1) -> list:
-    return draw_openings(rule, batch, demonstrations or {}, lambda text: [ord(letter) for letter in text], step)
+    return draw_response_prefixes(rule, batch, demonstrations or {}, lambda text: [ord(letter) for letter in text], step)
 
 
 # --- hints -----------------------------------------------------------------------------------------------------------
@@ -41,16 +41,16 @@ def draw(rule: Any, batch: DataProto, demonstrations: dict[str, Demonstration] |
 def test_all_rollouts_of_a_prompt_share_its_hint() -> None:
     # a hint of three letters fits into four tokens; of six sentences, 5 buckets, only the cut of 4 does (0 1 2 4 5 6)
     batch = prompts([["x", "y", "z"], np.array(list("abcdef"), dtype=object), []])
-    openings = draw(HINTED, batch)
-    assert [len(row) for row in openings] == [3, 3, 3]
-    assert all(len(set(row)) == 1 for row in openings)
-    assert ["".join(map(chr, row[0].ids)) for row in openings] == ["xyz", "abcd", ""]
-    assert [row[0].shortened for row in openings] == [False, True, False]
+    prefixes = draw(HINTED, batch)
+    assert [len(row) for row in prefixes] == [3, 3, 3]
+    assert all(len(set(row)) == 1 for row in prefixes)
+    assert ["".join(map(chr, row[0].ids)) for row in prefixes] == ["xyz", "abcd", ""]
+    assert [row[0].shortened for row in prefixes] == [False, True, False]
     assert "hint" not in batch.non_tensor_batch, "hints are no business of agent loops and reward workers"
 
 
 def test_a_hint_is_the_same_after_a_resume_and_in_another_batch() -> None:
-    rule = Hinted(2, schedule=replace(EVERYTHING, mode="uft", hint_steps=300, p_low=0.05, p_high=0.95), room=99)
+    rule = RolloutsAfterHint(2, schedule=replace(EVERYTHING, mode="uft", hint_steps=300, p_low=0.05, p_high=0.95), room=99)
     sentences = list("abcdefgh")
     drawn = [row[0] for row in draw(rule, prompts([sentences] * 3), step=40)]
     assert [row[0] for row in draw(rule, prompts([sentences] * 3), step=40)] == drawn
@@ -64,7 +64,7 @@ def test_a_missing_column_is_an_error_and_an_unused_one_is_dropped() -> None:
     with pytest.raises(KeyError, match=r"column 'hint' is missing from the training data"):
         draw(HINTED, prompts())
     batch = prompts([5, "nobody", "looks"])
-    assert draw(OnPolicy(2), batch) == [(PLAIN, PLAIN)] * 3
+    assert draw(RolloutsOnly(2), batch) == [(NO_PREFIX, NO_PREFIX)] * 3
     assert "hint" not in batch.non_tensor_batch
 
 
@@ -91,10 +91,10 @@ def test_prefixes_come_from_each_prompts_own_demonstration() -> None:
         "a": Demonstration(10, 0, (1,), (5, 6, 7, 2)),
         "c": Demonstration(12, 0, (1,), (8, 9, 2)),
     }
-    a, b, c = draw(Joined(4, prefixes=HALVES), prompts(), demonstrations)
-    assert a == (Opening((5, 6), True, 0.5), Opening((5, 6), True, 0.5), PLAIN, PLAIN)
-    assert b == (PLAIN,) * 4  # no demonstration
-    assert [opening.ids for opening in c] == [(8,), (8,), (), ()]  # int(1.5) tokens
+    a, b, c = draw(DemonstrationInGroup(4, prefixes=HALVES), prompts(), demonstrations)
+    assert a == (ResponsePrefix((5, 6), True, 0.5), ResponsePrefix((5, 6), True, 0.5), NO_PREFIX, NO_PREFIX)
+    assert b == (NO_PREFIX,) * 4  # no demonstration
+    assert [prefix.ids for prefix in c] == [(8,), (8,), (), ()]  # int(1.5) tokens
     assert c[0].share == 1 / 3
 
 
@@ -102,20 +102,20 @@ def test_prefixes_come_from_each_prompts_own_demonstration() -> None:
 
 
 def test_columns_have_a_row_per_rollout() -> None:
-    columns = opening_columns([Opening((5, 6), True), PLAIN, Opening((7,), False)])
-    assert list(columns[OPENING_COLUMN]) == [[5, 6], [], [7]]
-    assert columns[OPENING_TRAINED_COLUMN].tolist() == [True, False, False]
-    assert columns[OPENING_LENGTH].tolist() == [2, 0, 1]
-    equal = opening_columns([Opening((5, 6), True), Opening((7, 8), True)])[OPENING_COLUMN]
+    columns = prefix_columns([ResponsePrefix((5, 6), True), NO_PREFIX, ResponsePrefix((7,), False)])
+    assert list(columns[PREFIX_COLUMN]) == [[5, 6], [], [7]]
+    assert columns[PREFIX_TRAINED_COLUMN].tolist() == [True, False, False]
+    assert columns[PREFIX_LENGTH].tolist() == [2, 0, 1]
+    equal = prefix_columns([ResponsePrefix((5, 6), True), ResponsePrefix((7, 8), True)])[PREFIX_COLUMN]
     assert equal.shape == (2,) and list(equal) == [[5, 6], [7, 8]], "lists of one length stay lists"
 
 
 def test_plain_rollouts_ship_no_columns() -> None:
-    assert opening_columns([PLAIN, Opening((), shortened=True)]) == {}
-    assert opening_columns([]) == {}
+    assert prefix_columns([NO_PREFIX, ResponsePrefix((), shortened=True)]) == {}
+    assert prefix_columns([]) == {}
 
 
 def test_metrics() -> None:
-    openings = [(Opening((1, 2), share=0.75),) * 2, (Opening((), share=0.0, shortened=True),) * 2, ()]
-    assert opening_metrics(openings) == {"fusion/hint_frac": 0.375, "fusion/hint_shortened": 1.0}
-    assert opening_metrics([(), ()]) == {"fusion/hint_frac": 0.0, "fusion/hint_shortened": 0.0}
+    prefixes = [(ResponsePrefix((1, 2), share=0.75),) * 2, (ResponsePrefix((), share=0.0, shortened=True),) * 2, ()]
+    assert prefix_metrics(prefixes) == {"fusion/hint_frac": 0.375, "fusion/hint_shortened": 1.0}
+    assert prefix_metrics([(), ()]) == {"fusion/hint_frac": 0.0, "fusion/hint_shortened": 0.0}
