@@ -20,6 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from unify_posttrain.phase_files import expand_phases
 from unify_posttrain.sweeps import sweep_job
 from unify_posttrain.typos import ConfigurationError, check_additions, did_you_mean, dotted_keys, explain_error, with_hint
 
@@ -49,9 +50,14 @@ def _seed_key(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def _verl_agg(mode: str) -> str:
+def verl_agg(mode: str) -> str:
     """verl's name for an aggregation; it has no constant divisor, and uses the name for metrics only."""
     return "seq-mean-token-sum-norm" if mode == "sum-norm" else mode
+
+
+def verl_dual(bound: float | None) -> float:
+    """verl's key of the dual clip must be a number; its default stands where there is none."""
+    return 3.0 if bound is None else bound
 
 
 def _part(whole: int, parts: int) -> int:
@@ -89,7 +95,8 @@ def register_resolvers() -> None:
         "verl_conf": _verl_conf,
         "conf_dir": lambda: str(conf_dir()),
         "seed_key": _seed_key,
-        "verl_agg": _verl_agg,
+        "verl_agg": verl_agg,
+        "verl_dual": verl_dual,
         "part": _part,
         "episode_steps": _episode_steps,
         "ray_cpus": _ray_cpus,
@@ -138,17 +145,31 @@ def compose_config(overrides: Sequence[str] = (), config_name: str = "train") ->
     """
     check_choices(overrides)
     try:
-        return _compose(overrides, config_name)
+        config = _compose(overrides, config_name)
     except CompactHydraException as error:
         raise ConfigurationError(explain_error(error, overrides, lambda: known_keys(config_name))) from error
+    expand(config, overrides, config_name)
+    return config
 
 
 def _compose(overrides: Sequence[str], config_name: str) -> DictConfig:
     register_resolvers()
-    if GlobalHydra.instance().is_initialized():
-        GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base=None, config_dir=str(conf_dir())):
-        return compose(config_name=config_name, overrides=list(overrides))
+    running = GlobalHydra.instance().hydra  # of the command that this may be a part of
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base=None, config_dir=str(conf_dir())):
+            return compose(config_name=config_name, overrides=list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
+def expand(config: DictConfig, overrides: Sequence[str], config_name: str = "train") -> None:
+    """Compose the phases of a run, in place (see `unify_posttrain.phase_files`).
+
+    Raises:
+        ValueError: names the phase and what is wrong with it.
+    """
+    expand_phases(config, overrides, lambda given: compose_config(given, config_name), conf_dir() / "algorithm")
 
 
 @cache

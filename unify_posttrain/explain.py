@@ -1,4 +1,4 @@
-"""Print an algorithm's terms as a table of the Unified Policy Gradient Estimator.
+"""Print what an algorithm is: the rows of a group, its advantage, its terms as a table of the estimator, and every setting it reads.
 
 python -m unify_posttrain.explain algorithm=luffy
 python -m unify_posttrain.explain algorithm=all --json
@@ -9,21 +9,54 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from unify_posttrain.config import compose_config
+from unify_posttrain.provenance import Provenance
 from unify_posttrain.typos import with_hint
 
 COLUMNS = ("term", "tokens", "mask", "pi_ref", "advantage", "weight", "aggregation", "coefficient")
+SETTINGS = ("key", "value", "from")
+# Read by the run whatever the algorithm, beside what it reads itself.
+OF_EVERY_RUN = (
+    "fusion.success_threshold",
+    "fusion.success_key",
+    "fusion.max_grad_norm",
+    "fusion.logits_chunk",
+    "fusion.lr_schedule",
+    "data.train_batch_size",
+    "data.max_prompt_length",
+    "data.max_response_length",
+    "actor_rollout_ref.rollout.n",
+    "actor_rollout_ref.rollout.temperature",
+    "actor_rollout_ref.actor.ppo_mini_batch_size",
+    "actor_rollout_ref.actor.ppo_epochs",
+    "actor_rollout_ref.actor.optim.lr",
+    "actor_rollout_ref.actor.grad_clip",
+    "trainer.total_training_steps",
+)
+OF_DEMONSTRATIONS = (
+    "fusion.demo.missing",
+    "fusion.demo.overlong",
+    "fusion.demo.select",
+    "fusion.demo.require_verified",
+    "fusion.demo.max_length",
+    "fusion.allow_tempered_nll",
+)
 
 
 def explain(overrides: Sequence[str]) -> dict[str, Any]:
-    """Terms of the algorithm that the overrides select, as plain data."""
+    """Rows, advantage, terms and settings of the algorithm that the overrides select, as plain data.
+
+    Raises:
+        ValueError: the configuration cannot be composed, or the algorithm refuses it.
+    """
     from unify_posttrain.algorithms import build_algorithm
 
     config = compose_config(overrides)
@@ -31,16 +64,21 @@ def explain(overrides: Sequence[str]) -> dict[str, Any]:
     parts = [(phase.algorithm, "" if len(algorithm.phases) == 1 else f"{phase.algorithm.name}: ") for phase in algorithm.phases]
     terms = [_row(term, part, prefix) for part, prefix in parts for term in part.terms]
     terms += [_row(term, part, f"{prefix}replay: ") for part, prefix in parts for term in part.replay_terms]
+    rules = [part.experience for part, _ in parts]
     return {
         "algorithm": algorithm.name,
         "paper": algorithm.paper,
-        "experience": " then ".join(type(part.experience).__name__ for part, _ in parts),
-        "needs_target": any(part.experience.needs_target for part, _ in parts),
-        "needs_hint": any(part.experience.needs_hint for part, _ in parts),
+        "rows": "; then ".join(f"{prefix}{part.experience.describe()}" for part, prefix in parts),
+        "most_rows": max(rule.most_rows for rule in rules),
+        "advantage": "; then ".join(f"{prefix}{part.advantage.describe()}" for part, prefix in parts),
+        "experience": " then ".join(type(rule).__name__ for rule in rules),
+        "needs_target": any(rule.needs_target for rule in rules),
+        "needs_hint": any(rule.needs_hint for rule in rules),
         "needs_entropy": any(part.needs_entropy for part, _ in parts),
         "needs_reference": algorithm.needs_reference,
         "needs_critic": algorithm.needs_critic,
         "terms": terms,
+        "settings": list(_settings(algorithm, config, overrides)),
     }
 
 
@@ -50,9 +88,9 @@ def _row(term: Any, algorithm: Any, prefix: str) -> dict[str, Any]:
     loss = term.loss
     gradient = isinstance(loss, PolicyGradient)
     counted = "" if term.counted is None else f" over all {term.counted.key} tokens"
-    advantage = type(loss).__name__.lower()
-    if gradient:
-        advantage = algorithm.advantage if loss.advantage == "advantages" else f"{loss.advantage:g}"
+    advantage = loss.describe() if not gradient else f"{loss.advantage:g}" if isinstance(loss.advantage, float) else loss.advantage
+    if advantage == "advantages":
+        advantage = algorithm.advantage.describe(term.members.tokens)
     token_weight = getattr(loss, "token_weight", None)
     weights = [term.members.row_weight, token_weight if isinstance(token_weight, str | None) else token_weight.describe()]
     bound = term.members.max_probability
@@ -66,6 +104,24 @@ def _row(term: Any, algorithm: Any, prefix: str) -> dict[str, Any]:
         "aggregation": term.aggregation.mode + counted,
         "coefficient": term.coefficient,
     }
+
+
+def _settings(algorithm: Any, config: DictConfig, overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Every setting that is read, with its value and where that comes from. Phases have theirs from their own files."""
+    from unify_posttrain.algorithms.reading import settings_read
+
+    provenance = Provenance(overrides)
+    if len(algorithm.phases) > 1:
+        keys = ["fusion.phases", *OF_EVERY_RUN]
+    else:
+        keys = sorted(settings_read(algorithm)) + list(OF_EVERY_RUN)
+        keys += OF_DEMONSTRATIONS if algorithm.experience.needs_target else ()
+    for key in dict.fromkeys(keys):
+        value = OmegaConf.select(config, key)
+        if key == "fusion.phases":
+            value = [{name: each.get(name) for name in ("algorithm", "steps", "stall", "lr") if name in each} for each in value]
+        value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        yield {"key": key, "value": value, "from": provenance.source(key)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -89,11 +145,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     console = Console(width=None if sys.stdout.isatty() else 150)
     for algorithm in explained:
-        table = Table(title=f"{algorithm['algorithm']} ({algorithm['paper']})", title_justify="left")
-        for column in COLUMNS:
+        _print(algorithm, console)
+
+
+def _print(algorithm: dict[str, Any], console: Console) -> None:
+    """All as `Text`: brackets of a formula are no markup."""
+    console.print(Text(f"{algorithm['algorithm']} ({algorithm['paper']})", style="bold"))
+    console.print(Text(f"rows       {algorithm['rows']}"))
+    console.print(Text(f"advantage  {algorithm['advantage']}"))
+    terms = [
+        {**term, "coefficient": f"{term['coefficient']:g}" if isinstance(term["coefficient"], float | int) else term["coefficient"]}
+        for term in algorithm["terms"]
+    ]
+    for columns, rows in ((COLUMNS, terms), (SETTINGS, algorithm["settings"])):
+        table = Table()
+        for column in columns:
             table.add_column(column)
-        for term in algorithm["terms"]:
-            table.add_row(*(f"{term[column]:g}" if column == "coefficient" else str(term[column]) for column in COLUMNS))
+        for row in rows:
+            table.add_row(*(Text("null" if row[column] is None else str(row[column])) for column in columns))
         console.print(table)
 
 

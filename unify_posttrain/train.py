@@ -13,9 +13,10 @@ import logging
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from unify_posttrain.config import conf_dir, register_resolvers, run_command
+from unify_posttrain.config import conf_dir, expand, register_resolvers, run_command
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ def _main(config: DictConfig) -> None:
 
     dry_run = bool(OmegaConf.select(config, "dry_run", default=False))
     try:
+        expand(config, HydraConfig.get().overrides.task)
         check_config(config)
         check_nodes(config)
         check_outputs(config)

@@ -1,17 +1,16 @@
-"""The algorithms by name. Each is one module here, one file in `conf/algorithm/`, and its tests."""
+"""The algorithms by name. Each is one module here, one file in `conf/algorithm/`, and its test case."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from unify_posttrain.algorithms.base import Algorithm, Phase, ScoredRows
+from unify_posttrain.algorithms.base import Algorithm, Phase
 from unify_posttrain.algorithms.chord import CHORD
 from unify_posttrain.algorithms.dapo import DAPO
 from unify_posttrain.algorithms.dft import DFT
 from unify_posttrain.algorithms.dr_grpo import DrGRPO
 from unify_posttrain.algorithms.grpo import GRPO
 from unify_posttrain.algorithms.hpt import HPT
-from unify_posttrain.algorithms.hpt_released import HPTReleased
 from unify_posttrain.algorithms.luffy import LUFFY
 from unify_posttrain.algorithms.online_sft import OnlineSFT
 from unify_posttrain.algorithms.ppo import PPO
@@ -25,13 +24,13 @@ from unify_posttrain.algorithms.sft_then_rl import SFTThenRL
 from unify_posttrain.algorithms.srft import SRFT
 from unify_posttrain.algorithms.uft import UFT
 
-ALGORITHMS: dict[str, type[Algorithm]] = {
-    cls.name: cls
-    for cls in (
-        GRPO, DrGRPO, DAPO, PPO, SFT, DFT, PSFT, SFTThenRL, RLWithSFTLoss,
-        HPT, HPTReleased, LUFFY, PrefixRFT, ReLIFT, SRFT, UFT, OnlineSFT, CHORD,
-    )
-}  # fmt: skip
+METHODS: tuple[type[Algorithm], ...] = (
+    GRPO, DrGRPO, DAPO, PPO, SFT, DFT, PSFT, SFTThenRL, RLWithSFTLoss,
+    HPT, LUFFY, PrefixRFT, ReLIFT, SRFT, UFT, OnlineSFT, CHORD,
+)  # fmt: skip
+# Methods whose published runs have another balance of their terms than the papers' equations: the same class, another conf file.
+RELEASED = (HPT, LUFFY, ReLIFT, SRFT, RLWithSFTLoss, DrGRPO, UFT, CHORD)
+ALGORITHMS: dict[str, type[Algorithm]] = {cls.name: cls for cls in (*METHODS, *(each.released() for each in RELEASED))}
 
 
 def build_algorithm(actor: Any) -> Algorithm:
@@ -47,4 +46,4 @@ def build_algorithm(actor: Any) -> Algorithm:
     return ALGORITHMS[name](settings)
 
 
-__all__ = ["ALGORITHMS", "Algorithm", "FusionConfig", "Phase", "ScoredRows", "Settings", "build_algorithm"]
+__all__ = ["ALGORITHMS", "METHODS", "RELEASED", "Algorithm", "FusionConfig", "Phase", "Settings", "build_algorithm"]

@@ -15,7 +15,6 @@ class GRPO(Algorithm):
 
     name = "grpo"
     paper = "arXiv 2402.03300"
-    advantage = "(R - mean)[/ std]"
 
     @property
     def terms(self) -> tuple[Term, ...]:

@@ -8,10 +8,38 @@ may carry a part of the demonstration and continue from there. Deviation from th
 demonstration's end; `off_policy_cliprange`, `off_policy_normalize` and `linear_variance`, which do nothing there, do not exist.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
 from unify_posttrain.algorithms.base import Algorithm
+from unify_posttrain.experience.advantages import BASELINES, Advantage
 from unify_posttrain.experience.prefixes import PrefixSchedule
 from unify_posttrain.experience.rules import DemonstrationInGroup, Experience
 from unify_posttrain.objective import Members, Term
+
+
+@dataclass(frozen=True)
+class LUFFYSettings:
+    """`fusion.luffy`: the rows that Â's statistics are taken over, `group` (demonstrations included) or its `rollouts`; factors on the
+    terms of demonstration tokens and of sampled ones."""
+
+    baseline: str
+    prefix_adv_weight: float
+    on_adv_weight: float
+
+
+@dataclass(frozen=True)
+class PrefixSettings:
+    """`fusion.prefix`: which rows carry how much of a demonstration (see `experience.prefixes`)."""
+
+    n_prefix: int
+    strategy: str
+    min_ratio: float
+    max_ratio: float
+    steps: int
+    linear_max_ratio: float
+    share: bool
 
 
 class LUFFY(Algorithm):
@@ -19,18 +47,20 @@ class LUFFY(Algorithm):
 
     name = "luffy"
     paper = "arXiv 2504.14945"
-    advantage = "R - mean over both"
+    nodes: ClassVar[Mapping[str, type]] = {"luffy": LUFFYSettings, "prefix": PrefixSettings}
+    luffy: LUFFYSettings
+    prefix: PrefixSettings
 
     def check(self) -> None:
+        if self.luffy.baseline not in BASELINES:
+            raise ValueError(f"fusion.luffy.baseline={self.luffy.baseline!r}; choose one of {', '.join(BASELINES)}")
         super().check()
         if self.fusion.group_size < 2:
             raise ValueError(
                 f"actor_rollout_ref.rollout.n={self.fusion.group_size}: a {self.name} group is rollouts and a demonstration, "
                 "set it to 2 or more"
             )
-        prefix = self.fusion.prefix
-        whole = prefix.min_ratio == prefix.max_ratio == 1 and prefix.strategy in ("random", "fixed")
-        if self.fusion.shaping.name == "target_prob" and not whole:
+        if self.fusion.shaping.name == "target_prob" and not self.prefixes.whole:
             raise ValueError(
                 "fusion.shaping.name=target_prob needs whole demonstrations: fusion.prefix.min_ratio=max_ratio=1, random"
             )
@@ -38,21 +68,25 @@ class LUFFY(Algorithm):
 
     @property
     def prefixes(self) -> PrefixSchedule:
-        prefix = self.fusion.prefix
+        prefix = self.prefix
         return PrefixSchedule(
             prefix.strategy, prefix.n_prefix, prefix.min_ratio, prefix.max_ratio, prefix.steps or 1,
             prefix.linear_max_ratio, prefix.share, self.fusion.seed,
         )  # fmt: skip
 
     @property
+    def advantage(self) -> Advantage:
+        return self.group_advantage(self.luffy.baseline)
+
+    @property
     def terms(self) -> tuple[Term, ...]:
         everything = Members("trained", max_probability=self.fusion.shaping.all_maximum)
         return (
-            self.on_policy_term(counted=everything, coefficient=self.fusion.prefix.on_adv_weight),
-            self.off_policy_term(counted=everything, coefficient=self.fusion.prefix.prefix_adv_weight),
+            self.on_policy_term(counted=everything, coefficient=self.luffy.on_adv_weight),
+            self.off_policy_term(counted=everything, coefficient=self.luffy.prefix_adv_weight),
             *self.regularisers,
         )
 
     @property
     def experience(self) -> Experience:
-        return DemonstrationInGroup(self.fusion.group_size, self.missing_in_gate, self.prefixes)
+        return DemonstrationInGroup(self.fusion.group_size, self.missing, self.prefixes)

@@ -15,7 +15,5 @@ class PPO(GRPO):
 
     name = "ppo"
     paper = "arXiv 1707.06347"
-    advantage = "GAE"
     needs_critic = True
     single_phase = True
-    group_baseline = False

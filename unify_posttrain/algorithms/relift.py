@@ -9,6 +9,10 @@ buffer holds a question once (`dedup`), buffer and optimizer survive a resume, a
 the fine-tuning gradient does not shrink with the number of ranks.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
 from unify_posttrain.algorithms.base import Algorithm, ReplayStep
 from unify_posttrain.experience.replay import ReplayBuffer
 from unify_posttrain.experience.rules import Experience, RolloutsOnly
@@ -17,17 +21,34 @@ from unify_posttrain.objective import Entropy, Members, Term
 OPTIMIZERS = ("separate", "shared")
 
 
+@dataclass(frozen=True)
+class ReLIFTSettings:
+    """`fusion.relift`: the buffer (see `experience.replay`) and its fine-tuning step."""
+
+    sft_data_size: int
+    order: str
+    dedup: bool
+    max_buffer: int | None
+    optimizer: str
+    lr: float
+    grad_clip: float
+    entropy_coeff: float
+    sft_epochs: int
+    sft_mini_batch_size: int | None
+
+
 class ReLIFT(Algorithm):
     """Dr. GRPO on rollouts; now and then a batch of demonstrations."""
 
     name = "relift"
     paper = "arXiv 2506.07527"
-    advantage = "R - mean"
+    nodes: ClassVar[Mapping[str, type]] = {"relift": ReLIFTSettings}
+    relift: ReLIFTSettings
     single_phase = True
 
     def check(self) -> None:
         super().check()
-        relift = self.fusion.relift
+        relift = self.relift
         if self.fusion.sft_form == "psft":
             raise ValueError(
                 "fusion.sft_form=psft compares with the policy that a batch began with, which replay does not keep; use nll"
@@ -52,17 +73,18 @@ class ReLIFT(Algorithm):
 
     @property
     def replay(self) -> ReplayBuffer:
-        relift = self.fusion.relift
+        relift = self.relift
         return ReplayBuffer(relift.sft_data_size, relift.order, relift.dedup, relift.max_buffer, self.fusion.seed)
 
     @property
     def replay_step(self) -> ReplayStep:
-        relift = self.fusion.relift
+        relift = self.relift
         separate = relift.optimizer == "separate"
         return ReplayStep(relift.lr, relift.grad_clip, relift.sft_epochs, relift.sft_mini_batch_size, separate)
 
     @property
     def replay_terms(self) -> tuple[Term, ...]:
-        alpha = self.fusion.relift.entropy_coeff
-        nll = self.likelihood_term(row_weight=None, coefficient=1.0)
-        return (nll, Term("sft_entropy", Entropy(), Members("demo"), self.aggregation("sft"), -alpha)) if alpha else (nll,)
+        alpha = self.relift.entropy_coeff
+        nll = self.likelihood_term()
+        bonus = Term("sft_entropy", Entropy(), Members("demo"), self.aggregation("entropy"), -alpha)
+        return (nll, bonus) if alpha else (nll,)

@@ -1,12 +1,13 @@
-"""The `fusion` node of the configuration as strict dataclasses, and the few numbers of verl's actor node that terms read.
+"""What every method shares of the `fusion` node, as strict dataclasses, and the few numbers of verl's actor node that terms read.
 
-No defaults here: every number stands in `conf/`. A key that is unknown or absent is an error that names it.
+What one method reads stands in its own module and in its own conf file. No defaults here: every number stands in `conf/`. A key that
+is unknown or absent is an error that names it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -50,108 +51,6 @@ class ShapingSettings:
 
 
 @dataclass(frozen=True)
-class PrefixSettings:
-    """`fusion.prefix`: which rows carry how much of a demonstration (see `experience.prefixes`), and weights of their Â."""
-
-    n_prefix: int
-    strategy: str
-    min_ratio: float
-    max_ratio: float
-    steps: int
-    linear_max_ratio: float
-    share: bool
-    prefix_adv_weight: float
-    on_adv_weight: float
-    entropy_top: float | None
-
-
-@dataclass(frozen=True)
-class HPTSettings:
-    """`fusion.hpt`: the gate (see `experience.gate`)."""
-
-    strategy: str
-    switch_gate: int
-    switch_gate_off: int | None
-    gate_rate: float | None
-    soft_type: int
-    soft_table: Any
-    term_scale: str
-    off_advantage: str
-
-
-@dataclass(frozen=True)
-class ReLIFTSettings:
-    """`fusion.relift`: the buffer (see `experience.replay`) and its fine-tuning step."""
-
-    sft_data_size: int
-    order: str
-    dedup: bool
-    max_buffer: int | None
-    optimizer: str
-    lr: float
-    grad_clip: float
-    entropy_coeff: float
-    sft_epochs: int
-    sft_mini_batch_size: int | None
-
-
-@dataclass(frozen=True)
-class SRFTSettings:
-    """`fusion.srft`: entropy-aware weights (see `algorithms.srft`)."""
-
-    entropy_scope: str
-    counts: str
-    on_form: str
-    demo_weight: float
-    on_weight: float
-    neg_coef: float
-    weight_cap: float | None
-    neg_prob_floor: float | None
-
-
-@dataclass(frozen=True)
-class UFTSettings:
-    """`fusion.uft`: hints (see `experience.hints`) and their likelihood term."""
-
-    hint_mode: str
-    buckets: int
-    T_hint: int
-    p_low: float
-    p_high: float
-    hint_coef: float
-    max_new_tokens: int
-    joiner: str
-
-
-@dataclass(frozen=True)
-class OnlineSFTSettings:
-    """`fusion.online_sft` (see `algorithms.online_sft`)."""
-
-    form: str
-    beta: float
-    baseline: str
-    length_norm: str
-    legacy: bool
-    clip_weight_value: float | None
-    clip_logprob_min: float | None
-    task: str
-    correct_reward: float
-    incorrect_reward: float
-    episodes: int | None
-
-
-@dataclass(frozen=True)
-class CHORDSettings:
-    """`fusion.chord`: schedule of μ in training steps, and where demonstrations come from."""
-
-    warm: int
-    decay: int
-    peak: float
-    valley: float
-    expert_share: float | None
-
-
-@dataclass(frozen=True)
 class LRSchedule:
     """`fusion.lr_schedule`: `start` × lr up to lr over `warmup_ratio` of the steps, then a cosine down to `min_lr`."""
 
@@ -162,10 +61,14 @@ class LRSchedule:
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """The whole `fusion` node. Sub-nodes may be given as mappings.
+    """The `fusion` node. Sub-nodes may be given as mappings.
+
+    Attributes:
+        own: the keys that are not shared, by name: the algorithm's own. It checks them when it is built.
+        adv_estimator, norm_adv_by_std: verl's `algorithm.adv_estimator` and `algorithm.norm_adv_by_std_in_grpo`.
 
     Raises:
-        ValueError: an unknown or absent key; the message names it and the nearest known one.
+        ValueError: an absent key.
     """
 
     algorithm: str
@@ -174,39 +77,36 @@ class FusionConfig:
     horizon: int
     success_threshold: float
     success_key: str | None
+    adv_estimator: str
+    norm_adv_by_std: bool
     clip: str
-    baseline: str
+    dual_clip: float | None
     entropy_on: str
     sft_form: str
-    sft_loss_coef: float
     sum_norm_divisor: float
     max_grad_norm: float | None
     logits_chunk: int | None
     allow_tempered_nll: bool
     lr_schedule: LRSchedule | None
-    phases: tuple[Any, ...]
     agg: AggregationSettings
     demo: DemoSettings
     shaping: ShapingSettings
-    prefix: PrefixSettings
-    hpt: HPTSettings
-    relift: ReLIFTSettings
-    srft: SRFTSettings
-    uft: UFTSettings
-    online_sft: OnlineSFTSettings
-    chord: CHORDSettings
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, cls in PARTS.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, cls):
                 object.__setattr__(self, name, strict(cls, value, f"fusion.{name}"))
-        object.__setattr__(self, "phases", tuple(self.phases or ()))
 
     @classmethod
     def from_node(cls, node: Mapping[str, Any]) -> FusionConfig:
         """From the plain `fusion` mapping of a composed configuration."""
-        return strict(cls, {key: value for key, value in node.items() if key != "_target_"}, "fusion")
+        if not isinstance(node, Mapping):
+            raise ValueError(f"fusion={node!r} must be a node with the keys of conf/train.yaml")
+        shared = {each.name for each in fields(cls)} - {"own"}
+        own = {key: value for key, value in node.items() if key not in shared and key not in ("_target_", "own")}
+        return strict(cls, {**{key: node[key] for key in node if key in shared}, "own": {**own, **node.get("own", {})}}, "fusion")
 
     def changed(self, overrides: Mapping[str, Any], path: str = "fusion") -> FusionConfig:
         """A copy with some keys replaced; sub-nodes are merged.
@@ -214,11 +114,15 @@ class FusionConfig:
         Raises:
             ValueError: an unknown key.
         """
-        known = [field.name for field in fields(self)]
-        values = {}
+        known = [each.name for each in fields(self) if each.name != "own"] + list(self.own)
+        values: dict[str, Any] = {"own": dict(self.own)}
         for key, value in overrides.items():
             if key not in known:
-                raise ValueError(f"{path}.{key} is unknown{_nearest(str(key), known, path)}")
+                raise ValueError(f"{path}.{key} is unknown{nearest_key(str(key), known, path)}")
+            if key in self.own:
+                before = self.own[key]
+                values["own"][key] = {**before, **value} if isinstance(value, Mapping) and isinstance(before, Mapping) else value
+                continue
             part = getattr(self, key)
             if isinstance(value, Mapping) and part is not None and key in PARTS:
                 value = strict(PARTS[key], {**vars(part), **value}, f"{path}.{key}")
@@ -231,31 +135,45 @@ PARTS: dict[str, type] = {
     "agg": AggregationSettings,
     "demo": DemoSettings,
     "shaping": ShapingSettings,
-    "prefix": PrefixSettings,
-    "hpt": HPTSettings,
-    "relift": ReLIFTSettings,
-    "srft": SRFTSettings,
-    "uft": UFTSettings,
-    "online_sft": OnlineSFTSettings,
-    "chord": CHORDSettings,
 }
 
 
 def strict(cls: type[T], values: Mapping[str, Any], path: str) -> T:
-    """Build a dataclass from a mapping with exactly its fields."""
+    """Build a dataclass from a mapping with exactly its fields.
+
+    Raises:
+        ValueError: an unknown or an absent key; the message names it and the nearest known one.
+    """
     if not isinstance(values, Mapping):
-        raise ValueError(f"{path}={values!r} must be a node with the keys of conf/train.yaml")
-    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        raise ValueError(f"{path}={values!r} must be a node of keys, as conf/ declares it")
+    known = [each.name for each in fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
-            raise ValueError(f"{path}.{key} is unknown{_nearest(str(key), known, path)}")
+            raise ValueError(f"{path}.{key} is unknown{nearest_key(str(key), known, path)}")
     absent = [key for key in known if key not in values]
     if absent:
-        raise ValueError(f"{path}.{absent[0]} is not set; conf/train.yaml declares it")
+        raise ValueError(f"{path}.{absent[0]} is not set; conf/train.yaml or the algorithm's file in conf/algorithm declares it")
     return cls(**values)
 
 
-def _nearest(key: str, known: list[str], path: str) -> str:
+def own_settings(nodes: Mapping[str, type], own: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
+    """An algorithm's own keys, read by the types that it declares: a dataclass for a node, anything else for a plain value.
+
+    Raises:
+        ValueError: a key that the algorithm does not know, or one that it lacks.
+    """
+    for key in own:
+        if key not in nodes:
+            known = [*nodes, *(each.name for each in fields(FusionConfig))]
+            raise ValueError(f"fusion.{key} is unknown to algorithm={algorithm}{nearest_key(str(key), known, 'fusion')}")
+    for key in nodes:
+        if key not in own:
+            raise ValueError(f"fusion.{key} is not set; conf/algorithm/{algorithm}.yaml declares it")
+    return {key: strict(kind, own[key], f"fusion.{key}") if is_dataclass(kind) else own[key] for key, kind in nodes.items()}
+
+
+def nearest_key(key: str, known: list[str], path: str) -> str:
+    """`; did you mean PATH.KEY?`, or the known keys."""
     near = get_close_matches(key, known, n=1)
     return f"; did you mean {path}.{near[0]}?" if near else f"; known keys: {', '.join(known)}"
 
@@ -267,7 +185,6 @@ class Settings:
     fusion: FusionConfig
     clip_ratio_low: float
     clip_ratio_high: float
-    clip_ratio_c: float
     entropy_coeff: float
     use_kl_loss: bool
     kl_loss_coef: float
@@ -283,7 +200,7 @@ class Settings:
         fusion = get("fusion")
         if not isinstance(fusion, FusionConfig):
             fusion = FusionConfig.from_node(fusion)
-        return cls(fusion, **{field.name: get(field.name) for field in fields(cls) if field.name != "fusion"})
+        return cls(fusion, **{each.name: get(each.name) for each in fields(cls) if each.name != "fusion"})
 
     def changed(self, fusion: Mapping[str, Any], actor: Mapping[str, Any], path: str) -> Settings:
         """A copy with some keys of the fusion node and some numbers of the actor replaced.
@@ -291,8 +208,8 @@ class Settings:
         Raises:
             ValueError: an unknown key.
         """
-        known = [field.name for field in fields(self) if field.name != "fusion"]
+        known = [each.name for each in fields(self) if each.name != "fusion"]
         for key in actor:
             if key not in known:
-                raise ValueError(f"{path}.actor.{key} is unknown{_nearest(str(key), known, f'{path}.actor')}")
+                raise ValueError(f"{path}.actor.{key} is unknown{nearest_key(str(key), known, f'{path}.actor')}")
         return replace(self, fusion=self.fusion.changed(fusion, f"{path}.fusion"), **actor)

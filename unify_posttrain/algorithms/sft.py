@@ -6,6 +6,7 @@ As an estimator: π_ref = π_θ, Â = 1 (arXiv 2509.04419 table 1). `fusion.sft_
 """
 
 from unify_posttrain.algorithms.base import Algorithm
+from unify_posttrain.experience.advantages import Advantage, Unread
 from unify_posttrain.experience.rules import DemonstrationsOnly, Experience
 from unify_posttrain.objective import Term
 
@@ -21,8 +22,12 @@ class SFT(Algorithm):
         self.without_sampled_tokens()
 
     @property
+    def advantage(self) -> Advantage:
+        return Unread()
+
+    @property
     def terms(self) -> tuple[Term, ...]:
-        return (self.likelihood_term(row_weight=None, coefficient=1.0),)
+        return (self.likelihood_term(),)
 
     @property
     def experience(self) -> Experience:

@@ -3,68 +3,74 @@
     phase 1: L_SFT, for `steps` training steps or until validation stalls;    phase 2: L_RL with a fresh optimizer and schedule
 
 Any algorithms can follow each other: `fusion.phases` lists {algorithm, steps | stall, lr, fusion: {...}, actor: {...}}; the last
-one runs to the end. Weights are kept at a boundary; the KL reference of a later phase, if it has one, is the model the run began
-with.
+one runs to the end. A name means its conf file, as everywhere: `unify_posttrain.phase_files` has put what `algorithm=NAME` composes
+to, changed by the phase's own keys, into each entry before this class reads it. Weights are kept at a boundary; the KL reference of a
+later phase, if it has one, is the model the run began with.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from unify_posttrain.algorithms.base import Algorithm, Phase
-from unify_posttrain.algorithms.settings import FusionConfig
+from unify_posttrain.algorithms.settings import Settings
+from unify_posttrain.experience.advantages import Advantage
 from unify_posttrain.experience.rules import Experience
 from unify_posttrain.objective import Term
 
-KEYS = ("algorithm", "steps", "stall", "lr", "fusion", "actor")
-
-
-def _once_per_run(phase: FusionConfig, run: FusionConfig) -> Iterator[tuple[str, Any, Any]]:
-    """(key, the phase's, the run's) of settings that data and draws are read with once."""
-    for key in ("seed", "group_size", "horizon"):
-        yield key, getattr(phase, key), getattr(run, key)
-    for key in ("overlong", "select", "require_verified", "max_length"):
-        yield f"demo.{key}", getattr(phase.demo, key), getattr(run.demo, key)
-    yield "shaping.name", phase.shaping.name == "target_prob", run.shaping.name == "target_prob"
+COMPOSED = ("fusion", "actor", "optim", "mini_batches", "grad_clip", "filter_groups", "kept")
 
 
 class SFTThenRL(Algorithm):
-    """A sequence of algorithms; `terms` and `experience` are the first one's."""
+    """A sequence of algorithms; `terms`, `advantage` and `experience` are the first one's."""
 
     name = "sft_then_rl"
-    single_phase = True
     paper = "arXiv 2604.23747"
+    nodes: ClassVar[Mapping[str, type]] = {"phases": list}
+    single_phase = True
 
     def check(self) -> None:
-        if len(self.fusion.phases) < 2:
-            raise ValueError(
-                f"fusion.phases has {len(self.fusion.phases)} entries; give two or more, or choose the algorithm itself"
-            )
-        self._phases = tuple(self._phase(number, dict(entry)) for number, entry in enumerate(self.fusion.phases))
+        """
+        Raises:
+            ValueError: fewer than two phases, one without an end or with two, or an algorithm that cannot be one.
+        """
+        entries = list(self.fusion.own["phases"] or ())
+        if len(entries) < 2:
+            raise ValueError(f"fusion.phases has {len(entries)} entries; give two or more, or choose the algorithm itself")
+        self._phases = tuple(self._phase(number, dict(entry), len(entries)) for number, entry in enumerate(entries))
 
-    def _phase(self, number: int, entry: Mapping[str, Any]) -> Phase:
+    def _phase(self, number: int, entry: Mapping[str, Any], total: int) -> Phase:
         from unify_posttrain.algorithms import ALGORITHMS  # the registry holds this class too
 
         path = f"fusion.phases[{number}]"
-        for key in entry:
-            if key not in KEYS:
-                raise ValueError(f"{path}.{key} is unknown; known keys: {', '.join(KEYS)}")
         name = entry.get("algorithm")
         if name not in ALGORITHMS or ALGORITHMS[name].single_phase:
             known = sorted(key for key, cls in ALGORITHMS.items() if not cls.single_phase)
             raise ValueError(f"{path}.algorithm={name!r}; choose one of {', '.join(known)}")
-        steps, stall, last = entry.get("steps"), entry.get("stall"), number == len(self.fusion.phases) - 1
+        steps, stall, last = entry.get("steps"), entry.get("stall"), number == total - 1
         if last and (steps or stall):
             raise ValueError(f"{path} is the last phase and runs to trainer.total_training_steps; remove its steps and stall")
         if not last and (steps is None) == (stall is None):
             raise ValueError(f"{path} must say when it ends: either steps or stall (validations without a rise)")
         if any(value is not None and value < 1 for value in (steps, stall)) or not (entry.get("lr") or 1) > 0:
-            raise ValueError(f"{path}: steps, stall and lr must be positive, not {dict(entry)}")
-        fusion = {**(entry.get("fusion") or {}), "algorithm": name, "phases": ()}
-        settings = self.settings.changed(fusion, entry.get("actor") or {}, path)
-        for key, value, whole in _once_per_run(settings.fusion, self.fusion):
-            if value != whole:
-                raise ValueError(f"{path}.fusion.{key}={value}: it holds for the whole run, which has {whole}; set fusion.{key}")
-        return Phase(ALGORITHMS[name](settings), steps, stall, entry.get("lr"))
+            shown = {key: entry.get(key) for key in ("steps", "stall", "lr") if key in entry}
+            raise ValueError(f"{path}: steps, stall and lr must be positive, not {shown}")
+        absent = [key for key in COMPOSED if key not in entry]
+        if absent:
+            raise ValueError(
+                f"{path} was not composed (it has no {absent[0]}): pass the configuration through unify_posttrain.config.compose_config "
+                "or unify_posttrain.phase_files.expand_phases first"
+            )
+        settings = Settings.from_actor({**entry["actor"], "fusion": entry["fusion"]})
+        return Phase(
+            ALGORITHMS[name](settings),
+            steps,
+            stall,
+            optim=dict(entry["optim"]),
+            mini_batches=entry["mini_batches"],
+            grad_clip=entry["grad_clip"],
+            filter_groups=entry["filter_groups"],
+            kept=tuple((each[0], each[1], each[2]) for each in entry["kept"]),
+        )
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -73,6 +79,10 @@ class SFTThenRL(Algorithm):
     @property
     def terms(self) -> tuple[Term, ...]:
         return self._phases[0].algorithm.terms
+
+    @property
+    def advantage(self) -> Advantage:
+        return self._phases[0].algorithm.advantage
 
     @property
     def experience(self) -> Experience:

@@ -10,10 +10,11 @@ or L_demo and L_on over all tokens together (`released`). The weights need entro
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from unify_posttrain.algorithms.luffy import LUFFY
-from unify_posttrain.experience.rules import DemonstrationInGroup, Experience
+from unify_posttrain.experience.rules import Experience
 from unify_posttrain.objective import (
     AboveFloor,
     CurrentPolicy,
@@ -36,19 +37,35 @@ ON_FORMS: dict[str, Reference] = {
 COUNTED = {"by_source": Members("on"), "by_sign": None, "released": Members("trained")}
 
 
+@dataclass(frozen=True)
+class SRFTSettings:
+    """`fusion.srft`: entropy-aware weights."""
+
+    entropy_scope: str
+    counts: str
+    on_form: str
+    demo_weight: float
+    on_weight: float
+    neg_coef: float
+    weight_cap: float | None
+    neg_prob_floor: float | None
+
+
 class SRFT(LUFFY):
     """LUFFY's groups, four terms."""
 
     name = "srft"
     paper = "arXiv 2506.19767"
-    own_metrics: ClassVar[Mapping[str, str]] = {
+    nodes: ClassVar[Mapping[str, type]] = {**LUFFY.nodes, "srft": SRFTSettings}
+    srft: SRFTSettings
+    own_metrics: ClassVar[Mapping[str, str | None]] = {
         "fusion/srft_H": "entropy",
         "fusion/srft_w_sft": "sft_weight",
         "fusion/srft_w_on": "rl_weight",
     }
 
     def check(self) -> None:
-        srft = self.fusion.srft
+        srft = self.srft
         for key, value, known in (("on_form", srft.on_form, ON_FORMS), ("counts", srft.counts, COUNTED)):
             if value not in known:
                 raise ValueError(f"fusion.srft.{key}={value!r}; choose one of {', '.join(known)}")
@@ -62,7 +79,7 @@ class SRFT(LUFFY):
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        srft = self.fusion.srft
+        srft = self.srft
         counted, reference = COUNTED[srft.counts], ON_FORMS[srft.on_form]
         w_s = ExpEntropy(srft.demo_weight, -1, srft.entropy_scope)
         w_r = ExpEntropy(srft.on_weight, 1, srft.entropy_scope, srft.weight_cap)
@@ -80,4 +97,4 @@ class SRFT(LUFFY):
 
     @property
     def experience(self) -> Experience:
-        return DemonstrationInGroup(self.fusion.group_size, self.missing_in_gate, self.prefixes, sft_weight=1.0)
+        return replace(super().experience, demonstration_terms=("sft", "off"))

@@ -8,10 +8,29 @@ after `fusion.uft.T_hint` steps. `hint_mode=stage` shortens it in stages, `r3` c
 Deviation from the released code: a hint is never cut inside a sentence; one that does not fit is shortened by whole buckets.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
 from unify_posttrain.algorithms.base import Algorithm
 from unify_posttrain.experience.hints import HintSchedule
 from unify_posttrain.experience.rules import Experience, RolloutsAfterHint
 from unify_posttrain.objective import CurrentPolicy, Members, PolicyGradient, Term
+
+
+@dataclass(frozen=True)
+class UFTSettings:
+    """`fusion.uft`: hints (see `experience.hints`) and their likelihood term."""
+
+    hint_mode: str
+    buckets: int
+    T_hint: int
+    p_low: float
+    p_high: float
+    hint_coef: float
+    max_new_tokens: int
+    limit_new_tokens: bool
+    joiner: str
 
 
 class UFT(Algorithm):
@@ -19,12 +38,12 @@ class UFT(Algorithm):
 
     name = "uft"
     paper = "arXiv 2505.16984"
-    advantage = "(R - mean)[/ std]"
+    nodes: ClassVar[Mapping[str, type]] = {"uft": UFTSettings}
+    uft: UFTSettings
     needs_reference = True
 
     def check(self) -> None:
-        super().check()
-        uft = self.fusion.uft
+        uft = self.uft
         if not 0 < uft.max_new_tokens <= self.fusion.horizon:
             raise ValueError(
                 f"fusion.uft.max_new_tokens={uft.max_new_tokens} must lie in 1..data.max_response_length={self.fusion.horizon}, "
@@ -33,19 +52,21 @@ class UFT(Algorithm):
         if uft.hint_mode == "r3" and uft.hint_coef:
             raise ValueError(f"fusion.uft.hint_coef={uft.hint_coef}: r3 does not train its hints; set it to 0")
         self.experience  # noqa: B018 - the schedule checks its own numbers
+        super().check()
 
     @property
     def terms(self) -> tuple[Term, ...]:
         hint = PolicyGradient(CurrentPolicy(), 1.0)
         return (
             self.on_policy_term(),
-            Term("hint", hint, Members("hint"), self.aggregation("hint"), self.fusion.uft.hint_coef),
+            Term("hint", hint, Members("hint"), self.aggregation("hint"), self.uft.hint_coef),
             *self.regularisers,
         )
 
     @property
     def experience(self) -> Experience:
-        uft = self.fusion.uft
+        uft = self.uft
         schedule = HintSchedule(uft.hint_mode, uft.buckets, uft.T_hint, uft.p_low, uft.p_high, self.fusion.seed)
         room = self.fusion.horizon - uft.max_new_tokens
-        return RolloutsAfterHint(self.fusion.group_size, schedule=schedule, room=room, joiner=uft.joiner)
+        limit = uft.max_new_tokens if uft.limit_new_tokens else None
+        return RolloutsAfterHint(self.fusion.group_size, schedule=schedule, room=room, joiner=uft.joiner, max_new_tokens=limit)

@@ -1,21 +1,18 @@
 """The gate: from the successes of each prompt's rollouts to a plan of which rows are trained, and with which coefficients.
 
 HPT (arXiv 2509.04419 §4) trains a prompt by reinforcement when the policy solves it often enough, and by supervised
-fine-tuning on a demonstration otherwise. The decision is pure and small: a `BatchPlan` is the one thing that is decided here,
-carried out by `experience.mixer`, logged, and tested.
+fine-tuning on a demonstration otherwise. The decision is pure and small; its result is a `BatchPlan`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
 from fractions import Fraction
 from math import floor
-from typing import Any
+
+from unify_posttrain.experience.plan import BatchPlan, GroupPlan
 
 STRATEGIES = ("switch", "soft", "no")
-ZONES = ("rl", "sft", "off", "skipped")
 
 # (on, off, sft) coefficients by the number of successes 0..8 among the eight rows of a group, the verified demonstration
 # included: the three tables of the released HPT code, written for n = 8.
@@ -33,94 +30,6 @@ SOFT_TABLES: dict[int, tuple[tuple[float, float, float], ...]] = {
         (1, 0, 0), (1, 0, 0), (1, 0, 0), (1, 0, 0),
     ),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class GroupPlan:
-    """What is trained of one prompt.
-
-    Attributes:
-        uid: the group.
-        successes: solved rollouts among `rollouts`.
-        rollouts: on-policy rows that were generated.
-        kept: on-policy rows that are trained (all or none).
-        demonstrations: demonstration rows added.
-        on_weight, off_weight, sft_weight: coefficients of the on-policy, off-policy and likelihood terms.
-        graded: False if the ground truth cannot be graded against: the group contributes nothing and counts in no rate of success.
-        zone: "sft" if only demonstrations are trained and by likelihood, "off" if only demonstrations by the off-policy term,
-            "rl" if on-policy rows are trained with non-zero weight, "skipped" if the prompt contributes no row.
-    """
-
-    uid: str
-    successes: int
-    rollouts: int
-    kept: int
-    demonstrations: int
-    on_weight: float
-    off_weight: float
-    sft_weight: float
-    graded: bool = True
-
-    @property
-    def zone(self) -> str:
-        if self.kept and self.on_weight:
-            return "rl"
-        if self.demonstrations and self.sft_weight:
-            return "sft"
-        if self.demonstrations and self.off_weight:
-            return "off"
-        return "skipped"
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """One `GroupPlan` per prompt of a training batch, in the order of the prompts."""
-
-    groups: tuple[GroupPlan, ...]
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __iter__(self) -> Iterator[GroupPlan]:
-        return iter(self.groups)
-
-    @property
-    def changes_rows(self) -> bool:
-        """False if exactly the generated rows are trained: nothing is dropped and nothing added."""
-        return any(group.kept != group.rollouts or group.demonstrations for group in self.groups)
-
-    def zones(self) -> dict[str, int]:
-        """Prompts per zone; the values sum to the number of prompts."""
-        counted = Counter(group.zone for group in self.groups)
-        return {zone: counted[zone] for zone in ZONES}
-
-    def shares(self) -> dict[str, float]:
-        """Share of prompts with a non-zero coefficient per term: HPT's c_k under `term_scale=share`."""
-        n = max(1, len(self.groups))
-        return {
-            "rl": sum(bool(group.kept and group.on_weight) for group in self.groups) / n,
-            "off": sum(bool(group.demonstrations and group.off_weight) for group in self.groups) / n,
-            "sft": sum(bool(group.demonstrations and group.sft_weight) for group in self.groups) / n,
-        }
-
-    def masked(self, uids: Container[str]) -> BatchPlan:
-        """The plan in which these groups contribute nothing, because their ground truth cannot be graded against."""
-        return BatchPlan(
-            tuple(
-                replace(group, kept=0, demonstrations=0, on_weight=0.0, off_weight=0.0, sft_weight=0.0, graded=False)
-                if group.uid in uids
-                else group
-                for group in self.groups
-            )
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable form."""
-        return {"groups": [{**asdict(group), "zone": group.zone} for group in self.groups]}
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> BatchPlan:
-        return cls(tuple(GroupPlan(**{k: v for k, v in group.items() if k != "zone"}) for group in state["groups"]))
 
 
 def gate(
@@ -175,8 +84,7 @@ def gate(
     _check(group_size, strategy, switch_gate, switch_gate_off, gate_rate, missing)
     if strategy == "soft":
         _soft_rows(soft_type, soft_table)
-    low = switch_gate if gate_rate is None else floor(gate_rate * group_size + 1e-9)
-    high = max(low, low if switch_gate_off is None else switch_gate_off)
+    low, high = gate_bounds(group_size, switch_gate, switch_gate_off, gate_rate)
 
     groups = []
     for uid, s, demo, solved in zip(uids, successes, has_demonstration, demonstration_solved, strict=True):
@@ -185,21 +93,26 @@ def gate(
         rollouts = 0 if unused else group_size - 1 if mixed else group_size
         if not 0 <= s <= (group_size if unused else rollouts):
             raise ValueError(f"group {uid}: {s} successes among {rollouts} rollouts (strategy {strategy}, n={group_size})")
-        reinforce = GroupPlan(uid, s, rollouts, rollouts, 0, 1.0, 0.0, 0.0)
+        reinforce = GroupPlan(uid, s, rollouts, rollouts, 0, {"rl": 1.0})
         if mixed:
             on, off, sft = soft_coefficients(s, rollouts, solved, soft_type, soft_table)
-            groups.append(GroupPlan(uid, s, rollouts, rollouts, 1, on, off, sft))
+            groups.append(GroupPlan(uid, s, rollouts, rollouts, 1, {"rl": on, "off": off, "sft": sft}))
         elif strategy == "switch" and s <= high:
             if demo:
-                off_zone = s > low
-                groups.append(GroupPlan(uid, s, rollouts, 0, 1, 0.0, float(off_zone), float(not off_zone)))
+                groups.append(GroupPlan(uid, s, rollouts, 0, 1, {"off" if s > low else "sft": 1.0}))
             else:
-                groups.append(reinforce if missing == "rl" else GroupPlan(uid, s, rollouts, 0, 0, 0.0, 0.0, 0.0))
+                groups.append(reinforce if missing == "rl" else GroupPlan(uid, s, rollouts, 0, 0))
         elif unused:
-            groups.append(GroupPlan(uid, 0, 0, 0, 0, 0.0, 0.0, 0.0))
+            groups.append(GroupPlan(uid, 0, 0, 0, 0))
         else:
             groups.append(reinforce)
     return BatchPlan(tuple(groups))
+
+
+def gate_bounds(group_size: int, switch_gate: int, switch_gate_off: int | None, gate_rate: float | None) -> tuple[int, int]:
+    """(low, high): up to `low` solved rollouts a demonstration is trained by likelihood, up to `high` by the off-policy term."""
+    low = switch_gate if gate_rate is None else floor(gate_rate * group_size + 1e-9)
+    return low, max(low, low if switch_gate_off is None else switch_gate_off)
 
 
 def soft_coefficients(

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from unify_posttrain.experience.gate import BatchPlan
+from unify_posttrain.experience.plan import BatchPlan, weight_stream
 from unify_posttrain.experience.row_plan import deal, plan_rows
-from unify_posttrain.experience.rows import Rows, assemble, object_column
+from unify_posttrain.experience.rows import DEMONSTRATION, PADDING, ROLLOUT, Rows, assemble, object_column
 
-ROLLOUT, DEMONSTRATION, PADDING = 0, 1, 2
 PREFIX_LENGTH = "response_prefix_length"  # column of rollouts that begin with tokens they did not sample: how many
 
 
@@ -36,6 +35,7 @@ def mix(
     ranks: int = 1,
     mini_batches: int = 1,
     filler: Rows | None = None,
+    weighted: Sequence[str] = (),
 ) -> Mixed:
     """Apply a plan to a batch.
 
@@ -46,11 +46,12 @@ def mix(
             groups that the plan gives no demonstration are ignored. None if there are none.
         ranks, mini_batches: R data-parallel ranks and S optimizer steps.
         filler: a row to copy for padding in a batch that has neither rollouts nor demonstrations.
+        weighted: names of the terms whose coefficients are attached, one stream each.
 
     Returns:
-        Rows with the added streams prefix_mask (B, T) bool (demonstration tokens, and what a rollout was given to begin with:
-        column `response_prefix_length`), rl_weight and sft_weight (B,) float32. If the plan keeps exactly the
-        rollouts and no padding is needed, their order is untouched.
+        Rows with the added stream prefix_mask (B, T) bool (demonstration tokens, and the response prefix of a rollout: column
+        `response_prefix_length`), and one stream NAME_weight (B,) float32 per weighted term (coefficient of the group, 0 for padding).
+        If the plan keeps exactly the rollouts and no padding is needed, their order is untouched.
 
     Raises:
         ValueError: nothing to train on and nothing to pad with, or a demonstration that the plan asks for is absent.
@@ -61,7 +62,7 @@ def mix(
     row_plan = plan_rows(routed, ranks, mini_batches)
     if not plan.changes_rows and not row_plan.padding and rollouts is not None and len(rollouts) == routed:
         rows, kinds = rollouts, np.full(routed, ROLLOUT, dtype=np.int8)
-        _attach_streams(rows, kinds, plan)
+        _attach_streams(rows, kinds, plan, weighted)
         return Mixed(rows, kinds, reordered=False)
 
     sources = [source for source in (rollouts, demonstrations) if source is not None and len(source)]
@@ -97,7 +98,7 @@ def mix(
     rows = assemble(parts, row_plan.rows)
     kinds = kinds[order]
     _silence_padding(rows, kinds)
-    _attach_streams(rows, kinds, plan)
+    _attach_streams(rows, kinds, plan, weighted)
     return Mixed(rows, kinds, reordered=True)
 
 
@@ -134,7 +135,7 @@ def _silence_padding(rows: Rows, kinds: np.ndarray) -> None:
     rows.columns["uid"][padding] = object_column([f"padding-{number}" for number in range(len(padding))])
 
 
-def _attach_streams(rows: Rows, kinds: np.ndarray, plan: BatchPlan) -> None:
+def _attach_streams(rows: Rows, kinds: np.ndarray, plan: BatchPlan, weighted: Sequence[str]) -> None:
     mask = rows.tensors["response_mask"].bool()
     is_demo = torch.from_numpy(kinds == DEMONSTRATION)
     prefix_mask = mask & is_demo.unsqueeze(-1)
@@ -142,16 +143,10 @@ def _attach_streams(rows: Rows, kinds: np.ndarray, plan: BatchPlan) -> None:
         given = np.where(kinds == ROLLOUT, rows.columns[PREFIX_LENGTH], 0).astype(np.int64)
         prefix_mask |= torch.arange(mask.shape[-1]) < torch.from_numpy(given).unsqueeze(-1)
     rows.tensors["prefix_mask"] = prefix_mask
-    groups = {group.uid: group for group in plan}
-    rl_weight = np.zeros(len(rows), dtype=np.float32)
-    sft_weight = np.zeros(len(rows), dtype=np.float32)
-    for row, (uid, kind) in enumerate(zip(rows.columns["uid"], kinds, strict=True)):
-        if kind == ROLLOUT:
-            rl_weight[row] = groups[uid].on_weight
-        elif kind == DEMONSTRATION:
-            rl_weight[row], sft_weight[row] = groups[uid].off_weight, groups[uid].sft_weight
-    rows.tensors["rl_weight"] = torch.from_numpy(rl_weight)
-    rows.tensors["sft_weight"] = torch.from_numpy(sft_weight)
+    groups = {group.uid: group for group in plan}  # padding rows have uids of their own
+    for term in weighted:
+        weights = [groups[uid].weight(term) if uid in groups else 0.0 for uid in rows.columns["uid"]]
+        rows.tensors[weight_stream(term)] = torch.tensor(weights, dtype=torch.float32)
 
 
 def plan_metrics(plan: BatchPlan, group_size: int) -> dict[str, float]:
@@ -167,9 +162,9 @@ def plan_metrics(plan: BatchPlan, group_size: int) -> dict[str, float]:
     metrics["fusion/solve_rate"] = solved / rollouts if rollouts else 0.0
     metrics["fusion/solve_none"] = sum(group.successes == 0 for group in tried) / n
     metrics["fusion/solve_all"] = sum(group.successes == group.rollouts for group in tried) / n
-    metrics["fusion/coef_on_mean"] = sum(group.on_weight for group in plan) / n
-    metrics["fusion/coef_off_mean"] = sum(group.off_weight for group in plan) / n
-    metrics["fusion/coef_sft_mean"] = sum(group.sft_weight for group in plan) / n
+    metrics["fusion/coef_on_mean"] = plan.mean_weight("rl")
+    metrics["fusion/coef_off_mean"] = plan.mean_weight("off")
+    metrics["fusion/coef_sft_mean"] = plan.mean_weight("sft")
     return metrics
 
 

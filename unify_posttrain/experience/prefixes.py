@@ -75,6 +75,22 @@ class PrefixSchedule:
                 "set share=false or choose another strategy"
             )
 
+    @property
+    def whole(self) -> bool:
+        """Whether every prefix is the whole demonstration, so that nothing is generated after it."""
+        return self.min_ratio == self.max_ratio == 1 and self.strategy in ("random", "fixed")
+
+    def carriers(self, group_size: int) -> int:
+        """Rows of a group of n that carry a prefix."""
+        return group_size if self.n_prefix == -1 else self.n_prefix
+
+    def describe(self) -> str:
+        """How much of the demonstration, in words."""
+        if self.strategy in ("random", "fixed", "cosine"):
+            ends = (self.max_ratio, self.min_ratio) if self.strategy == "cosine" else (self.min_ratio, self.max_ratio)
+            return f"{ends[0]:.0%} to {ends[1]:.0%} ({self.strategy})"
+        return f"up to {self.linear_max_ratio:.0%} ({self.strategy})"
+
     def upper(self, step: int) -> float:
         """Largest ratio at a step counted from 0, which is global_step - 1.
 
@@ -113,7 +129,7 @@ class PrefixSchedule:
             raise ValueError(
                 f"fusion.prefix.n_prefix={self.n_prefix} exceeds actor_rollout_ref.rollout.n={group_size}; set -1 for all rows"
             )
-        rows = group_size if self.n_prefix == -1 else self.n_prefix
+        rows = self.carriers(group_size)
         upper = self.upper(global_step - 1)
         if self.strategy in ("linear", "cosine"):
             return (upper,) * rows

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+ROLLOUT, DEMONSTRATION, PADDING = 0, 1, 2  # what a row of a mixed batch is
+
 
 @dataclass
 class Rows:

@@ -6,71 +6,17 @@ One class per way of composing a group. The trainer asks `response_prefixes` bef
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from unify_posttrain.experience.gate import BatchPlan, GroupPlan, gate
+from unify_posttrain.experience.gate import gate, gate_bounds
+from unify_posttrain.experience.groups import NO_PREFIX, Group, Prompt, ResponsePrefix
 from unify_posttrain.experience.hints import HintSchedule, cut_points, fit_hint
+from unify_posttrain.experience.plan import BatchPlan, GroupPlan
 from unify_posttrain.experience.prefixes import PrefixSchedule
-
-
-@dataclass(frozen=True)
-class Group:
-    """What is known of a prompt when its rows are decided.
-
-    Attributes:
-        uid: the group.
-        successes: solved rollouts.
-        rollouts: generated rollouts.
-        has_demonstration: a usable target exists.
-        demonstration_solved: that target passes the task's own check.
-    """
-
-    uid: str
-    successes: int
-    rollouts: int
-    has_demonstration: bool = False
-    demonstration_solved: bool = False
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What is known of a prompt before generation.
-
-    Attributes:
-        row_id: position of the prompt in the training files.
-        target: tokens of its demonstration, EOS included; None without a usable one.
-        sentences: its `hint` column.
-        encode: text -> token ids without special tokens, for hints.
-    """
-
-    row_id: int
-    target: tuple[int, ...] | None = None
-    sentences: tuple[str, ...] = ()
-    encode: Callable[[str], list[int]] | None = None
-
-
-@dataclass(frozen=True)
-class ResponsePrefix:
-    """Tokens that a rollout begins with; the policy continues after them.
-
-    Attributes:
-        ids: token ids, may be empty.
-        trained: True: off-policy tokens of the objective (m=1, P=1); False: a hint (m=0, P=1).
-        share: part of the solution that is given away, 0 to 1.
-        shortened: a longer one was drawn and did not fit.
-    """
-
-    ids: tuple[int, ...] = ()
-    trained: bool = False
-    share: float = 0.0
-    shortened: bool = False
-
-
-NO_PREFIX = ResponsePrefix()
 
 
 class Experience(ABC):
@@ -78,10 +24,20 @@ class Experience(ABC):
 
     needs_target: bool = False
     needs_hint: ClassVar[bool] = False
+    max_new_tokens: int | None = None  # that a rollout may sample after its prefix; None: what the response's width leaves
 
     @abstractmethod
     def rollouts(self, has_demonstration: bool) -> int:
         """The most rollouts that a prompt can get."""
+
+    @property
+    @abstractmethod
+    def most_rows(self) -> int:
+        """The most rows that a prompt can contribute to a training step: what a batch must have room for."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The rows of a prompt, in words."""
 
     def response_prefixes(self, prompt: Prompt, step: int) -> tuple[ResponsePrefix, ...]:
         """One per rollout of the prompt at a training step (1-based)."""
@@ -89,7 +45,7 @@ class Experience(ABC):
 
     @abstractmethod
     def plan(self, groups: Sequence[Group]) -> BatchPlan:
-        """Which rows are trained."""
+        """Which rows are trained, and with which coefficients."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +57,13 @@ class RolloutsOnly(Experience):
 
     def rollouts(self, has_demonstration: bool) -> int:
         return self.group_size
+
+    @property
+    def most_rows(self) -> int:
+        return self.group_size
+
+    def describe(self) -> str:
+        return f"{self.group_size} rollouts"
 
     def plan(self, groups: Sequence[Group]) -> BatchPlan:
         return gate([group.successes for group in groups], self.group_size, "no", uids=[group.uid for group in groups])
@@ -114,12 +77,17 @@ class RolloutsAfterHint(RolloutsOnly):
         schedule: how much of the solution is given away.
         room: tokens that a hint may take.
         joiner: text between two sentences.
+        max_new_tokens: see `Experience`.
     """
 
     needs_hint: ClassVar[bool] = True
     schedule: HintSchedule | None = None
     room: int = 0
     joiner: str = ""
+    max_new_tokens: int | None = None
+
+    def describe(self) -> str:
+        return f"{self.group_size} rollouts, all after the same hint of at most {self.room} tokens"
 
     def response_prefixes(self, prompt: Prompt, step: int) -> tuple[ResponsePrefix, ...]:
         schedule, encode, total = self.schedule, prompt.encode, len(prompt.sentences)
@@ -131,7 +99,7 @@ class RolloutsAfterHint(RolloutsOnly):
 
         bucket, cuts = schedule.bucket(prompt.row_id, step, total), cut_points(total, schedule.buckets)
         ids, moved = fit_hint(bucket, cuts, tokens, self.room)
-        # One response prefix for all rows: rollouts of a group are compared with each other, so they must start alike.
+        # The same for all rows: rollouts of a group are compared with each other, so they must start alike.
         prefix = ResponsePrefix(tuple(ids), trained=False, share=cuts[bucket - moved] / total, shortened=bool(moved))
         return (prefix,) * self.group_size
 
@@ -155,6 +123,24 @@ class DemonstrationIfUnsolved(Experience):
             return self.group_size - 1
         return self.group_size if self.options["missing"] == "rl" else 0
 
+    @property
+    def most_rows(self) -> int:
+        return self.group_size
+
+    def describe(self) -> str:
+        n = self.group_size
+        if self.strategy == "no":
+            return f"{n} rollouts"
+        if self.strategy == "soft":
+            return f"{n - 1} rollouts and a demonstration, weighted by the number of solved rollouts"
+        low, high = gate_bounds(n, **{key: self.options[key] for key in ("switch_gate", "switch_gate_off", "gate_rate")})
+        zones = [f"up to {low} of {n} rollouts are solved: a demonstration by likelihood"] if low >= 0 else []
+        if high > low:
+            zones.append(f"up to {high}: a demonstration by the off-policy term")
+        if high < n:
+            zones.append(f"{'otherwise' if zones else 'always'}: the {n} rollouts")
+        return "; ".join(zones)
+
     def plan(self, groups: Sequence[Group]) -> BatchPlan:
         return gate(
             [group.successes for group in groups],
@@ -176,14 +162,14 @@ class DemonstrationInGroup(Experience):
         missing: `rl` or `skip`.
         prefixes: which rows carry how much of the demonstration; None: one row, all of it. A row with a part of it is a
             rollout that continues from there, a row with none is a plain rollout.
-        off_weight, sft_weight: of a demonstration, for terms that are weighted by row.
+        rollout_terms, demonstration_terms: the terms that train the one and the other, for the plan's record and its weights.
     """
 
     group_size: int
     missing: str = "rl"
     prefixes: PrefixSchedule | None = None
-    off_weight: float = 1.0
-    sft_weight: float = 0.0
+    rollout_terms: tuple[str, ...] = ("rl",)
+    demonstration_terms: tuple[str, ...] = ("off",)
     needs_target: bool = True
 
     def rollouts(self, has_demonstration: bool) -> int:
@@ -191,9 +177,19 @@ class DemonstrationInGroup(Experience):
             return self.group_size if self.missing == "rl" else 0
         if self.prefixes is None:
             return self.group_size - 1
-        whole = self.prefixes.min_ratio == self.prefixes.max_ratio == 1 and self.prefixes.strategy in ("random", "fixed")
-        carriers = self.group_size if self.prefixes.n_prefix == -1 else self.prefixes.n_prefix
-        return self.group_size - carriers if whole else self.group_size
+        return self.group_size - self.prefixes.carriers(self.group_size) if self.prefixes.whole else self.group_size
+
+    @property
+    def most_rows(self) -> int:
+        return self.group_size
+
+    def describe(self) -> str:
+        n = self.group_size
+        if self.prefixes is not None and not self.prefixes.whole:
+            return f"{n} rows, {self.prefixes.carriers(n)} of which begin with {self.prefixes.describe()} of the demonstration"
+        carriers = 1 if self.prefixes is None else self.prefixes.carriers(n)
+        demonstrations = "a demonstration" if carriers == 1 else f"{carriers} demonstrations"
+        return f"{n - carriers} rollouts and {demonstrations} in the group" if carriers < n else demonstrations
 
     def response_prefixes(self, prompt: Prompt, step: int) -> tuple[ResponsePrefix, ...]:
         if prompt.target is None or self.prefixes is None:
@@ -208,19 +204,9 @@ class DemonstrationInGroup(Experience):
         plans = []
         for group in groups:
             demonstrations = self.group_size - group.rollouts if group.has_demonstration else 0
-            on, demo = float(bool(group.rollouts)), float(bool(demonstrations))
-            plans.append(
-                GroupPlan(
-                    uid=group.uid,
-                    successes=group.successes,
-                    rollouts=group.rollouts,
-                    kept=group.rollouts,
-                    demonstrations=demonstrations,
-                    on_weight=on,
-                    off_weight=demo * self.off_weight,
-                    sft_weight=demo * self.sft_weight,
-                )
-            )
+            terms = (*(self.rollout_terms if group.rollouts else ()), *(self.demonstration_terms if demonstrations else ()))
+            weights = dict.fromkeys(terms, 1.0)
+            plans.append(GroupPlan(group.uid, group.successes, group.rollouts, group.rollouts, demonstrations, weights))
         return BatchPlan(tuple(plans))
 
 
@@ -230,24 +216,46 @@ class DemonstrationBesideGroup(Experience):
 
     Attributes:
         group_size: rollouts per prompt.
-        expert_share: None: every prompt has both. A number: that share of the prompts, drawn from (seed, step, row_id), is
-            expert data (demonstration only, nothing is generated), the others are rollouts only.
+        expert_share: None: every prompt has both. A number: that share of the *rows* is expert data in expectation. Prompts are
+            drawn from (seed, step, row_id) to be a demonstration only, the others are rollouts only: with a share e of rows and n
+            rollouts per other prompt, a prompt is expert data with probability e·n / (1 - e + e·n).
         seed: of the draw.
         missing: `rl` or `skip`: whether a prompt without a target gets rollouts.
+        weights: coefficients by term of a prompt, e.g. ``lambda group: {"sft": 1 - group.successes / group.rollouts}``; 1 for
+            the terms `rl` of rollouts and `sft` of the demonstration where it names none. Called for prompts that have both.
     """
 
     group_size: int
     expert_share: float | None = None
     seed: int = 0
     missing: str = "rl"
+    weights: Callable[[Group], Mapping[str, float]] | None = None
     needs_target: bool = True
+
+    @property
+    def expert_probability(self) -> float:
+        """Of a prompt with a target to be a demonstration only."""
+        share, n = self.expert_share or 0.0, self.group_size
+        return share * n / (1 - share + share * n)
 
     def rollouts(self, has_demonstration: bool) -> int:
         return self.group_size if has_demonstration or self.missing == "rl" else 0
 
+    @property
+    def most_rows(self) -> int:
+        return self.group_size + (self.expert_share is None)
+
+    def describe(self) -> str:
+        if self.expert_share is None:
+            return f"{self.group_size} rollouts, and a demonstration beside them"
+        return (
+            f"{self.group_size} rollouts, or a demonstration alone: {self.expert_share:g} of the rows, "
+            f"{self.expert_probability:.3g} of the prompts"
+        )
+
     def response_prefixes(self, prompt: Prompt, step: int) -> tuple[ResponsePrefix, ...]:
-        share = 0.0 if self.expert_share is None or prompt.target is None else self.expert_share
-        if np.random.default_rng([self.seed, step, prompt.row_id]).random() < share:
+        probability = 0.0 if self.expert_share is None or prompt.target is None else self.expert_probability
+        if np.random.default_rng([self.seed, step, prompt.row_id]).random() < probability:
             return ()
         return super().response_prefixes(prompt, step)
 
@@ -255,8 +263,10 @@ class DemonstrationBesideGroup(Experience):
         plans = []
         for group in groups:
             demo = group.has_demonstration and (self.expert_share is None or not group.rollouts)
-            on = float(bool(group.rollouts))
-            plans.append(GroupPlan(group.uid, group.successes, group.rollouts, group.rollouts, int(demo), on, 0.0, float(demo)))
+            weights = {**({"rl": 1.0} if group.rollouts else {}), **({"sft": 1.0} if demo else {})}
+            if self.weights is not None and demo and group.rollouts:
+                weights |= self.weights(group)
+            plans.append(GroupPlan(group.uid, group.successes, group.rollouts, group.rollouts, int(demo), weights))
         return BatchPlan(tuple(plans))
 
 
@@ -269,10 +279,17 @@ class DemonstrationsOnly(Experience):
     def rollouts(self, has_demonstration: bool) -> int:
         return 0
 
+    @property
+    def most_rows(self) -> int:
+        return 1
+
+    def describe(self) -> str:
+        return "a demonstration; nothing is generated"
+
     def plan(self, groups: Sequence[Group]) -> BatchPlan:
         return BatchPlan(
             tuple(
-                GroupPlan(group.uid, 0, 0, 0, int(group.has_demonstration), 0.0, 0.0, float(group.has_demonstration))
+                GroupPlan(group.uid, 0, 0, 0, int(group.has_demonstration), {"sft": 1.0} if group.has_demonstration else {})
                 for group in groups
             )
         )

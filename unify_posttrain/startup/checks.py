@@ -10,12 +10,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from unify_posttrain.algorithms import Algorithm, build_algorithm
-from unify_posttrain.algorithms.schedules import warmup_cosine
-from unify_posttrain.config import steps_of_episodes
-from unify_posttrain.experience.rules import RolloutsOnly
+from unify_posttrain.algorithms import Algorithm, Phase, build_algorithm
+from unify_posttrain.config import verl_agg, verl_dual
 from unify_posttrain.objective import CurrentPolicy, PolicyGradient
 from unify_posttrain.rollout.vllm_cpu_checks import check_vllm_on_cpu, declares_ranks
+from unify_posttrain.startup.batch_checks import check_batch
 from unify_posttrain.startup.critic_checks import check_critic
 from unify_posttrain.startup.forward_checks import check_fused_kernels
 from unify_posttrain.startup.inputs import missing_files, missing_model
@@ -25,11 +24,6 @@ from unify_posttrain.startup.reward_checks import check_reward
 logger = logging.getLogger(__name__)
 
 TESTED_VERL = "0.7.1"
-SEED_KEYS = {
-    "trainer.unify_strategy": "fusion.hpt.strategy",
-    "trainer.switch_gate": "fusion.hpt.switch_gate",
-    "trainer.switch_gate_off": "fusion.hpt.switch_gate_off",
-}
 REQUIRED = (
     "fusion.algorithm",
     "data.train_files",
@@ -37,7 +31,13 @@ REQUIRED = (
     "actor_rollout_ref.model.path",
     "reward.custom_reward_function.path",
 )
-WITHOUT_GROUP_BASELINE = ("gae", "reinforce_plus_plus")  # estimators that do not compare the rollouts of a prompt
+# Keys that verl has, too, and what decides: (verl's key or our copy for workers, the deciding key, values that go together).
+COPIES = (
+    ("actor_rollout_ref.actor.loss_agg_mode", "fusion.agg.rl", verl_agg),
+    ("actor_rollout_ref.actor.clip_ratio_c", "fusion.dual_clip", verl_dual),
+    ("fusion.adv_estimator", "algorithm.adv_estimator", str),
+    ("fusion.norm_adv_by_std", "algorithm.norm_adv_by_std_in_grpo", bool),
+)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+$")
 
 
@@ -54,9 +54,11 @@ def check_config(config: DictConfig) -> Algorithm:
     _check_spellings(config)
     algorithm = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
     _check_unsupported(config, algorithm)
+    for phase in algorithm.phases:
+        phase.algorithm.check_run(config)
     check_critic(config, algorithm)
     _check_likelihood_temperature(config, algorithm)
-    _check_batch(config, algorithm)
+    check_batch(config, algorithm)
     check_reward(config)
     _check_hardware(config)
     check_parallelism(config)
@@ -76,16 +78,10 @@ def _check_versions() -> None:
 
 
 def _check_spellings(config: DictConfig) -> None:
-    for seed_key, own in SEED_KEYS.items():
-        given, value = OmegaConf.select(config, seed_key), OmegaConf.select(config, own)
-        if given is not None and given != value:
-            raise ValueError(f"{seed_key}={given} and {own}={value} say different things; set one of them")
-    expected = OmegaConf.select(config, "fusion.agg.rl")
-    mirrored = config.actor_rollout_ref.actor.loss_agg_mode
-    if mirrored != expected and not (expected == "sum-norm" and mirrored == "seq-mean-token-sum-norm"):
-        raise ValueError(
-            f"actor_rollout_ref.actor.loss_agg_mode={mirrored} is verl's copy of fusion.agg.rl={expected}; set fusion.agg.rl"
-        )
+    for copy, key, as_verl in COPIES:
+        given, decides = OmegaConf.select(config, copy), OmegaConf.select(config, key)
+        if given != as_verl(decides):
+            raise ValueError(f"{copy}={given} is a copy of {key}={decides}; set {key}")
 
 
 def _check_unsupported(config: DictConfig, algorithm: Algorithm) -> None:
@@ -131,17 +127,21 @@ def _check_unsupported(config: DictConfig, algorithm: Algorithm) -> None:
             "algorithm.adv_estimator=remax needs a greedy rollout beside the sampled ones, which this trainer does not generate; "
             "use grpo"
         )
-    needs_target = any(phase.algorithm.experience.needs_target for phase in algorithm.phases)
-    if OmegaConf.select(config, "algorithm.filter_groups.enable") and needs_target:
+    for phase in algorithm.phases:
+        _check_demonstrations(config, phase)
+
+
+def _check_demonstrations(config: DictConfig, phase: Phase) -> None:
+    """Options that have no meaning for groups in which demonstrations stand."""
+    if not phase.algorithm.experience.needs_target:
+        return
+    filtered = config.algorithm.filter_groups if phase.filter_groups is None else phase.filter_groups
+    if filtered and filtered["enable"]:
         raise ValueError(
-            "algorithm.filter_groups.enable=true removes the groups that the gate sends to demonstrations; set it to false"
+            f"algorithm.filter_groups.enable=true removes the groups that algorithm={phase.algorithm.name} sends to demonstrations; "
+            "set it to false"
         )
-    if config.algorithm.use_kl_in_reward and algorithm.one_update:
-        raise ValueError(
-            f"algorithm.use_kl_in_reward=true counts the KL of algorithm={algorithm.name} twice: its reward holds it, times "
-            "fusion.online_sft.beta; set it to false"
-        )
-    if config.algorithm.use_kl_in_reward and needs_target:
+    if config.algorithm.use_kl_in_reward:
         raise ValueError(
             "algorithm.use_kl_in_reward=true has no meaning for demonstrations; use actor_rollout_ref.actor.use_kl_loss=true"
         )
@@ -158,67 +158,6 @@ def _check_likelihood_temperature(config: DictConfig, algorithm: Algorithm) -> N
         raise ValueError(
             f"actor_rollout_ref.rollout.temperature={temperature} would also temper the likelihood of demonstrations; set it to 1, "
             "or fusion.allow_tempered_nll=true"
-        )
-
-
-def _check_batch(config: DictConfig, algorithm: Algorithm) -> None:
-    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
-    batch, mini, ranks = config.data.train_batch_size, actor.ppo_mini_batch_size, _ranks(config)
-    if min(batch, mini, ranks, rollout.n) < 1:
-        raise ValueError(
-            f"data.train_batch_size={batch}, ppo_mini_batch_size={mini}, rollout.n={rollout.n} and ranks={ranks} must be >= 1"
-        )
-    if batch % mini:
-        raise ValueError(f"data.train_batch_size={batch} must be a multiple of actor_rollout_ref.actor.ppo_mini_batch_size={mini}")
-    if algorithm.one_update and (batch != mini or actor.ppo_epochs != 1):
-        raise ValueError(
-            f"algorithm={algorithm.name} holds for rollouts of the current policy: one update per batch, so set "
-            f"actor_rollout_ref.actor.ppo_mini_batch_size={batch} (it is {mini}) and ppo_epochs=1 (it is {actor.ppo_epochs})"
-        )
-    for phase in algorithm.phases:
-        schedule, lr = phase.algorithm.fusion.lr_schedule, phase.lr or actor.optim.lr
-        if schedule is not None:
-            warmup_cosine(0, 1, schedule.start, schedule.warmup_ratio, schedule.min_lr / lr)  # checks its own numbers
-    episodes = algorithm.fusion.online_sft.episodes
-    if episodes is not None and config.trainer.total_training_steps != steps_of_episodes(episodes, batch):
-        raise ValueError(
-            f"fusion.online_sft.episodes={episodes} at {batch} prompts a step are {steps_of_episodes(episodes, batch)} steps, "
-            f"trainer.total_training_steps={config.trainer.total_training_steps}; set one of them"
-        )
-    shards = ranks // actor.ulysses_sequence_parallel_size
-    if not actor.use_dynamic_bsz and batch * rollout.n % ranks:
-        raise ValueError(
-            f"data.train_batch_size={batch} x rollout.n={rollout.n} rows cannot be dealt to {ranks} ranks; change one of them, "
-            "or set actor_rollout_ref.actor.use_dynamic_bsz=true"
-        )
-    if isinstance(algorithm.experience, RolloutsOnly):
-        compares = algorithm.group_baseline and str(config.algorithm.adv_estimator) not in WITHOUT_GROUP_BASELINE
-        if rollout.n < 2 and compares:
-            raise ValueError(f"actor_rollout_ref.rollout.n={rollout.n}: a group of one has no baseline, set it to 2 or more")
-        if mini * rollout.n % shards:
-            raise ValueError(
-                f"ppo_mini_batch_size={mini} x rollout.n={rollout.n} rows cannot be dealt to {shards} ranks; change one of them"
-            )
-    micro = actor.ppo_micro_batch_size_per_gpu
-    if not actor.use_dynamic_bsz:
-        if micro is None or micro < 1:
-            raise ValueError("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu is not set; set it, or use_dynamic_bsz=true")
-        rows = mini * rollout.n // shards
-        if rows < 1 or rows % micro:
-            raise ValueError(
-                f"ppo_mini_batch_size={mini} x rollout.n={rollout.n} / {shards} ranks = {rows} rows, which "
-                f"ppo_micro_batch_size_per_gpu={micro} does not divide; change one of them"
-            )
-    width = config.data.max_prompt_length + config.data.max_response_length
-    if actor.use_dynamic_bsz and actor.ppo_max_token_len_per_gpu < width:
-        raise ValueError(
-            f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} is smaller than one row: "
-            f"max_prompt_length + max_response_length = {width}"
-        )
-    if not 0 < algorithm.fusion.demo.max_length <= config.data.max_response_length:
-        raise ValueError(
-            f"fusion.demo.max_length={algorithm.fusion.demo.max_length} must lie in 1..data.max_response_length="
-            f"{config.data.max_response_length}"
         )
 
 
@@ -239,7 +178,7 @@ def _check_hardware(config: DictConfig) -> None:
         import torch
 
         # A dry run may plan for GPUs that are elsewhere; ranks that are declared to Ray are this machine's.
-        elsewhere = OmegaConf.select(config, "dry_run", default=False) and not declares_ranks(config)
+        elsewhere = OmegaConf.select(config, "dry_run", default=False) and not declaresranks_of(config)
         if not torch.cuda.is_available() and not elsewhere:
             check_vllm_on_cpu(config)
 
@@ -290,7 +229,3 @@ def _check_files(config: DictConfig) -> bool:
     if missing and not OmegaConf.select(config, "dry_run", default=False):
         raise ValueError(f"{missing[0].what} does not exist; write it with: {missing[0].command}")
     return not missing
-
-
-def _ranks(config: DictConfig) -> int:
-    return config.trainer.nnodes * config.trainer.n_gpus_per_node

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from unify_posttrain.algorithms import Algorithm
+from unify_posttrain.algorithms import ALGORITHMS, Algorithm
 
 # What a value loss can be averaged by; the `-norm` aggregations scale a policy's gradient and mean nothing for a regression.
 LOSS_MODES = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
@@ -23,11 +23,11 @@ def check_critic(config: DictConfig, algorithm: Algorithm) -> None:
         if estimator == "gae":
             raise ValueError(
                 f"algorithm.adv_estimator=gae takes a critic's values and algorithm={algorithm.name} has no critic; "
-                "use grpo, or algorithm=ppo"
+                f"use grpo, or {_with_critic()}"
             )
         if enabled:
             raise ValueError(
-                f"critic.enable=true: algorithm={algorithm.name} would not read it; set it to null, or use algorithm=ppo"
+                f"critic.enable=true: algorithm={algorithm.name} would not read it; set it to null, or use {_with_critic()}"
             )
         if warmup:
             raise ValueError(
@@ -48,6 +48,10 @@ def check_critic(config: DictConfig, algorithm: Algorithm) -> None:
         )
     _check_settings(config)
     _check_batch(config)
+
+
+def _with_critic() -> str:
+    return " or ".join(f"algorithm={name}" for name, cls in ALGORITHMS.items() if cls.needs_critic)
 
 
 def _check_settings(config: DictConfig) -> None:

@@ -24,8 +24,9 @@ def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[
     n, batch = config.actor_rollout_ref.rollout.n, config.data.train_batch_size
     mini_batches = batch // config.actor_rollout_ref.actor.ppo_mini_batch_size
     ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
-    rollouts = batch * max(rule.rollouts(rule.needs_target) for rule in (phase.algorithm.experience for phase in algorithm.phases))
-    rows = plan_rows(max(rollouts, batch), ranks, mini_batches)
+    rules = [phase.algorithm.experience for phase in algorithm.phases]
+    rollouts = batch * max(rule.rollouts(given) for rule in rules for given in (True, False))
+    rows = plan_rows(batch * max(rule.most_rows for rule in rules), ranks, mini_batches)
     width = config.data.max_prompt_length + config.data.max_response_length
     lines = [
         *_algorithm_lines(algorithm),
@@ -84,4 +85,7 @@ def _algorithm_lines(algorithm: Algorithm) -> list[str]:
         until = f"{phase.steps} steps" if phase.steps else f"until {phase.stall} validations stall" if phase.stall else "to the end"
         which = "terms" if len(algorithm.phases) == 1 else f"{phase.algorithm.name}, {until}: terms"
         lines.append(f"             {which} {', '.join(term.name for term in phase.algorithm.terms)}")
+        lines += [
+            f"             {key}={theirs} of its file holds for a whole run: {key}={ours}" for key, theirs, ours in phase.kept
+        ]
     return lines
