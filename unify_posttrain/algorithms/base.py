@@ -77,7 +77,8 @@ class Algorithm(Parts, ABC):
         self.settings = settings
         self.fusion = settings.fusion
         for key, value in own_settings(self.nodes, self.fusion.own, self.name).items():
-            setattr(self, key, value)
+            if not hasattr(type(self), key):  # `phases` is read where it is turned into objects
+                setattr(self, key, value)
         self.check()
 
     # What an algorithm is.

@@ -178,7 +178,7 @@ def _check_hardware(config: DictConfig) -> None:
         import torch
 
         # A dry run may plan for GPUs that are elsewhere; ranks that are declared to Ray are this machine's.
-        elsewhere = OmegaConf.select(config, "dry_run", default=False) and not declaresranks_of(config)
+        elsewhere = OmegaConf.select(config, "dry_run", default=False) and not declares_ranks(config)
         if not torch.cuda.is_available() and not elsewhere:
             check_vllm_on_cpu(config)
 
