@@ -259,6 +259,40 @@ def test_missing_stream_is_named(switch: dict[str, Tensor], name: str) -> None:
         compute_loss(hpt_terms("token-mean"), {key: value for key, value in switch.items() if key != name})
 
 
+def test_without_prefix_mask_a_term_on_target_tokens_is_an_error(switch: dict[str, Tensor]) -> None:
+    """Never silently plain PPO on the demonstrations."""
+    bare = {key: value for key, value in switch.items() if key != "prefix_mask"}
+    counts = count_members(hpt_terms("token-mean"), switch)
+    for call in (
+        lambda terms: count_members(terms, bare),
+        lambda terms: compute_loss(terms, bare),
+        lambda terms: compute_loss(terms, bare, counts),
+    ):
+        with pytest.raises(KeyError, match=r"'prefix_mask' is missing.*tokens='demo'.*response_mask.*rl_weight"):
+            call(hpt_terms("token-mean"))
+    on = hpt_terms("token-mean")[0]
+    entropy = Term("entropy", Entropy(), Members("trained"), Aggregation("token-mean"))
+    _, metrics = compute_loss([on, entropy], {**bare, "entropys": torch.ones(3, 4)})  # statistics do without
+    number(metrics["demo_p"], 0.0)
+    number(metrics["on_p"], (0.5 + 0.1 + 0.9 + 0.8 + 0.4 + 0.5 + 0.6 + 0.3) / 8)
+
+
+def test_terms_whose_batches_may_have_no_target_tokens_say_so(switch: dict[str, Tensor]) -> None:
+    hint = PolicyGradient(CurrentPolicy(), 1.0)
+    aggregation = Aggregation("token-mean")
+    lenient = Term("hint", hint, Members("hint", may_be_absent=True), aggregation)
+    bare = {key: value for key, value in switch.items() if key != "prefix_mask"}
+    _, metrics = compute_loss([lenient], bare)
+    number(metrics["hint_loss"], 0.0)
+    number(metrics["hint_p"], 0.0)
+    assert {key: int(count.tokens) for key, count in count_members([lenient], bare).items()} == {"on": 8, "demo": 0, "hint": 0}
+    # beside a term that insists, the same set is no longer lenient, in whichever order they stand
+    strict = Term("other", hint, Members("hint"), aggregation)
+    for terms in ([lenient, strict], [strict, lenient]):
+        with pytest.raises(KeyError, match="prefix_mask"):
+            count_members(terms, bare)
+
+
 def test_wrong_shapes_and_double_names_are_refused(switch: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match=r"'advantages' has shape \(3, 3\)"):
         compute_loss(hpt_terms("token-mean"), {**switch, "advantages": torch.zeros(3, 3)})

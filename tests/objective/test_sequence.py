@@ -63,11 +63,47 @@ def test_published_length_norm_leaves_the_reward_a_hundredth() -> None:
     assert slopes == pytest.approx([0.002, 0.022], abs=1e-9)
 
 
-def test_published_clips() -> None:
+def test_published_clip_of_the_weight() -> None:
     # |w| <= .01 instead of .04: constant, so -(w + w l) = -(-.01 + .2) = -.19
     assert value_and_slope(PseudoLikelihood(0.1, clip_weight=0.01), row(-20.0, -22.0, 4, 1.0))[1] == pytest.approx(-0.19)
-    # l raised to -10: no gradient but the one that k1 keeps in w: w s = R - beta k1, so +beta
-    assert value_and_slope(PseudoLikelihood(0.1, clip_log_prob=-10.0), row(-20.0, -22.0, 4, 1.0))[1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "likelihoods", "expected"),
+    [  # (l, l_ref). w is made from the l that is not bounded: dw/dl = -(R + beta l_ref)/l^2; where s is bounded dL/dl = -s dw/dl
+        # k1 = 1, w = .9/-100 = -.009, s = -50: -(.45 - .009*2500/2) = 10.8; dw/dl = 9.1/10000, 50 * .00091 = .0455
+        (PseudoLikelihood(0.1, clip_log_prob=-50.0), (-100.0, -101.0), (10.8, 0.0455)),
+        # k1 = 2, w = .8/-20 = -.04, s = -10: -(.4 - .04*100/2) = 1.6; dw/dl = 1.2/400, 10 * .003 = .03
+        (PseudoLikelihood(0.1, clip_log_prob=-10.0), (-20.0, -22.0), (1.6, 0.03)),
+        # both clips: w = -.01 without gradient, s = -10: -(.1 - .01*100/2) = .4, and no gradient is left
+        (PseudoLikelihood(0.1, clip_weight=0.01, clip_log_prob=-10.0), (-20.0, -22.0), (0.4, 0.0)),
+    ],
+)
+def test_published_clip_of_the_likelihood(
+    loss: PseudoLikelihood, likelihoods: tuple[float, float], expected: tuple[float, float]
+) -> None:
+    assert value_and_slope(loss, row(*likelihoods, length=4, score=1.0)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["published", "consistent"])
+def test_the_bound_is_compared_after_the_division_by_length(norm: str) -> None:
+    # l = -120 of 128 tokens: s = l/128 = -.9375 is above -10, so that the bound does not act; below -.5 it does
+    sequence = row(-120.0, -121.0, 128, 1.0)
+    assert value_and_slope(PseudoLikelihood(0.1, norm, clip_log_prob=-10.0), sequence) == value_and_slope(
+        PseudoLikelihood(0.1, norm), sequence
+    )
+    # published: w = (1 - .1)/-120 = -.0075, s = -.5: -(.00375 - .0075*.25/2) = -.0028125
+    if norm == "published":
+        value = PseudoLikelihood(0.1, norm, clip_log_prob=-0.5).token_loss(sequence).sum().item()
+        assert value == pytest.approx(-0.0028125, abs=1e-9)
+
+
+def test_descriptions() -> None:
+    assert PseudoLikelihood(0.1).describe() == "R - 0.1·k1 - 0.1"
+    assert PseudoLikelihood(0.0).describe() == "R"
+    published = PseudoLikelihood(0.1, "published", clip_weight=5.0, clip_log_prob=-50.0)
+    assert published.describe() == "R - 0.1·k1 - 0.1, s = l/|y|, |w| ≤ 5, s ≥ -50"
+    assert PseudoLikelihood(0.1, "consistent").describe() == "R - 0.1·k1 - 0.1, per token"
 
 
 def test_a_likelihood_of_one_does_not_divide_by_zero() -> None:

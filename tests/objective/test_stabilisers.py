@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unify_posttrain.objective import NoStabiliser, PPOClip, Stabiliser
+from unify_posttrain.objective import (
+    Aggregation,
+    Members,
+    NoStabiliser,
+    OldPolicy,
+    PolicyGradient,
+    PPOClip,
+    Stabiliser,
+    Term,
+    compute_loss,
+)
 
 
 def row(*values: float) -> Tensor:
@@ -72,6 +82,26 @@ def test_dual_clip_bounds_the_loss_of_a_negative_advantage() -> None:
     close(PPOClip(0.2, 0.2).fractions(advantage, ratio)["clipfrac_lower"], row(0, 0, 0, 0))
 
 
+def test_without_a_dual_bound_the_loss_of_a_negative_advantage_has_none() -> None:
+    # A = -.5: .5*5 = 2.5 and .5*100 = 50, with their gradients; r = .5 is cut at .8; the objective reports the same keys as with c
+    advantage, ratio = row(-0.5, -0.5, -0.5), row(5.0, 100.0, 0.5)
+    close(PPOClip(0.2, 0.2, None).token_loss(advantage, ratio), row(2.5, 50.0, 0.4))
+    close(slope(PPOClip(0.2, 0.2, None), advantage, ratio), row(0.5, 0.5, 0.0))
+    batch = {
+        "log_probs": ratio.log().requires_grad_(),
+        "old_log_probs": torch.zeros_like(ratio),
+        "advantages": advantage,
+        "response_mask": torch.ones(1, 3),
+    }
+    metrics = {}
+    for dual in (None, 3.0):
+        loss = PolicyGradient(OldPolicy(), "advantages", PPOClip(0.2, 0.2, dual))
+        value, metrics[dual] = compute_loss([Term("rl", loss, Members("on"), Aggregation("token-mean"))], batch)
+        assert value.item() == pytest.approx((52.9 if dual is None else 3.4) / 3)  # with c = 3: 1.5 + 1.5 + .4
+    assert metrics[None].keys() == metrics[3.0].keys()
+    assert [metrics[dual]["rl_clipfrac_lower"].item() for dual in (None, 3.0)] == pytest.approx([0, 2 / 3])
+
+
 def test_a_ratio_of_one_is_never_clipped() -> None:
     # On-policy: even with bounds of zero the first update has its full gradient
     close(slope(PPOClip(0.0, 0.0), row(1.0, -1.0), row(1.0, 1.0)), row(-1.0, 1.0))
@@ -102,10 +132,10 @@ def test_clipped_loss_is_never_below_the_unclipped(advantage: float, ratio: floa
 @pytest.mark.parametrize(
     ("bounds", "key"),
     [
-        ((-0.1, 0.2, None), r"actor\.clip_ratio_low=-0\.1"),
-        ((1.5, 0.2, None), r"actor\.clip_ratio_low=1\.5"),
-        ((0.2, -0.2, None), r"actor\.clip_ratio_high=-0\.2"),
-        ((0.2, 0.2, 1.0), r"actor\.clip_ratio_c=1\.0"),
+        ((-0.1, 0.2, None), r"actor_rollout_ref\.actor\.clip_ratio_low=-0\.1"),
+        ((1.5, 0.2, None), r"actor_rollout_ref\.actor\.clip_ratio_low=1\.5"),
+        ((0.2, -0.2, None), r"actor_rollout_ref\.actor\.clip_ratio_high=-0\.2"),
+        ((0.2, 0.2, 1.0), r"fusion\.dual_clip=1\.0.*null for none"),
     ],
 )
 def test_bad_bounds_are_refused(bounds: tuple, key: str) -> None:

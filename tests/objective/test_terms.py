@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -32,6 +34,7 @@ from unify_posttrain.objective import (
     compute_loss,
     token_class,
 )
+from unify_posttrain.objective.streams import stream
 
 TOKEN_MEAN = Aggregation("token-mean")
 
@@ -85,8 +88,23 @@ def test_a_row_of_weight_zero_is_no_member() -> None:
     assert Members("on", "rl_weight").mask(tensors).tolist() == [[False, False], [True, False], [True, True]]
     assert Members("on").mask(tensors).tolist() == [[True, True], [True, False], [True, True]]
     assert Members("on").weight(tensors) is None
-    with pytest.raises(KeyError, match="sft_weight"):
-        Members("demo", "sft_weight").mask(tensors)
+    with pytest.raises(KeyError, match="stream 'sft_weight' is missing"):
+        Members("demo", "sft_weight").mask({**tensors, "prefix_mask": torch.zeros(3, 2)})
+
+
+@pytest.mark.parametrize("tokens", ["demo", "hint"])
+def test_target_tokens_need_the_mask_that_marks_them(tokens: str) -> None:
+    tensors = {"response_mask": torch.ones(2, 3), "advantages": torch.ones(2, 3)}
+    with pytest.raises(KeyError, match=rf"'prefix_mask' is missing.*Members\(tokens='{tokens}'.*advantages.*response_mask"):
+        Members(tokens).mask(tensors)
+    assert not Members(tokens, may_be_absent=True).mask(tensors).any()
+    for always in ("on", "trained"):
+        assert Members(always).mask(tensors).all()
+        assert not Members(always).needs_prefix_mask
+    # which tokens the set holds is not changed by it, so neither is what it is counted under
+    assert Members(tokens, may_be_absent=True) == Members(tokens)
+    assert hash(Members(tokens, may_be_absent=True)) == hash(Members(tokens))
+    assert Members(tokens, may_be_absent=True).key == Members(tokens).key
 
 
 def test_keys_tell_member_sets_apart() -> None:
@@ -303,3 +321,80 @@ def test_streams_are_exactly_what_is_read(loss: object, streams: set[str], rando
 def test_only_entropy_needs_entropy() -> None:
     assert Term("e", Entropy(), Members("on"), TOKEN_MEAN).needs_entropy
     assert not Term("k", KL(), Members("on"), TOKEN_MEAN).needs_entropy
+
+
+def test_losses_without_an_advantage_describe_themselves() -> None:
+    assert Entropy().describe() == "H"
+    assert KL("low_var_kl").describe() == "KL(π‖π_ref) by k3"
+
+
+def test_a_term_needs_the_mask_if_its_members_or_its_normaliser_do() -> None:
+    loss = PolicyGradient(CurrentPolicy(), 1.0)
+    assert Term("t", loss, Members("demo"), TOKEN_MEAN).needs_prefix_mask
+    assert Term("t", loss, Members("on"), TOKEN_MEAN, counted=Members("demo")).needs_prefix_mask
+    assert not Term("t", loss, Members("hint", may_be_absent=True), TOKEN_MEAN).needs_prefix_mask
+    assert not Term("t", loss, Members("on"), TOKEN_MEAN, counted=Members("trained")).needs_prefix_mask
+
+
+# --- a reference of one's own ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """u = π_θ/π_teacher, of a stream that nothing in the package knows."""
+
+    streams: ClassVar[tuple[str, ...]] = ("teacher_log_probs",)
+
+    def surrogate(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return torch.exp(tensors["log_probs"] - stream(tensors, "teacher_log_probs", self))
+
+    def ratio(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return self.surrogate(tensors).detach()
+
+    def describe(self) -> str:
+        return "π_teacher"
+
+
+def test_a_new_reference_is_shipped_what_it_declares(random_batch: Callable) -> None:
+    batch = random_batch(7, rows=6, width=5)
+    batch["log_probs"].requires_grad_()
+    term = Term("t", PolicyGradient(Teacher(), "advantages"), Members("trained"), TOKEN_MEAN)
+    assert set(term.streams) == {"advantages", "teacher_log_probs"}
+    with pytest.raises(KeyError, match="stream 'teacher_log_probs' is missing"):
+        compute_loss([term], batch)
+    batch["teacher_log_probs"] = batch["old_log_probs"]
+    mine, _ = compute_loss([term], batch)
+    known, _ = compute_loss([Term("t", PolicyGradient(OldPolicy(), "advantages"), Members("trained"), TOKEN_MEAN)], batch)
+    assert torch.equal(mine, known)
+    assert torch.equal(*(torch.autograd.grad(loss, batch["log_probs"])[0] for loss in (mine, known)))
+
+
+def test_a_new_stream_is_checked_and_silenced(random_batch: Callable) -> None:
+    """0·NaN is NaN: rubbish that a stream holds under padding must not reach the gradient, whoever declared the stream."""
+    batch = random_batch(7, rows=6, width=5)
+    outside = ~(batch["response_mask"].bool() | batch["prefix_mask"])
+    assert outside.any()
+    terms = [
+        Term("reference", PolicyGradient(Teacher(), "advantages"), Members("trained"), TOKEN_MEAN),
+        Term("weight", PolicyGradient(OldPolicy(), 1.0, token_weight="trust"), Members("trained"), TOKEN_MEAN),
+        Term("advantage", PolicyGradient(OldPolicy(), "credit"), Members("trained"), TOKEN_MEAN),
+    ]
+    for name in ("teacher_log_probs", "trust", "credit"):
+        batch[name] = batch["uniforms"]
+
+    def gradient(tensors: dict[str, Tensor]) -> Tensor:
+        leaf = tensors["log_probs"].detach().clone().requires_grad_()
+        loss, _ = compute_loss(terms, {**tensors, "log_probs": leaf})
+        return torch.autograd.grad(loss, leaf)[0]
+
+    clean = gradient(batch)
+    for name in ("teacher_log_probs", "trust", "credit"):
+        dirty = {**batch, name: torch.where(outside, float("nan"), batch[name])}
+        assert torch.equal(gradient(dirty), clean), name
+        with pytest.raises(ValueError, match=rf"'{name}' has shape \(6, 4\), log_probs has \(6, 5\)"):
+            compute_loss(terms, {**batch, name: batch[name][:, :4]})
+        with pytest.raises(ValueError, match=rf"'{name}' has shape \(5,\)"):
+            compute_loss(terms, {**batch, name: batch[name][:5, 0]})
+    compute_loss(terms, {**batch, "unread": torch.zeros(3, 3)})  # what no term reads is nobody's business
+    whole_numbers = {**batch, "trust": (batch["uniforms"] < 0.5).long()}
+    assert torch.isfinite(gradient(whole_numbers)).all()

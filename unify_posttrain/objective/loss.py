@@ -11,7 +11,7 @@ mini-batch was split, ordered, padded or sharded. With `counts=None` the tensors
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,13 +24,19 @@ from unify_posttrain.objective.terms import Members, PolicyGradient, Term
 Counts = Mapping[str, Count]
 
 # Counted for every objective, so that statistics per token class exist even where no term acts on it.
-_STATISTICS = (Members("on"), Members("demo"))
+_STATISTICS = (Members("on"), Members("demo", may_be_absent=True))
+_MASKS = ("response_mask", "prefix_mask")
+_ALWAYS_READ = ("log_probs", "entropys", "old_log_probs")  # the model's outputs, and what statistics compare them with
 
 
 def member_sets(terms: Sequence[Term]) -> list[Members]:
     """The distinct member sets of an objective, in a fixed order: what has to be counted."""
-    sets = [*_STATISTICS, *(term.members for term in terms), *(term.normaliser for term in terms)]
-    return list({members.key: members for members in sets}.values())
+    sets: dict[str, Members] = {}
+    for members in (*_STATISTICS, *(term.members for term in terms), *(term.normaliser for term in terms)):
+        known = sets.get(members.key)
+        if known is None or known.may_be_absent:  # of two that differ in this alone, the one that insists on its mask
+            sets[members.key] = members
+    return list(sets.values())
 
 
 def count_members(terms: Sequence[Term], tensors: Mapping[str, Tensor]) -> dict[str, Count]:
@@ -42,6 +48,9 @@ def count_members(terms: Sequence[Term], tensors: Mapping[str, Tensor]) -> dict[
 
     Returns:
         key of a member set -> Count of 0-dim float64 tensors (exact for any number of tokens, and additive over ranks).
+
+    Raises:
+        KeyError: a row weight is missing, or `prefix_mask` where a term acts on demonstrations or hints.
     """
     counts = {}
     for members in member_sets(terms):
@@ -74,11 +83,12 @@ def compute_loss(
         the model computed it, and `ppo_kl` = mean of log π_old - log π_θ over sampled tokens.
 
     Raises:
-        KeyError: a stream that a term reads is missing.
+        KeyError: a stream that a term reads is missing, or `prefix_mask` where a term acts on demonstrations or hints.
         ValueError: shapes disagree, or two terms bear one name.
     """
-    _check(terms, tensors)
-    tensors = _silenced(tensors)
+    read = {*_ALWAYS_READ, *(name for term in terms for name in term.streams)}
+    _check(terms, tensors, read)
+    tensors = _silenced(tensors, read)
     counts = count_members(terms, tensors) if counts is None else counts
     log_probs = tensors["log_probs"]
     # Connected to the graph even when every term is empty: each rank must run the same number of backward passes.
@@ -137,39 +147,24 @@ def _to_dtype(count: Count, like: Tensor) -> Count:
     return Count(tokens, rows)
 
 
-def _silenced(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Token streams with zeros outside every token class: a NaN there would reach the gradient as 0·NaN, masked or not."""
+def _silenced(tensors: Mapping[str, Tensor], read: Collection[str]) -> dict[str, Tensor]:
+    """The tensors; token streams that are read have zeros outside every token class. A NaN there would reach the gradient as
+    0·NaN, masked or not."""
     used = token_class(tensors, "trained") | token_class(tensors, "hint")
-    masks = ("response_mask", "prefix_mask")
     return {
-        name: torch.where(used, value, 0.0) if name in _TOKEN_STREAMS and name not in masks else value
+        name: torch.where(used, value, value.new_zeros(())) if name in read and value.ndim == 2 else value
         for name, value in tensors.items()
         if isinstance(value, Tensor)
     }
 
 
-def _check(terms: Sequence[Term], tensors: Mapping[str, Tensor]) -> None:
+def _check(terms: Sequence[Term], tensors: Mapping[str, Tensor], read: Collection[str]) -> None:
     shape = stream(tensors, "log_probs", "the objective").shape
     if len(shape) != 2:
         raise ValueError(f"log_probs must be (B, T), got {tuple(shape)}")
     for name, value in tensors.items():
-        if value.ndim == 2 and value.shape != shape and name in _TOKEN_STREAMS:
+        if (name in read and value.shape not in (shape, shape[:1])) or (name in _MASKS and value.shape != shape):
             raise ValueError(f"stream {name!r} has shape {tuple(value.shape)}, log_probs has {tuple(shape)}")
     names = [term.name for term in terms]
     if len(set(names)) != len(names):
         raise ValueError(f"two terms bear one name: {names}")
-
-
-_TOKEN_STREAMS = frozenset(
-    (
-        "log_probs",
-        "old_log_probs",
-        "ref_log_prob",
-        "entropys",
-        "advantages",
-        "response_mask",
-        "prefix_mask",
-        "uniforms",
-        "target_probs",
-    )
-)

@@ -16,20 +16,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from unify_posttrain.objective.streams import stream
 
-# verl and every descendant of PPO's reference code bound log r to this range before exponentiating: outside it the
-# probabilities differ by more than e^20 and the ratio says nothing but "overflow". Bit-equality with verl needs it.
+# verl bounds log r to this range before exponentiating, and bit-equality with verl needs it: outside of it the probabilities
+# differ by more than e^20, and the ratio says nothing but "overflow". None of the released codes that we reproduce (UPT, LUFFY,
+# ReLIFT, UFT) has the bound.
 LOG_RATIO_BOUND = 20.0
 
 
 class Reference(Protocol):
-    """A reference policy: `surrogate` is differentiable, `ratio` is its derivative with respect to `log_probs`."""
+    """A reference policy: `surrogate` is differentiable, `ratio` is its derivative with respect to `log_probs`.
+
+    `streams` names what it reads besides `log_probs`; the trainer computes these and ships them, and nothing else.
+    """
+
+    @property
+    def streams(self) -> tuple[str, ...]: ...
 
     def surrogate(self, tensors: Mapping[str, Tensor]) -> Tensor: ...
 
@@ -41,6 +48,8 @@ class Reference(Protocol):
 @dataclass(frozen=True)
 class OldPolicy:
     """π_ref = policy at the start of the step (`old_log_probs`): importance sampling of PPO/GRPO. u = r = π_θ/π_old."""
+
+    streams: ClassVar[tuple[str, ...]] = ("old_log_probs",)
 
     def surrogate(self, tensors: Mapping[str, Tensor]) -> Tensor:
         log_ratio = stream(tensors, "log_probs", self) - stream(tensors, "old_log_probs", self)
@@ -58,6 +67,8 @@ class OldPolicy:
 class CurrentPolicy:
     """π_ref = π_θ itself: the maximum-likelihood gradient of SFT and the score function of REINFORCE. u = log π_θ."""
 
+    streams: ClassVar[tuple[str, ...]] = ()
+
     def surrogate(self, tensors: Mapping[str, Tensor]) -> Tensor:
         return stream(tensors, "log_probs", self)
 
@@ -71,6 +82,8 @@ class CurrentPolicy:
 @dataclass(frozen=True)
 class One:
     """π_ref = 1: the behaviour policy of a demonstration is taken as certain (LUFFY without shaping, DFT). u = π_θ."""
+
+    streams: ClassVar[tuple[str, ...]] = ()
 
     def surrogate(self, tensors: Mapping[str, Tensor]) -> Tensor:
         return torch.exp(stream(tensors, "log_probs", self))
@@ -120,6 +133,10 @@ class Shaped:
             raise ValueError(f"fusion.shaping.gamma={self.gamma} must be > 0 for f(p) = p/(p+gamma)")
         if self.maximum is not None and self.minimum is not None and self.minimum > self.maximum:
             raise ValueError(f"fusion.shaping.minimum={self.minimum} is above fusion.shaping.maximum={self.maximum}")
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return {"reject": ("uniforms",), "target_prob": ("target_probs",)}.get(self.name, ())
 
     def _shape(self, tensors: Mapping[str, Tensor], log_probs: Tensor) -> tuple[Tensor, Tensor]:
         """f(p) before clamping and its derivative with respect to lp, each (B, T)."""
@@ -192,6 +209,8 @@ class ShapedRatio:
     Raises:
         ValueError: unknown name, or γ not positive.
     """
+
+    streams: ClassVar[tuple[str, ...]] = ("old_log_probs",)
 
     name: str
     gamma: float = 0.1

@@ -22,8 +22,9 @@ class PseudoLikelihood:
 
     w carries a gradient. Then d loss/dl = -(R - β·k1 - β): the policy gradient of R - β·k1 with baseline β, whose expectation
     is unchanged. `length_norm` = consistent divides l and k1 by the response length in both places; `published` divides s
-    alone, which leaves the reward about a hundredth of the gradient. `clip_weight` bounds |w| and `clip_log_prob` bounds l from
-    below: where they act they reverse or erase the gradient. The last three exist to reproduce what was published.
+    alone, which leaves the reward about a hundredth of the gradient. `clip_weight` bounds |w|, which is made of the l that is
+    not bounded; `clip_log_prob` then bounds s from below, after its division. Where they act they reverse or erase the gradient
+    of the reward. The last three exist to reproduce what was published, in the order of the released code.
 
     The value stands on the first sampled token of a row, 0 elsewhere; use it with seq-mean-token-sum. Reads the streams `scores`
     (B,) = R and `ref_log_prob` (B, T).
@@ -54,13 +55,24 @@ class PseudoLikelihood:
         k1 = raw - reference
         if self.length_norm == "consistent":
             raw, k1 = raw / length, k1 / length
-        if self.clip_log_prob is not None:
-            raw = raw.clamp(min=self.clip_log_prob)
         sign = torch.where(raw < 0, -1.0, 1.0).to(raw.dtype)
         weight = (stream(tensors, "scores", self).to(raw.dtype) - self.beta * k1) / (sign * raw.abs().clamp(min=SMALLEST))
         if self.clip_weight is not None:
             weight = weight.clamp(-self.clip_weight, self.clip_weight)
         s = raw / length if self.length_norm == "published" else raw
+        if self.clip_log_prob is not None:
+            s = s.clamp(min=self.clip_log_prob)
         value = -(weight * s + 0.5 * weight.detach() * s.square())
         first = sampled & (sampled.cumsum(dim=-1) == 1)
         return torch.where(first, value.unsqueeze(-1), 0.0)
+
+    def describe(self) -> str:
+        """What stands in for the advantage, for a printed table: R - β·k1 with its baseline β, and what was published with it."""
+        text = f"R - {self.beta:g}·k1 - {self.beta:g}" if self.beta else "R"
+        notes = {
+            "per token": self.length_norm == "consistent",
+            "s = l/|y|": self.length_norm == "published",
+            f"|w| ≤ {self.clip_weight or 0:g}": self.clip_weight is not None,
+            f"s ≥ {self.clip_log_prob or 0:g}": self.clip_log_prob is not None,
+        }
+        return ", ".join((text, *(note for note, applies in notes.items() if applies)))

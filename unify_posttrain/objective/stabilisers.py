@@ -47,7 +47,7 @@ class PPOClip:
     """Clipped surrogate of PPO (arXiv 1707.06347 eq. 7) with separate bounds (DAPO, arXiv 2503.14476 eq. 10).
 
     loss = max(-Â·r, -Â·clip(r, 1-low, 1+high)); with `dual` = c > 1 the loss of a negative advantage is bounded by -Â·c
-    (dual clip, arXiv 1912.09729 eq. 5).
+    (dual clip, arXiv 1912.09729 eq. 5). Without it, as in PPO itself and in most released codes, that loss has no bound.
 
     Raises:
         ValueError: low outside [0, 1], high negative, or dual not above 1.
@@ -59,11 +59,11 @@ class PPOClip:
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= 1:
-            raise ValueError(f"actor.clip_ratio_low={self.low} must lie in [0, 1]")
+            raise ValueError(f"actor_rollout_ref.actor.clip_ratio_low={self.low} must lie in [0, 1]")
         if not self.high >= 0:
-            raise ValueError(f"actor.clip_ratio_high={self.high} must be >= 0")
+            raise ValueError(f"actor_rollout_ref.actor.clip_ratio_high={self.high} must be >= 0")
         if self.dual is not None and not self.dual > 1:
-            raise ValueError(f"actor.clip_ratio_c={self.dual} must be > 1 (the bound c of dual clip)")
+            raise ValueError(f"fusion.dual_clip={self.dual} must be > 1 (the bound c of dual clip), or null for none")
 
     def token_loss(self, advantage: Tensor, surrogate: Tensor) -> Tensor:
         unclipped = -advantage * surrogate

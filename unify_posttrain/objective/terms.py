@@ -17,7 +17,7 @@ from torch import Tensor
 from unify_posttrain.objective.aggregation import Aggregation
 from unify_posttrain.objective.references import Reference
 from unify_posttrain.objective.stabilisers import NoStabiliser, Stabiliser
-from unify_posttrain.objective.streams import TOKEN_CLASSES, stream, token_class
+from unify_posttrain.objective.streams import TARGET_CLASSES, TOKEN_CLASSES, stream, token_class
 from unify_posttrain.objective.weights import TokenWeight
 
 
@@ -26,6 +26,10 @@ class Members:
     """A set of tokens: a token class, restricted to the rows whose weight (if a weight stream is named) is not zero, and to the
     tokens whose probability at the start of the step (`old_log_probs`) is at most `max_probability`, if that is given.
 
+    Target tokens (`demo`, `hint`) are known by `prefix_mask`, and a batch that lacks it is an error: without it a demonstration
+    would be trained as if the policy had sampled it. `may_be_absent` says that batches may hold none by design (UFT after its
+    hints) and then come without the mask. It is no part of which set this is: neither of `key`, nor of equality.
+
     Raises:
         ValueError: unknown token class, or a bound outside (0, 1].
     """
@@ -33,6 +37,7 @@ class Members:
     tokens: str
     row_weight: str | None = None
     max_probability: float | None = None
+    may_be_absent: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.tokens not in TOKEN_CLASSES:
@@ -47,7 +52,12 @@ class Members:
         return self.tokens + ("" if self.row_weight is None else f"*{self.row_weight}") + bound
 
     @property
+    def needs_prefix_mask(self) -> bool:
+        return self.tokens in TARGET_CLASSES and not self.may_be_absent
+
+    @property
     def streams(self) -> tuple[str, ...]:
+        """What must be shipped besides the masks."""
         named = [self.row_weight] if self.row_weight else []
         return (*named, *(["old_log_probs"] if self.max_probability is not None else []))
 
@@ -56,7 +66,13 @@ class Members:
         return None if self.row_weight is None else stream(tensors, self.row_weight, self)
 
     def mask(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """(B, T) bool: the tokens of the set."""
+        """(B, T) bool: the tokens of the set.
+
+        Raises:
+            KeyError: no `response_mask`, no `prefix_mask` though the set needs it, or no stream that the set reads.
+        """
+        if self.needs_prefix_mask:
+            stream(tensors, "prefix_mask", self)
         mask = token_class(tensors, self.tokens)
         weight = self.weight(tensors)
         if weight is not None:
@@ -134,16 +150,15 @@ class PolicyGradient:
         named = [self.advantage] if isinstance(self.advantage, str) else []
         if self.token_weight is not None:
             named += [self.token_weight] if isinstance(self.token_weight, str) else self.token_weight.streams
-        kind = type(self.reference).__name__
-        named += ["old_log_probs"] if kind in ("OldPolicy", "ShapedRatio") else []
-        shape = getattr(self.reference, "name", None)
-        named += {"reject": ["uniforms"], "target_prob": ["target_probs"]}.get(shape or "", [])
-        return tuple(named)
+        return (*named, *self.reference.streams)
 
 
 @dataclass(frozen=True)
 class Entropy:
     """Token entropy H(π_θ(·|s_t)) in nats; give the term a negative coefficient for a bonus."""
+
+    def describe(self) -> str:
+        return "H"
 
     def token_loss(self, tensors: Mapping[str, Tensor]) -> Tensor:
         return stream(tensors, "entropys", self)
@@ -186,6 +201,9 @@ class KL:
         difference = torch.clamp(reference - log_probs, min=-20, max=20)
         return torch.clamp(torch.exp(difference) - difference - 1, min=-10, max=10)
 
+    def describe(self) -> str:
+        return f"KL(π‖π_ref) by {self.estimator}"
+
     @property
     def streams(self) -> tuple[str, ...]:
         return ("ref_log_prob",)
@@ -214,6 +232,11 @@ class Term:
     def streams(self) -> tuple[str, ...]:
         """Every stream that this term reads from the batch, besides masks and the model's own outputs."""
         return (*self.loss.streams, *self.members.streams, *self.normaliser.streams)
+
+    @property
+    def needs_prefix_mask(self) -> bool:
+        """Whether a batch without `prefix_mask` is an error."""
+        return self.members.needs_prefix_mask or self.normaliser.needs_prefix_mask
 
     @property
     def needs_entropy(self) -> bool:
