@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -34,7 +32,6 @@ from unify_posttrain.objective import (
     compute_loss,
     token_class,
 )
-from unify_posttrain.objective.streams import stream
 
 TOKEN_MEAN = Aggregation("token-mean")
 
@@ -334,67 +331,3 @@ def test_a_term_needs_the_mask_if_its_members_or_its_normaliser_do() -> None:
     assert Term("t", loss, Members("on"), TOKEN_MEAN, counted=Members("demo")).needs_prefix_mask
     assert not Term("t", loss, Members("hint", may_be_absent=True), TOKEN_MEAN).needs_prefix_mask
     assert not Term("t", loss, Members("on"), TOKEN_MEAN, counted=Members("trained")).needs_prefix_mask
-
-
-# --- a reference of one's own ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """u = π_θ/π_teacher, of a stream that nothing in the package knows."""
-
-    streams: ClassVar[tuple[str, ...]] = ("teacher_log_probs",)
-
-    def surrogate(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        return torch.exp(tensors["log_probs"] - stream(tensors, "teacher_log_probs", self))
-
-    def ratio(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        return self.surrogate(tensors).detach()
-
-    def describe(self) -> str:
-        return "π_teacher"
-
-
-def test_a_new_reference_is_shipped_what_it_declares(random_batch: Callable) -> None:
-    batch = random_batch(7, rows=6, width=5)
-    batch["log_probs"].requires_grad_()
-    term = Term("t", PolicyGradient(Teacher(), "advantages"), Members("trained"), TOKEN_MEAN)
-    assert set(term.streams) == {"advantages", "teacher_log_probs"}
-    with pytest.raises(KeyError, match="stream 'teacher_log_probs' is missing"):
-        compute_loss([term], batch)
-    batch["teacher_log_probs"] = batch["old_log_probs"]
-    mine, _ = compute_loss([term], batch)
-    known, _ = compute_loss([Term("t", PolicyGradient(OldPolicy(), "advantages"), Members("trained"), TOKEN_MEAN)], batch)
-    assert torch.equal(mine, known)
-    assert torch.equal(*(torch.autograd.grad(loss, batch["log_probs"])[0] for loss in (mine, known)))
-
-
-def test_a_new_stream_is_checked_and_silenced(random_batch: Callable) -> None:
-    """0·NaN is NaN: rubbish that a stream holds under padding must not reach the gradient, whoever declared the stream."""
-    batch = random_batch(7, rows=6, width=5)
-    outside = ~(batch["response_mask"].bool() | batch["prefix_mask"])
-    assert outside.any()
-    terms = [
-        Term("reference", PolicyGradient(Teacher(), "advantages"), Members("trained"), TOKEN_MEAN),
-        Term("weight", PolicyGradient(OldPolicy(), 1.0, token_weight="trust"), Members("trained"), TOKEN_MEAN),
-        Term("advantage", PolicyGradient(OldPolicy(), "credit"), Members("trained"), TOKEN_MEAN),
-    ]
-    for name in ("teacher_log_probs", "trust", "credit"):
-        batch[name] = batch["uniforms"]
-
-    def gradient(tensors: dict[str, Tensor]) -> Tensor:
-        leaf = tensors["log_probs"].detach().clone().requires_grad_()
-        loss, _ = compute_loss(terms, {**tensors, "log_probs": leaf})
-        return torch.autograd.grad(loss, leaf)[0]
-
-    clean = gradient(batch)
-    for name in ("teacher_log_probs", "trust", "credit"):
-        dirty = {**batch, name: torch.where(outside, float("nan"), batch[name])}
-        assert torch.equal(gradient(dirty), clean), name
-        with pytest.raises(ValueError, match=rf"'{name}' has shape \(6, 4\), log_probs has \(6, 5\)"):
-            compute_loss(terms, {**batch, name: batch[name][:, :4]})
-        with pytest.raises(ValueError, match=rf"'{name}' has shape \(5,\)"):
-            compute_loss(terms, {**batch, name: batch[name][:5, 0]})
-    compute_loss(terms, {**batch, "unread": torch.zeros(3, 3)})  # what no term reads is nobody's business
-    whole_numbers = {**batch, "trust": (batch["uniforms"] < 0.5).long()}
-    assert torch.isfinite(gradient(whole_numbers)).all()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -245,6 +249,54 @@ def test_missing_stream_names_it_and_the_algorithm() -> None:
         make_actor("algorithm=hpt").update_policy(batch)
 
 
+@pytest.mark.parametrize("name, tokens", [("hpt", "demo"), ("uft", "hint")])
+def test_target_tokens_without_their_mask_name_it_and_the_algorithm(name: str, tokens: str) -> None:
+    """A batch without `prefix_mask` would train demonstrations as if the policy had sampled them."""
+    actor = make_actor(f"algorithm={name}")
+    actor.terms = tuple(replace(term, members=replace(term.members, may_be_absent=False)) for term in actor.terms)
+    assert tokens in {term.members.tokens for term in actor.terms}
+    batch = make_batch(rows=4, demonstrations=0)
+    del batch.batch["prefix_mask"]
+    with pytest.raises(KeyError, match=rf"algorithm={name} needs \['prefix_mask'\].*response_mask"):
+        actor.update_policy(batch)
+    # a term that says that its batches may hold none trains the rest
+    actor.terms = tuple(replace(term, members=replace(term.members, may_be_absent=True)) for term in actor.terms)
+    assert actor.update_policy(batch)["fusion/optimizer_steps"] == 1
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """u = π_θ/π_teacher, of a stream that nothing in the package knows."""
+
+    streams: ClassVar[tuple[str, ...]] = ("teacher_log_probs",)
+
+    def surrogate(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return torch.exp(tensors["log_probs"] - tensors["teacher_log_probs"])
+
+    def ratio(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self.surrogate(tensors).detach()
+
+    def describe(self) -> str:
+        return "π_teacher"
+
+
+def test_a_new_reference_gets_the_stream_it_declares() -> None:
+    actor = make_actor("algorithm=dr_grpo")
+    (term,) = (term for term in actor.terms if term.name == "rl")
+    batch = make_batch(rows=4, demonstrations=0)
+    batch.meta_info["mini_batches"] = 2  # so that old log-probabilities are read, not replaced by the current ones
+    actor.terms = (term,)
+    expected, gradients = actor.update_policy(batch), actor.gradients
+    actor.terms, actor.gradients = (replace(term, loss=replace(term.loss, reference=Teacher())),), []
+    with pytest.raises(KeyError, match=r"dr_grpo needs \['teacher_log_probs'\]"):
+        actor.update_policy(batch)
+    batch.batch["teacher_log_probs"] = batch.batch.pop("old_log_probs")
+    found = actor.update_policy(batch)
+    assert found["fusion/rl_loss"] == expected["fusion/rl_loss"] != 0.0
+    for mine, reference in zip(actor.gradients, gradients, strict=True):
+        assert gradient_distance(mine, reference) == 0.0
+
+
 # Ranks
 
 
@@ -256,6 +308,9 @@ RANKED = {  # name -> overrides; one start of two processes serves all
     "psft": ("algorithm=psft",),
     "online_sft pseudo": ("algorithm=online_sft", "fusion.online_sft.form=pseudo"),
 }
+
+
+OFF_POLICY = ("actor_rollout_ref.actor.ppo_epochs=2",)  # with a second step old log-probabilities are read, not replaced
 
 
 def _ranked_batch():
@@ -279,8 +334,7 @@ def _rank(rank: int, world: int, path: str) -> None:
         for layer in module.model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(module, mesh=mesh)
-        actor = make_actor(*flags, module=module)
-        actor._old_is_current = lambda tensors: tensors["old_log_probs"]
+        actor = make_actor(*flags, *OFF_POLICY, module=module)
         metrics = actor.update_policy(_ranked_batch().select_idxs(np.arange(rank * 6, rank * 6 + 6)))
         results[name] = {"gradient": actor.gradients[0], "metrics": metrics, "steps": len(actor.gradients)}
     torch.save(results, f"{path}.{rank}")
@@ -292,8 +346,7 @@ def test_two_ranks_equal_one(tmp_path) -> None:
     mp.spawn(_rank, args=(2, path), nprocs=2)
     found = [torch.load(f"{path}.{rank}") for rank in range(2)]
     for name, flags in RANKED.items():
-        actor = make_actor(*flags)
-        actor._old_is_current = lambda tensors: tensors["old_log_probs"]
+        actor = make_actor(*flags, *OFF_POLICY)
         metrics = actor.update_policy(_ranked_batch())
         for result in (each[name] for each in found):
             gradient = {key.replace("_fsdp_wrapped_module.", ""): g for key, g in result["gradient"].items()}

@@ -16,6 +16,7 @@ from unify_posttrain.objective.sequence import LENGTH_NORMS, PseudoLikelihood
 from unify_posttrain.objective.stabilisers import NoStabiliser, PPOClip, Stabiliser
 from unify_posttrain.objective.streams import TOKEN_CLASSES, token_class
 from unify_posttrain.objective.terms import KL, Entropy, Members, PolicyGradient, Term
+from unify_posttrain.objective.update import MiniBatchUpdate, Ranks, UpdateRecord, may_step, old_is_current
 from unify_posttrain.objective.weights import (
     ENTROPY_SCOPES,
     AboveFloor,
@@ -41,6 +42,7 @@ __all__ = [
     "Entropy",
     "ExpEntropy",
     "Members",
+    "MiniBatchUpdate",
     "NoStabiliser",
     "OldPolicy",
     "One",
@@ -48,6 +50,7 @@ __all__ = [
     "PolicyGradient",
     "Probability",
     "PseudoLikelihood",
+    "Ranks",
     "Reference",
     "Shaped",
     "ShapedRatio",
@@ -56,8 +59,11 @@ __all__ = [
     "TokenWeight",
     "TopEntropy",
     "Uncertainty",
+    "UpdateRecord",
     "compute_loss",
     "count_members",
+    "may_step",
     "member_sets",
+    "old_is_current",
     "token_class",
 ]

@@ -148,8 +148,8 @@ def _to_dtype(count: Count, like: Tensor) -> Count:
 
 
 def _silenced(tensors: Mapping[str, Tensor], read: Collection[str]) -> dict[str, Tensor]:
-    """The tensors; token streams that are read have zeros outside every token class. A NaN there would reach the gradient as
-    0·NaN, masked or not."""
+    """The tensors; token streams that are read have zeros outside every token class, in their own dtype. A NaN there would reach
+    the gradient as 0·NaN, masked or not, and the rest of its row through whatever looks at whole rows."""
     used = token_class(tensors, "trained") | token_class(tensors, "hint")
     return {
         name: torch.where(used, value, value.new_zeros(())) if name in read and value.ndim == 2 else value

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import verl.utils.model
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -27,8 +26,10 @@ from verl.workers.fsdp_workers import CriticWorker
 
 from unify_posttrain import cpu_compat
 from unify_posttrain.objective.aggregation import Aggregation, Count, at_least_one
+from unify_posttrain.objective.update import Ranks
 from unify_posttrain.objective.value import value_loss
 from unify_posttrain.workers.micro_batches import forward_in_step, micro_batches
+from unify_posttrain.workers.ranks import worker_ranks
 
 STREAMS = ("input_ids", "responses", "response_mask", "attention_mask", "position_ids", "values", "returns")
 METRICS = ("critic/vf_loss", "critic/vf_clipfrac", "critic/vpred_mean")
@@ -82,19 +83,17 @@ class FusionCritic(DataParallelPPOCritic):
         return {**metrics, "critic/grad_norm": sum(grad_norms) / steps}
 
     @property
-    def _data_parallel_size(self) -> int:
-        return dist.get_world_size() // self.ulysses_sequence_parallel_size
+    def _ranks(self) -> Ranks:
+        return worker_ranks(self.ulysses_sequence_parallel_size)
 
     def _global_count(self, mini_batch: DataProto) -> Count:
-        """Trained tokens and rows of a mini-batch on all ranks; ranks of one sequence-parallel group hold the same rows."""
+        """Trained tokens and rows of a mini-batch on all ranks."""
         per_row = mini_batch.batch["response_mask"].sum(dim=-1)
-        vector = torch.stack([per_row.sum(), (per_row > 0).sum()]).double().to(get_device_id())
-        dist.all_reduce(vector)
-        return Count(*(vector / self.ulysses_sequence_parallel_size).float().cpu())
+        return Count(*self._ranks.total(torch.stack([per_row.sum(), (per_row > 0).sum()]).double()).float())
 
     def _accumulate(self, mini_batch: DataProto, count: Count) -> Tensor:
         """Forward, loss and backward of every micro-batch. Returns this rank's shares of METRICS, (3,)."""
-        record = torch.zeros(len(METRICS), dtype=torch.float64)
+        record, data_parallel = torch.zeros(len(METRICS), dtype=torch.float64), self._ranks.data_parallel
         for micro_batch in micro_batches(mini_batch, self.config, self.ulysses_sequence_parallel_size):
             streams = micro_batch.to(get_device_id()).batch
             mask = streams["response_mask"].bool()
@@ -102,16 +101,15 @@ class FusionCritic(DataParallelPPOCritic):
             losses, clipped = value_loss(values, streams["values"], streams["returns"], self.config.cliprange_value)
             loss = self.aggregation(losses, mask, None, count)
             # FSDP averages gradients over ranks; the shares add up to the global value only if summed.
-            (loss * self._data_parallel_size).backward()
+            (loss * data_parallel).backward()
             means = [torch.where(mask, each.detach(), 0.0).sum() / at_least_one(count.tokens) for each in (clipped, values)]
             record += torch.stack([loss.detach(), *means]).double().cpu()
         return record
 
     def _global_sums(self, records: list[Tensor]) -> dict[str, float]:
         """METRICS, summed over ranks and mini-batches."""
-        total = sum(records, torch.zeros(len(METRICS), dtype=torch.float64)).to(get_device_id())
-        dist.all_reduce(total)
-        return dict(zip(METRICS, (total / self.ulysses_sequence_parallel_size).tolist(), strict=True))
+        total = self._ranks.total(sum(records, torch.zeros(len(METRICS), dtype=torch.float64)))
+        return dict(zip(METRICS, total.tolist(), strict=True))
 
 
 class FusionCriticWorker(CriticWorker):
