@@ -144,6 +144,7 @@ def random_batch() -> Callable[..., Batch]:
             "uniforms": uniform(rows, width),
             "target_probs": uniform(rows, width, low=0.01),
             "rl_weight": table[torch.randint(0, 4, (rows,), generator=generator)],
+            "off_weight": table[torch.randint(0, 4, (rows,), generator=generator)],
             "sft_weight": table[torch.randint(0, 4, (rows,), generator=generator)],
             "scores": uniform(rows, low=-1.0),
             "batch_entropy": uniform(1, high=3.0).expand(rows),

@@ -14,6 +14,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from unify_posttrain.typos import did_you_mean, dotted_keys, nearest
+
 KEYS = ("algorithm", "steps", "stall", "lr", "fusion", "actor")
 RUN_WIDE = (
     "fusion.seed",
@@ -137,9 +139,9 @@ def _change(node: DictConfig, changes: Mapping[str, Any], path: str, fixed: Sequ
     try:
         node.merge_with(changes)
     except OmegaConfBaseException as error:
-        raise ValueError(
-            f"{path}.{getattr(error, 'full_key', None) or list(changes)} cannot be set: {error.msg or error}"
-        ) from None
+        key = str(error.full_key).removeprefix("actor_rollout_ref.").partition(".")[2]
+        near = did_you_mean([f"{path}.{each}" for each in nearest(key, list(dotted_keys(OmegaConf.to_container(node))))])
+        raise ValueError(f"{path}.{key} cannot be set: {str(error.msg).splitlines()[0]}{near}") from None
 
 
 def _kept(config: DictConfig, name: str, folder: Path) -> Iterator[list[Any]]:
@@ -147,7 +149,9 @@ def _kept(config: DictConfig, name: str, folder: Path) -> Iterator[list[Any]]:
     files = [OmegaConf.load(path) for path in file_chain(folder, name)]
     for file in files:
         file.pop("defaults", None)
-    merged = OmegaConf.merge(config, *files)
+    whole = config.copy()
+    OmegaConf.set_struct(whole, False)
+    merged = OmegaConf.merge(whole, *files)
     for key in dict.fromkeys(key for file in files for key in leaves(file)):
         if any(key == carried or key.startswith(f"{carried}.") for carried in CARRIED):
             continue

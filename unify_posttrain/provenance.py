@@ -24,10 +24,11 @@ class Provenance:
     """
 
     def __init__(self, overrides: Sequence[str] = ()) -> None:
-        self.given = {key.lstrip("+"): value for key, _, value in (each.partition("=") for each in overrides)}
+        given = {key.lstrip("+"): value for key, _, value in (each.partition("=") for each in overrides)}
+        self.given = {key for key in given if key not in GROUPS}
         defaults = OmegaConf.load(conf_dir() / "train.yaml").defaults
         chosen = {key: each[key] for each in defaults if isinstance(each, DictConfig) for key in each}
-        choices = {group: self.given.get(group, chosen[group]) for group in GROUPS}
+        choices = {group: given.get(group, chosen[group]) for group in GROUPS}
         files = [conf_dir() / "train.yaml"]
         files += [file for group in GROUPS for file in file_chain(conf_dir() / group, choices[group])]
         self.files = [(file, OmegaConf.load(file)) for file in files]

@@ -16,9 +16,14 @@ def tiny(settings: Callable[..., Settings]) -> Callable[..., Algorithm]:
     given keys of the fusion node (and, as `actor`, of the actor node) replaced."""
 
     def build(name: str, actor: Mapping[str, Any] | None = None, **fusion: Any) -> Algorithm:
-        room = {"max_new_tokens": 2, **fusion.pop("uft", {})}
-        changes = {"horizon": 4, "uft": room, **fusion}
+        if name == "sft_then_rl":  # its phases are composed, each with a horizon of its own
+            return ALGORITHMS[name](
+                settings("algorithm=sft_then_rl", "data.max_response_length=4", "actor_rollout_ref.actor.entropy_coeff=0")
+            )
         base = settings(f"algorithm={name}")
+        changes = {"horizon": 4, **fusion}
+        if "uft" in base.fusion.own:
+            changes["uft"] = {"max_new_tokens": 2, **fusion.get("uft", {})}
         return ALGORITHMS[name](base.changed(changes, {"entropy_coeff": 0.0, **(actor or {})}, "test"))
 
     return build

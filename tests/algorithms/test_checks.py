@@ -16,19 +16,35 @@ from unify_posttrain.startup.checks import check_config
 
 def changed(settings: Settings, path: str, value: Any) -> Settings:
     """Settings with one value of the fusion node replaced, e.g. changed(s, "hpt.strategy", "soft")."""
-    *parents, name = path.split(".")
-    if not parents:
-        return replace(settings, fusion=replace(settings.fusion, **{name: value}))
-    node = replace(getattr(settings.fusion, parents[0]), **{name: value})
-    return replace(settings, fusion=replace(settings.fusion, **{parents[0]: node}))
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    return settings.changed(value, {}, "test")
+
+
+def spelled(value: Any) -> str:
+    """A value in Hydra's grammar: mappings without quotes around keys."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{spelled(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(spelled, value)) + "]"
+    return "null" if value is None else str(value)
 
 
 def test_seed_keys_reach_the_gate(settings: Callable[..., Settings]) -> None:
-    hpt = settings("algorithm=hpt", "trainer.unify_strategy=soft", "trainer.switch_gate=2", "trainer.switch_gate_off=3").fusion.hpt
-    assert (hpt.strategy, hpt.switch_gate, hpt.switch_gate_off) == ("soft", 2, 3)
-    default = settings("algorithm=hpt").fusion.hpt
-    assert (default.strategy, default.switch_gate, default.switch_gate_off) == ("switch", 0, None)
-    assert settings("algorithm=hpt", "fusion.hpt.switch_gate=-1").fusion.hpt.switch_gate == -1
+    def gate(*overrides: str) -> tuple:
+        hpt = settings("algorithm=hpt", *overrides).fusion.own["hpt"]
+        return hpt["strategy"], hpt["switch_gate"], hpt["switch_gate_off"]
+
+    assert gate("trainer.unify_strategy=soft", "trainer.switch_gate=2", "trainer.switch_gate_off=3") == ("soft", 2, 3)
+    assert gate() == ("switch", 0, None)
+    assert gate("fusion.hpt.switch_gate=-1") == ("switch", -1, None)
+
+
+def test_a_key_of_another_method_does_not_exist(composed: Callable) -> None:
+    """No option that does nothing: what one method reads is declared in its own file alone."""
+    for override in ("trainer.switch_gate=0", "fusion.sft_loss_coef=0.3", "fusion.hpt.switch_gate=0", "fusion.phases=[]"):
+        with pytest.raises(ValueError, match=f"{override.split('=')[0]} does not exist"):
+            composed("algorithm=grpo", override)
 
 
 def test_two_spellings_that_disagree_are_refused(composed: Callable) -> None:
@@ -47,15 +63,17 @@ def test_legacy_shape_carries_its_gamma(settings: Callable[..., Settings]) -> No
 def test_unknown_algorithm_lists_the_known(settings: Callable[..., Settings]) -> None:
     actor = {
         **vars(settings("algorithm=hpt")),
-        "fusion": changed(settings("algorithm=hpt"), "algorithm", "hptt").fusion,
+        "fusion": replace(settings("algorithm=hpt").fusion, algorithm="hptt"),
     }
     with pytest.raises(ValueError, match=rf"'hptt' is unknown; choose one of {', '.join(sorted(ALGORITHMS))}$"):
         build_algorithm(actor)
 
 
 def test_unknown_fusion_key_of_a_command_line_names_the_nearest(settings: Callable[..., Settings]) -> None:
-    with pytest.raises(ValueError, match=r"fusion\.sft_loss_coeff is unknown; did you mean fusion\.sft_loss_coef\?"):
-        settings("algorithm=hpt", "+fusion.sft_loss_coeff=1")
+    with pytest.raises(
+        ValueError, match=r"fusion\.sft_loss_coeff is unknown to algorithm=hpt; did you mean fusion\.sft_loss_coef\?"
+    ):
+        ALGORITHMS["hpt"](settings("algorithm=hpt", "+fusion.sft_loss_coeff=1"))
 
 
 @pytest.mark.parametrize(
@@ -69,12 +87,14 @@ def test_unknown_nested_key_is_named(composed: Callable, parent: str, name: str,
     node = OmegaConf.to_container(composed("algorithm=hpt").fusion, resolve=True)
     node[parent][name] = 1
     with pytest.raises(ValueError, match=message):
-        FusionConfig.from_node(node)
+        build_algorithm({**composed("algorithm=hpt").actor_rollout_ref.actor, "fusion": node})
 
 
-def test_absent_fusion_key_is_named() -> None:
+def test_absent_fusion_key_is_named(settings: Callable[..., Settings]) -> None:
     with pytest.raises(ValueError, match=r"fusion\.algorithm is not set"):
         FusionConfig.from_node({"seed": 0})
+    with pytest.raises(ValueError, match=r"fusion\.chord is not set; conf/algorithm/chord\.yaml declares it"):
+        ALGORITHMS["chord"](settings("algorithm=grpo"))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +119,9 @@ def test_absent_fusion_key_is_named() -> None:
         ("hpt", "hpt.off_advantage", "one", r"fusion\.hpt\.off_advantage='one'"),
         ("hpt", "group_size", 1, r"rollout\.n=1"),
         ("luffy", "group_size", 1, r"rollout\.n=1"),
-        ("luffy", "baseline", "demo", r"fusion\.baseline='demo'"),
+        ("luffy", "luffy.baseline", "demo", r"fusion\.luffy\.baseline='demo'.*group, rollouts"),
+        ("grpo", "dual_clip", 0.5, r"fusion\.dual_clip=0\.5 must be > 1"),
+        ("rl_with_sft_loss", "adv_estimator", "rloo", r"adv_estimator=rloo.*rollouts alone; set it to grpo"),
         ("luffy", "shaping.name", "cubic", r"fusion\.shaping\.name='cubic'"),
         ("luffy", "shaping.name", "p_div_p_x", r"fusion\.shaping\.name='p_div_p_x'"),
         ("luffy", "shaping.gamma", 0.0, r"fusion\.shaping\.gamma=0\.0"),
@@ -118,8 +140,7 @@ def test_absent_fusion_key_is_named() -> None:
         ("srft", "srft.neg_prob_floor", 1.0, r"fusion\.srft\.neg_prob_floor=1\.0"),
         ("srft", "clip", "ppo", r"fusion\.clip, fusion\.shaping\.on and .*algorithm=srft.*none"),
         ("srft", "shaping.on", "logp", r"fusion\.clip, fusion\.shaping\.on and .*algorithm=srft"),
-        ("prefix_rft", "prefix.entropy_top", 0.0, r"fusion\.prefix\.entropy_top=0\.0"),
-        ("rl_with_sft_loss", "baseline", "group", r"fusion\.baseline=group.*set it to on"),
+        ("prefix_rft", "prefix_rft.entropy_top", 0.0, r"fusion\.prefix\.entropy_top=0\.0"),
         ("relift", "relift.optimizer", "both", r"fusion\.relift\.optimizer='both'.*separate, shared"),
         ("relift", "relift.lr", 0.0, r"fusion\.relift\.lr=0\.0 must be > 0"),
         ("relift", "relift.grad_clip", -1.0, r"fusion\.relift\.grad_clip=-1\.0"),
@@ -162,7 +183,7 @@ def test_bad_soft_type_is_refused_before_anything_starts(settings: Callable[...,
 # Streams that somebody puts into a batch; reading another one would stop the first update with a KeyError.
 PRODUCED = {
     *("advantages", "old_log_probs", "ref_log_prob"),  # verl's stages
-    *("rl_weight", "sft_weight"),  # the mixer
+    *("rl_weight", "off_weight", "sft_weight"),  # the mixer
     *("uniforms", "solved", "unsolved", "scores"),  # the trainer's BatchMixer
     "target_probs",  # demonstrations, if the data has the column
     "batch_entropy",  # the log-prob stage
@@ -210,7 +231,7 @@ def test_the_pseudo_form_has_its_own_baseline(settings: Callable[..., Settings])
         ALGORITHMS["online_sft"](base)
 
 
-SFT_PHASE = {"algorithm": "sft", "steps": 3, "fusion": {"demo": {"missing": "skip"}}, "actor": {"entropy_coeff": 0}}
+SFT_PHASE = {"algorithm": "sft", "steps": 3}
 
 
 @pytest.mark.parametrize(
@@ -218,8 +239,10 @@ SFT_PHASE = {"algorithm": "sft", "steps": 3, "fusion": {"demo": {"missing": "ski
     [
         ([], r"fusion\.phases has 0 entries; give two or more"),
         ([SFT_PHASE], r"fusion\.phases has 1 entries"),
+        ([SFT_PHASE, "grpo"], r"fusion\.phases\[1\]='grpo' must be a mapping with the keys algorithm"),
         ([SFT_PHASE, {"algorithm": "grpo", "setps": 3}], r"fusion\.phases\[1\]\.setps is unknown; known keys: algorithm, steps"),
-        ([SFT_PHASE, {"algorithm": "ppo"}], r"fusion\.phases\[1\]\.algorithm='ppo'; choose one of chord, dapo"),
+        ([SFT_PHASE, {"algorithm": "grpoo"}], r"fusion\.phases\[1\]\.algorithm='grpoo'; choose one of chord"),
+        ([SFT_PHASE, {"algorithm": "ppo"}], r"fusion\.phases\[1\]\.algorithm='ppo'; choose one of chord"),
         ([SFT_PHASE, {"algorithm": "relift"}], r"fusion\.phases\[1\]\.algorithm='relift'"),
         ([SFT_PHASE, {"algorithm": "sft_then_rl"}], r"fusion\.phases\[1\]\.algorithm='sft_then_rl'"),
         ([SFT_PHASE, {}], r"fusion\.phases\[1\]\.algorithm=None"),
@@ -228,32 +251,74 @@ SFT_PHASE = {"algorithm": "sft", "steps": 3, "fusion": {"demo": {"missing": "ski
         ([{**SFT_PHASE, "stall": 2}, {"algorithm": "grpo"}], r"fusion\.phases\[0\] must say when it ends: either steps or stall"),
         ([{**SFT_PHASE, "steps": 0}, {"algorithm": "grpo"}], r"fusion\.phases\[0\]: steps, stall and lr must be positive"),
         ([SFT_PHASE, {"algorithm": "grpo", "lr": -1e-6}], r"fusion\.phases\[1\]: steps, stall and lr must be positive"),
-        ([{**SFT_PHASE, "fusion": {}}, {"algorithm": "grpo"}], r"fusion\.demo\.missing=rl needs rollouts, algorithm=sft"),
-        ([{**SFT_PHASE, "actor": {}}, {"algorithm": "grpo"}], r"actor\.entropy_coeff=0\.001 rewards.*algorithm=sft has none"),
-        ([SFT_PHASE, {"algorithm": "grpo", "fusion": {"clop": "ppo"}}], r"fusion\.phases\[1\]\.fusion\.clop is unknown; did you"),
-        ([SFT_PHASE, {"algorithm": "grpo", "fusion": {"agg": {"rll": 1}}}], r"fusion\.phases\[1\]\.fusion\.agg\.rll is unknown"),
-        ([SFT_PHASE, {"algorithm": "grpo", "actor": {"lr": 1}}], r"fusion\.phases\[1\]\.actor\.lr is unknown"),
+        ([{**SFT_PHASE, "fusion": {"demo": {"missing": "rl"}}}, {"algorithm": "grpo"}], r"missing=rl needs rollouts, algorithm=sft"),
+        ([SFT_PHASE, {"algorithm": "grpo", "fusion": {"clop": "ppo"}}], r"fusion\.phases\[1\]\.fusion\.clop cannot be set"),
+        ([SFT_PHASE, {"algorithm": "grpo", "fusion": {"agg": {"rll": 1}}}], r"fusion\.phases\[1\]\.fusion\.agg\.rll cannot be set"),
+        ([SFT_PHASE, {"algorithm": "grpo", "fusion": {"seed": 3}}], r"fusion\.phases\[1\]\.fusion\.seed=3: it holds for the whole run"),
+        ([SFT_PHASE, {"algorithm": "grpo", "actor": {"clap": 1}}], r"fusion\.phases\[1\]\.actor\.clap cannot be set"),
     ],
 )  # fmt: skip
 def test_phases_that_make_no_run(settings: Callable[..., Settings], phases: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ALGORITHMS["sft_then_rl"](changed(settings("algorithm=sft_then_rl"), "phases", tuple(phases)))
+        ALGORITHMS["sft_then_rl"](settings("algorithm=sft_then_rl", f"fusion.phases={spelled(phases)}"))
+
+
+def test_phases_must_have_been_composed(settings: Callable[..., Settings]) -> None:
+    raw = changed(settings("algorithm=sft_then_rl"), "phases", [{"algorithm": "sft", "steps": 1}, {"algorithm": "grpo"}])
+    with pytest.raises(ValueError, match=r"fusion\.phases\[0\] was not composed \(it has no fusion\)"):
+        ALGORITHMS["sft_then_rl"](raw)
 
 
 def test_any_algorithms_may_follow_each_other(settings: Callable[..., Settings]) -> None:
-    phases = (
+    phases = [
         SFT_PHASE,
         {"algorithm": "luffy", "stall": 2},
-        {"algorithm": "hpt", "lr": 3e-6, "fusion": {"hpt": {"switch_gate": 2}}},
-    )
-    built = ALGORITHMS["sft_then_rl"](changed(settings("algorithm=sft_then_rl"), "phases", phases))
-    assert [(phase.algorithm.name, phase.steps, phase.stall, phase.lr) for phase in built.phases] == [
-        ("sft", 3, None, None),
-        ("luffy", None, 2, None),
+        {"algorithm": "hpt", "lr": 3e-6, "fusion": {"hpt": {"switch_gate": 2}}, "actor": {"clip_ratio_high": 0.3}},
+    ]
+    built = ALGORITHMS["sft_then_rl"](settings("algorithm=sft_then_rl", f"fusion.phases={spelled(phases)}"))
+    assert [(phase.algorithm.name, phase.steps, phase.stall, phase.optim["lr"]) for phase in built.phases] == [
+        ("sft", 3, None, 2e-5),
+        ("luffy", None, 2, 2e-5),
         ("hpt", None, None, 3e-6),
     ]
-    assert built.phases[2].algorithm.fusion.hpt.switch_gate == 2
-    assert built.phases[2].algorithm.fusion.hpt.term_scale == "share"  # what a phase does not say stands as in conf/
+    hpt = built.phases[2].algorithm
+    assert (hpt.hpt.switch_gate, hpt.hpt.term_scale, hpt.settings.clip_ratio_high) == (2, "share", 0.3)
+
+
+ALONE = sorted(name for name, cls in ALGORITHMS.items() if not cls.single_phase)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_phase_is_the_algorithm_alone(settings: Callable[..., Settings], composed: Callable, name: str) -> None:
+    """A name means its conf file: terms, rows, advantage, settings, rates, steps and clip of a phase are those of `algorithm=NAME`."""
+    wide = (
+        "data.train_batch_size=32",
+        "data.max_response_length=64",
+        "actor_rollout_ref.rollout.n=4",
+        "trainer.total_training_steps=9",
+    )
+    phases = f"fusion.phases={spelled([{'algorithm': name, 'steps': 4}, {'algorithm': name}])}"
+    run = ALGORITHMS["sft_then_rl"](settings("algorithm=sft_then_rl", phases, *wide))
+    config = composed(f"algorithm={name}", *wide)
+    alone = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
+    actor = config.actor_rollout_ref.actor
+    for phase in run.phases:
+        mine = phase.algorithm
+        assert type(mine) is type(alone) and mine.settings == alone.settings
+        assert (mine.terms, mine.experience, mine.advantage) == (alone.terms, alone.experience, alone.advantage)
+        assert {key: actor.optim[key] for key in phase.optim} == phase.optim
+        assert phase.mini_batches == 32 // actor.ppo_mini_batch_size
+        assert (phase.grad_clip, phase.filter_groups) == (actor.grad_clip, config.algorithm.filter_groups)
+
+
+def test_what_a_phase_cannot_have_is_said(settings: Callable[..., Settings]) -> None:
+    """DAPO's file asks for a reward manager, which is built once for a run."""
+    run = ALGORITHMS["sft_then_rl"](
+        settings("algorithm=sft_then_rl", f"fusion.phases={spelled([SFT_PHASE, {'algorithm': 'dapo'}])}")
+    )
+    kept = {key: (theirs, ours) for key, theirs, ours in run.phases[1].kept}
+    assert kept["reward.reward_manager.name"] == ("dapo", "naive")
+    assert not [key for key in kept if key.startswith(("fusion.", "algorithm.filter_groups"))]
 
 
 def test_sft_refuses_kl(settings: Callable[..., Settings]) -> None:

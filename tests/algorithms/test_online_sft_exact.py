@@ -13,11 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from unify_posttrain.algorithms import Algorithm, ScoredRows
+from unify_posttrain.algorithms import Algorithm
+from unify_posttrain.experience.advantages import ScoredRows
 from unify_posttrain.objective import compute_loss
 
 VOCABULARY, END, LONGEST = 3, 2, 3
@@ -78,15 +80,16 @@ def expected_gradient(built: Algorithm, world: dict[str, Tensor], rewards: Tenso
     log_probs = world["log_probs"].detach()[rows].requires_grad_()
     uids = [str(number) for number in range(len(draws)) for _ in range(group)]
     old, reference, mask = world["log_probs"].detach()[rows], world["reference"][rows], MASK[rows]
-    scored = ScoredRows(rewards[rows], rewards[rows], uids, mask, old, reference)
-    advantages, _ = built.row_advantages(scored)
+    kinds = np.zeros(len(rows), dtype=np.int8)
+    scored = ScoredRows(rewards[rows], uids, kinds, mask=mask, old_log_probs=old, ref_log_prob=reference)
+    advantages = built.advantage(scored)
     batch = {
         "log_probs": log_probs,
         "old_log_probs": old,
         "ref_log_prob": reference,
         "response_mask": mask.long(),
         "advantages": advantages.unsqueeze(-1) * mask,
-        "scores": built.rewards(scored),
+        "scores": built.advantage.rewards(scored),
     }
     loss, _ = compute_loss(built.terms, batch)
     # The loss is a mean over all rows: times their number it is a sum, whose rows are weighted by how often they are drawn and

@@ -13,12 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from unify_posttrain.algorithms import Algorithm, ScoredRows
+from unify_posttrain.algorithms import Algorithm
 from unify_posttrain.config import steps_of_episodes
+from unify_posttrain.experience.advantages import ScoredRows
 from unify_posttrain.experience.replay import ReplayEntry
 from unify_posttrain.experience.rules import Group, Prompt
 from unify_posttrain.objective import Term, compute_loss
@@ -41,8 +43,9 @@ def with_advantages(batch: Batch, values: list[float]) -> Batch:
 
 
 def weighted(batch: Batch, advantages: list[float], rl: list[float], sft: list[float]) -> Batch:
-    """The batch with a gate plan's weights."""
-    return {**with_advantages(batch, advantages), "rl_weight": torch.tensor(rl), "sft_weight": torch.tensor(sft)}
+    """The batch with a batch plan's weights; `rl` holds those of rollouts and of off-policy demonstrations."""
+    weights = {"rl_weight": torch.tensor(rl), "off_weight": torch.tensor(rl), "sft_weight": torch.tensor(sft)}
+    return {**with_advantages(batch, advantages), **weights}
 
 
 def rows(batch: Batch, *index: int) -> Batch:
@@ -159,7 +162,7 @@ def test_hpt_soft_on_f(tiny: Build, fixture_f: Callable[[], Batch]) -> None:
     """Weights from the plan: one of seven solved beside a verified demonstration is c = 2, type 2: (.125, 0, .5)."""
     built = tiny("hpt_released", sum_norm_divisor=1, hpt={"strategy": "soft", "soft_type": 2})
     (group,) = built.experience.plan([Group("a", 1, 7, True, True)])
-    on, off, sft = group.on_weight, group.off_weight, group.sft_weight
+    on, off, sft = group.weight("rl"), group.weight("off"), group.weight("sft")
     assert (on, off, sft) == (0.125, 0.0, 0.5)
     batch = weighted(fixture_f(), [1 / 3, 1 / 3, -2 / 3], [off, on, on], [sft, 0.0, 0.0])
     number(loss_of(built, batch), 0.512682)  # .125*(-3.4/3 + 2*1.5/3)/4 + .5*1.033698
@@ -176,7 +179,7 @@ def test_hpt_soft_on_f(tiny: Build, fixture_f: Callable[[], Batch]) -> None:
         ({}, -0.073148),  # /(3 rows * 4)
         ({"agg": {"rl": "sum-norm"}, "shaping": {"name": "none"}}, -0.158333),  # f = p: (-1.5/3 - .133333)/4
         # weights of the two classes: (2*-.744444 + .5*-.133333)/4
-        ({"agg": {"rl": "sum-norm"}, "prefix": {"prefix_adv_weight": 2.0, "on_adv_weight": 0.5}}, -0.388889),
+        ({"agg": {"rl": "sum-norm"}, "luffy": {"prefix_adv_weight": 2.0, "on_adv_weight": 0.5}}, -0.388889),
         # clip of rollouts alone: -3/3 + 2*(1 + .8)/3 = .2; (-.744444 + .2)/4
         ({"agg": {"rl": "sum-norm"}, "clip": "ppo"}, -0.136111),
         # f at most .85: -(.833333 + .5 + .85)/3 = -.727778; (-.727778 - .133333)/4
@@ -220,14 +223,15 @@ def test_prefix_rft_on_g(tiny: Build, fixture_g: Callable[[], Batch]) -> None:
     # Row 1: r = 1, 1.2, 1 within the clip: -3.2/3. Row 2: max(.777778, .8)*2/3 + 1*2/3 = 1.2. Sum -.2 over 3 rows * 4
     number(loss_of(tiny("prefix_rft"), fixture_g()), -0.016667)
     # all prefix tokens: -4/3 instead of -1/3
-    number(loss_of(tiny("prefix_rft", prefix={"entropy_top": None}), fixture_g()), -0.1)
+    number(loss_of(tiny("prefix_rft", prefix_rft={"entropy_top": None}), fixture_g()), -0.1)
 
 
 def test_rl_with_sft_loss_on_f(tiny: Build, fixture_f: Callable[[], Batch]) -> None:
-    # A of the rollouts alone, .5 and -.5, clipped: (-1.5 + .9)/(2 rows * 4) = -.075, + 1.033698
-    batch = weighted(fixture_f(), [0, 0.5, -0.5], [0.0, 1.0, 1.0], [1.0, 0.0, 0.0])
-    number(loss_of(tiny("rl_with_sft_loss"), batch), 0.958698)
-    number(loss_of(tiny("rl_with_sft_loss", sft_loss_coef=0.5), batch), 0.441849)
+    # A of the rollouts alone, .5 and -.5: (-.5*3.4 + .5*1.5)/(2 rows * 4) = -.11875, + 1.033698; clipped -.075
+    batch = with_advantages(fixture_f(), [0, 0.5, -0.5])
+    number(loss_of(tiny("rl_with_sft_loss"), batch), 0.914948)
+    number(loss_of(tiny("rl_with_sft_loss", sft_loss_coef=0.5), batch), 0.398099)
+    number(loss_of(tiny("rl_with_sft_loss", clip="ppo"), batch), 0.958698)
 
 
 # --- ReLIFT ----------------------------------------------------------------------------------------------------------
@@ -238,7 +242,14 @@ def test_relift_fine_tuning_loss(tiny: Build) -> None:
     for alpha, expected in ((0.001, 0.3994), (1e-4, 0.39994), (0.0, 0.4)):
         terms = tiny("relift", relift={"entropy_coeff": alpha}).replay_terms
         number(compute_loss(terms, two_demonstrations())[0], expected)
-    assert tiny("relift").fusion.relift.entropy_coeff == 1e-4
+    assert tiny("relift").relift.entropy_coeff == 1e-4
+
+
+def test_relifts_entropy_has_its_own_aggregation(tiny: Build) -> None:
+    # SFT per sequence: (.25 + 1)/2 = .625; entropy per token .6 or per sequence (.5 + 1)/2 = .75
+    for mode, entropy in (("token-mean", 0.6), ("seq-mean-token-mean", 0.75)):
+        terms = tiny("relift", agg={"sft": "seq-mean-token-mean", "entropy": mode}, relift={"entropy_coeff": 0.1}).replay_terms
+        number(compute_loss(terms, two_demonstrations())[0], 0.625 - 0.1 * entropy)
 
 
 def test_relift_buffer(tiny: Build) -> None:
@@ -394,11 +405,12 @@ def online_row(l: float, l_ref: float, length: int, score: float) -> Batch:  # n
 def online_slope(built: Algorithm, batch: Batch) -> tuple[float, float]:
     """Loss and dL/dl of the first row, rewards and advantages as the algorithm makes them of its score (1 solved, 0 not)."""
     scores, mask = batch["token_level_scores"], batch["response_mask"].bool()
-    scored = ScoredRows(scores, scores, ["a", "padding"], mask, batch["old_log_probs"], batch["ref_log_prob"])
-    values, metrics = built.row_advantages(scored)
-    full = {**batch, "advantages": values.unsqueeze(-1) * mask, "scores": built.rewards(scored)}
+    streams = {"mask": mask, "old_log_probs": batch["old_log_probs"], "ref_log_prob": batch["ref_log_prob"]}
+    scored = ScoredRows(scores, ["a", "padding"], np.zeros(2, dtype=np.int8), **streams)
+    advantage = built.advantage
+    full = {**batch, "advantages": advantage(scored).unsqueeze(-1) * mask, "scores": advantage.rewards(scored)}
     loss, _ = compute_loss(built.terms, full)
-    assert metrics["fusion/kl_seq"] == pytest.approx(1.0)  # k1 = 2 over two rows
+    assert advantage.metrics(scored)["fusion/kl_seq"] == pytest.approx(1.0)  # k1 = 2 over two rows
     return loss.item(), torch.autograd.grad(loss, batch["log_probs"])[0][0, 0].item()
 
 
@@ -429,7 +441,8 @@ def scored(scores: list[float], k1: list[float], uids: list[str], success: list[
     values = torch.tensor(scores, dtype=torch.float64)
     old = torch.tensor(k1, dtype=torch.float64).unsqueeze(-1)
     solved = values if success is None else torch.tensor(success, dtype=torch.float64)
-    return ScoredRows(values, solved, uids, torch.ones(len(scores), 1, dtype=torch.bool), old, torch.zeros_like(old))
+    streams = {"mask": torch.ones(len(scores), 1, dtype=torch.bool), "old_log_probs": old, "ref_log_prob": torch.zeros_like(old)}
+    return ScoredRows(values, uids, np.zeros(len(scores), dtype=np.int8), success=solved, **streams)
 
 
 @pytest.mark.parametrize(
@@ -443,15 +456,15 @@ def scored(scores: list[float], k1: list[float], uids: list[str], success: list[
     ],
 )
 def test_online_sft_baselines(tiny: Build, baseline: str, expected: list[float]) -> None:
-    built = tiny("online_sft", online_sft={"baseline": baseline})
-    values, metrics = built.row_advantages(scored([1, 0, 1], [2, 0, -1], ["a"] * 3))
-    assert values.tolist() == pytest.approx(expected, abs=1e-6)
-    assert metrics == {"fusion/kl_seq": pytest.approx(1 / 3)}
+    advantage, given = tiny("online_sft", online_sft={"baseline": baseline}).advantage, scored([1, 0, 1], [2, 0, -1], ["a"] * 3)
+    assert advantage(given).tolist() == pytest.approx(expected, abs=1e-6)
+    assert advantage.compares == (baseline in ("rloo", "group_mean"))
+    assert advantage.metrics(given) == {"fusion/kl_seq": pytest.approx(1 / 3)}
 
 
 def test_online_sft_groups_do_not_see_each_other(tiny: Build) -> None:
-    built = tiny("online_sft", online_sft={"baseline": "rloo", "beta": 0.0})
-    together = built.row_advantages(scored([1, 0, 0, 1, 1], [0] * 5, ["a", "b", "a", "b", "b"]))[0]
+    advantage = tiny("online_sft", online_sft={"baseline": "rloo", "beta": 0.0}).advantage
+    together = advantage(scored([1, 0, 0, 1, 1], [0] * 5, ["a", "b", "a", "b", "b"]))
     # a: 1, -1 -> 2, -2; b: -1, 1, 1 -> -1 - 1, 1 - 0, 1 - 0
     assert together.tolist() == pytest.approx([2.0, -2.0, -2.0, 1.0, 1.0])
 
@@ -459,9 +472,9 @@ def test_online_sft_groups_do_not_see_each_other(tiny: Build) -> None:
 def test_online_sft_rewards(tiny: Build) -> None:
     # a solved answer with an overlong penalty of .5, an unsolved one with .25; a model's logits stay
     rows_ = scored([0.5, -0.25], [0, 0], ["a", "a"], success=[1.0, 0.0])
-    assert tiny("online_sft").rewards(rows_).tolist() == [0.5, -1.25]
-    assert tiny("online_sft", online_sft={"correct_reward": 2.0}).rewards(rows_).tolist() == [1.5, -1.25]
-    assert tiny("online_sft", online_sft={"task": "model"}).rewards(rows_).tolist() == [0.5, -0.25]
+    assert tiny("online_sft").advantage.rewards(rows_).tolist() == [0.5, -1.25]
+    assert tiny("online_sft", online_sft={"correct_reward": 2.0}).advantage.rewards(rows_).tolist() == [1.5, -1.25]
+    assert tiny("online_sft", online_sft={"task": "model"}).advantage.rewards(rows_).tolist() == [0.5, -0.25]
 
 
 def test_steps_of_the_tldr_run() -> None:
@@ -483,22 +496,21 @@ def test_kl_estimators_of_a_composed_algorithm(tiny: Build, names: tuple[str, st
 # --- CHORD -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("step", "mu"), [(0, 0.0), (100, 0.25), (200, 0.5), (400, 0.26), (600, 0.02), (900, 0.02)])
+@pytest.mark.parametrize(("step", "mu"), [(1, 0.0025), (100, 0.25), (200, 0.5), (400, 0.26), (600, 0.02), (900, 0.02)])
 def test_chord_balance(tiny: Build, step: int, mu: float) -> None:
     built = tiny("chord")
     plan = built.experience.plan([Group("a", 1, 8, True, True)])
-    # training steps count from 1, the schedule from 0
-    assert built.scales(plan, step + 1) == pytest.approx({"rl": 1 - mu, "sft": mu})
-    assert built.step_metrics(step + 1) == {"fusion/chord_mu": pytest.approx(mu)}
+    assert built.scales(plan, step) == pytest.approx({"rl": 1 - mu, "sft": mu})
+    assert built.step_metrics(step) == {"fusion/chord_mu": pytest.approx(mu)}
 
 
 def test_chord_on_f(tiny: Build, fixture_f: Callable[[], Batch]) -> None:
-    # μ = .5 at step 201: .5*-.12 of the rollouts, .5*.130001 of the demonstration weighted by φ; by plain NLL .5*1.033698
+    # μ = .5 at step 200: .5*-.12 of the rollouts, .5*.130001 of the demonstration weighted by φ; by plain NLL .5*1.033698
     batch = weighted(fixture_f(), [0, 0.5, -0.5], [0.0, 1.0, 1.0], [1.0, 0.0, 0.0])
     for form, expected in (("phi", 0.005001), ("nll", 0.456849)):
         built = tiny("chord", sft_form=form)
         plan = built.experience.plan([Group("a", 1, 2, True, True)])
-        number(loss_of(built, batch, scales=built.scales(plan, 201)), expected)
+        number(loss_of(built, batch, scales=built.scales(plan, 200)), expected)
 
 
 def test_chord_weights(tiny: Build) -> None:
@@ -515,8 +527,10 @@ def test_sft_then_rl_on_f(tiny: Build, fixture_f: Callable[[], Batch]) -> None:
     batch = with_advantages(fixture_f(), [0, 0.5, -0.5])
     number(loss_of(first.algorithm, rows(batch, 0)), 1.033698)
     number(loss_of(second.algorithm, rows(batch, 1, 2)), -0.025)  # GRPO, as above
-    assert (first.steps, first.stall, first.lr) == (18, None, 5e-5)  # half of the 36 steps of model=tiny_qwen2
-    assert (second.steps, second.stall, second.lr) == (None, None, 2e-5)
+    assert (first.steps, first.stall) == (18, None)  # half of the 36 steps of model=tiny_qwen2
+    assert (second.steps, second.stall) == (None, None)
+    assert (first.optim["lr"], first.optim["lr_warmup_steps_ratio"], second.optim["lr_warmup_steps_ratio"]) == (2e-5, 0.1, 0.0)
+    assert (first.mini_batches, second.mini_batches) == (1, 2)
 
 
 # --- ρ of one token ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unify_posttrain.experience import BatchPlan, Demonstration, Mixed, Rows, demonstration_tensors, gate, mix
+from unify_posttrain.experience import BatchPlan, Demonstration, Mixed, Rows, demonstration_tensors, gate
+from unify_posttrain.experience import mix as plain_mix
 from unify_posttrain.experience.mixer import DEMONSTRATION, PADDING, PREFIX_LENGTH, ROLLOUT, row_metrics
 from unify_posttrain.experience.rows import assemble, object_column
 from unify_posttrain.experience.rules import DemonstrationInGroup, DemonstrationsOnly, Group, RolloutsOnly
@@ -48,9 +49,19 @@ def names(mixed: Mixed) -> list[int]:
     return [int(row[0]) for row, kind in zip(mixed.rows.tensors["responses"], mixed.kinds, strict=True) if kind != PADDING]
 
 
-def weights(mixed: Mixed) -> dict[int, tuple[float, float]]:
-    pairs = torch.stack([mixed.rows.tensors["rl_weight"], mixed.rows.tensors["sft_weight"]], dim=1)
-    return {name: tuple(pair.tolist()) for name, pair in zip(names(mixed), pairs[mixed.kinds != PADDING], strict=True)}
+TERMS = ("rl", "off", "sft")
+STREAMS = ("rl_weight", "off_weight", "sft_weight")
+
+
+def mix(*args: object, **kwargs: object) -> Mixed:
+    """The mixer, with the coefficients of all three terms attached."""
+    return plain_mix(*args, weighted=TERMS, **kwargs)
+
+
+def weights(mixed: Mixed) -> dict[int, tuple[float, ...]]:
+    """(rl, off, sft) of every row that is not padding, by its name."""
+    triples = torch.stack([mixed.rows.tensors[stream] for stream in STREAMS], dim=1)
+    return {name: tuple(triple.tolist()) for name, triple in zip(names(mixed), triples[mixed.kinds != PADDING], strict=True)}
 
 
 def check_invariants(mixed: Mixed, ranks: int = 1, mini_batches: int = 1) -> None:
@@ -59,10 +70,10 @@ def check_invariants(mixed: Mixed, ranks: int = 1, mini_batches: int = 1) -> Non
     assert len(mixed.rows) == len(kinds) > 0
     assert len(kinds) % (ranks * mini_batches) == 0
     assert {len(value) for value in (*t.values(), *mixed.rows.columns.values())} == {len(kinds)}
-    assert t["rl_weight"].dtype == t["sft_weight"].dtype == torch.float32
+    assert {t[stream].dtype for stream in STREAMS} == {torch.float32}
     demo, padding = torch.from_numpy(kinds == DEMONSTRATION), torch.from_numpy(kinds == PADDING)
     assert torch.equal(t["prefix_mask"], t["response_mask"].bool() & demo[:, None])
-    for name in ("response_mask", "prefix_mask", "rl_weight", "sft_weight", "rm_scores", "rollout_log_probs"):
+    for name in ("response_mask", "prefix_mask", *STREAMS, "rm_scores", "rollout_log_probs"):
         assert not t[name][padding].any(), f"padding speaks in {name}"
     # the model needs tokens to run on
     assert t["attention_mask"].sum(dim=-1).min() > 0
@@ -81,7 +92,7 @@ def test_switch() -> None:
     check_invariants(mixed)
     # a's rollouts 100-103 are gone, its demonstration is 201; b's demonstration 200 is not asked for
     assert sorted(names(mixed)) == [*range(104, 112), 201]
-    assert weights(mixed) == {**dict.fromkeys(range(104, 112), (1.0, 0.0)), 201: (0.0, 1.0)}
+    assert weights(mixed) == {**dict.fromkeys(range(104, 112), (1, 0, 0)), 201: (0, 0, 1)}
     assert mixed.padding == 0
     t = mixed.rows.tensors
     metrics = row_metrics(mixed.kinds, t["response_mask"], t["prefix_mask"], t["rm_scores"].sum(dim=-1).numpy())
@@ -98,7 +109,7 @@ def test_off_zone() -> None:
     plan = gate([1], 4, switch_gate=0, switch_gate_off=1, uids=["a"])
     mixed = mix(plan, rollouts({"a": 4}), demonstrations(["a"]))
     check_invariants(mixed)
-    assert weights(mixed) == {200: (1.0, 0.0)}
+    assert weights(mixed) == {200: (0, 1, 0)}
 
 
 def test_soft() -> None:
@@ -107,11 +118,9 @@ def test_soft() -> None:
     mixed = mix(plan, rollouts({"a": 3, "b": 3, "c": 4}), demonstrations(["a", "b"]))
     check_invariants(mixed)
     assert weights(mixed) == {
-        **dict.fromkeys((100, 101, 102), (0.0, 0.0)),
-        **dict.fromkeys((103, 104, 105), (1.0, 0.0)),
-        **dict.fromkeys((106, 107, 108, 109), (1.0, 0.0)),
-        200: (0.0, 1.0),
-        201: (0.0, 0.0),
+        **dict.fromkeys((100, 101, 102, 200), (0, 0, 1)),  # a term takes the rows of its own kind of tokens
+        **dict.fromkeys((103, 104, 105, 201), (1, 0, 0)),
+        **dict.fromkeys((106, 107, 108, 109), (1, 0, 0)),
     }
 
 
@@ -119,7 +128,7 @@ def test_luffy() -> None:
     groups = [Group("a", 1, 3, True, True), Group("b", 2, 4, False, False)]
     mixed = mix(DemonstrationInGroup(4).plan(groups), rollouts({"a": 3, "b": 4}), demonstrations(["a"]), ranks=2, mini_batches=2)
     check_invariants(mixed, 2, 2)
-    assert weights(mixed) == {**dict.fromkeys(range(100, 107), (1.0, 0.0)), 200: (1.0, 0.0)}
+    assert weights(mixed) == {**dict.fromkeys((100, 101, 102, 200), (1, 1, 0)), **dict.fromkeys(range(103, 107), (1, 0, 0))}
 
 
 def test_only_demonstrations_without_any_rollout() -> None:
@@ -189,6 +198,14 @@ def test_given_tokens_follow_their_row_and_neither_demonstrations_nor_padding_ha
     by_name = {name: int(row.sum()) for name, row in zip(names(mixed), t["prefix_mask"][mixed.kinds != PADDING], strict=True)}
     assert by_name == {100: 1, 101: 2, 102: 3, 103: 0, 104: 0, 105: 0, 106: 3, 200: 3}  # the demonstration: all its three tokens
     assert not t["prefix_mask"][mixed.kinds == PADDING].any()
+
+
+def test_only_weighted_terms_ship_a_stream() -> None:
+    plan = gate([0, 2], 4, switch_gate=0, uids=["a", "b"])
+    arguments = (plan, rollouts({"a": 4, "b": 4}), demonstrations(["a"]))
+    assert not [name for name in plain_mix(*arguments).rows.tensors if name.endswith("_weight")]
+    named = plain_mix(*arguments, weighted=("sft",)).rows.tensors
+    assert [name for name in named if name.endswith("_weight")] == ["sft_weight"]
 
 
 # --- order -----------------------------------------------------------------------------------------------------------
@@ -273,10 +290,8 @@ def test_the_plan_is_carried_out_row_by_row(case: tuple) -> None:
         own = uids == group.uid
         on, demo = own & (mixed.kinds == ROLLOUT), own & (mixed.kinds == DEMONSTRATION)
         assert (on.sum(), demo.sum()) == (group.kept, group.demonstrations)
-        assert set(t["rl_weight"][on].tolist()) <= {np.float32(group.on_weight)}
-        assert set(t["rl_weight"][demo].tolist()) <= {np.float32(group.off_weight)}
-        assert set(t["sft_weight"][demo].tolist()) <= {np.float32(group.sft_weight)}
-        assert not t["sft_weight"][on].any()
+        for term, stream in zip(TERMS, STREAMS, strict=True):
+            assert set(t[stream][on | demo].tolist()) <= {np.float32(group.weight(term))}
     assert mixed.padding < ranks * mini_batches or not any(group.kept + group.demonstrations for group in plan)
     assert all(torch.equal(rows.tensors[name], value) for name, value in originals.items())
 

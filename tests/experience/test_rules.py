@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ def test_one_whole_demonstration() -> None:
         assert lengths(rule) == [0, 0, 0]
         assert lengths(rule, target=None) == [0] * 4
         (group,) = rule.plan([Group("a", 1, 3, True, True)])
-        assert (group.kept, group.demonstrations, group.on_weight, group.off_weight, group.sft_weight) == (3, 1, 1, 1, 0)
+        assert (group.kept, group.demonstrations, group.weight("rl"), group.weight("off"), group.weight("sft")) == (3, 1, 1, 1, 0)
 
 
 def test_prompts_without_a_target() -> None:
@@ -135,7 +136,7 @@ def test_prompts_without_a_target() -> None:
     plan = skipping.plan([Group("a", 0, 0), Group("b", 1, 3, True)])
     assert plan.zones() == {"rl": 1, "sft": 0, "off": 0, "skipped": 1}
     (group,) = DemonstrationInGroup(4).plan([Group("a", 2, 4)])
-    assert (group.kept, group.demonstrations, group.off_weight) == (4, 0, 0.0)
+    assert (group.kept, group.demonstrations, group.weight("off")) == (4, 0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_prefixes(changes: dict, step: int, expected: list[int]) -> None:
     # what is not generated is a demonstration
     (group,) = rule.plan([Group("a", 0, len(expected), True, True)])
     assert (group.kept, group.demonstrations) == (len(expected), 4 - len(expected))
-    assert (group.on_weight, group.off_weight) == (float(bool(expected)), float(len(expected) < 4))
+    assert (group.weight("rl"), group.weight("off")) == (float(bool(expected)), float(len(expected) < 4))
 
 
 @pytest.mark.parametrize(("strategy", "most"), [("random", 0.9), ("reverse_linear", 0.08), ("linear_max", 0.8)])
@@ -205,10 +206,18 @@ def test_rows_of_a_group_always_add_up(
 
 
 def test_weights_of_joined_demonstrations() -> None:
-    (group,) = DemonstrationInGroup(4, off_weight=0.0, sft_weight=1.0).plan([Group("a", 1, 3, True)])
-    assert (group.on_weight, group.off_weight, group.sft_weight) == (1.0, 0.0, 1.0)
-    (group,) = DemonstrationInGroup(4, prefixes=replace(WHOLE, n_prefix=-1), sft_weight=1.0).plan([Group("a", 0, 0, True)])
-    assert (group.demonstrations, group.on_weight, group.off_weight, group.sft_weight, group.zone) == (4, 0.0, 1.0, 1.0, "sft")
+    (group,) = DemonstrationInGroup(4, demonstration_terms=("sft",)).plan([Group("a", 1, 3, True)])
+    assert (group.weight("rl"), group.weight("off"), group.weight("sft")) == (1.0, 0.0, 1.0)
+    (group,) = DemonstrationInGroup(4, prefixes=replace(WHOLE, n_prefix=-1), demonstration_terms=("sft", "off")).plan(
+        [Group("a", 0, 0, True)]
+    )
+    assert (group.demonstrations, group.weight("rl"), group.weight("off"), group.weight("sft"), group.zone) == (
+        4,
+        0.0,
+        1.0,
+        1.0,
+        "sft",
+    )
 
 
 # --- demonstrations beside the group ---------------------------------------------------------------------------------
@@ -219,15 +228,35 @@ def test_beside_keeps_all_rollouts() -> None:
     assert (rule.rollouts(True), rule.rollouts(False), rule.needs_target) == (4, 4, True)
     assert rule.response_prefixes(Prompt(0, TARGET), 1) == rule.response_prefixes(Prompt(0), 1) == (NO_PREFIX,) * 4
     both, alone = rule.plan([Group("a", 1, 4, True, True), Group("b", 1, 4)])
-    assert (both.kept, both.demonstrations, both.on_weight, both.off_weight, both.sft_weight) == (4, 1, 1.0, 0.0, 1.0)
-    assert (alone.kept, alone.demonstrations, alone.on_weight, alone.sft_weight) == (4, 0, 1.0, 0.0)
+    assert (both.kept, both.demonstrations, both.weight("rl"), both.weight("off"), both.weight("sft")) == (4, 1, 1.0, 0.0, 1.0)
+    assert (alone.kept, alone.demonstrations, alone.weight("rl"), alone.weight("sft")) == (4, 0, 1.0, 0.0)
 
 
-def test_expert_share_splits_the_prompts() -> None:
+def test_weights_by_term_name() -> None:
+    """A method's own coefficient per prompt, on top of 1; only where both kinds of rows are there."""
+    rule = DemonstrationBesideGroup(4, weights=lambda group: {"sft": 1 - group.successes / group.rollouts})
+    solved, mixed, none, alone = rule.plan(
+        [Group("a", 4, 4, True), Group("b", 1, 4, True), Group("c", 0, 4, True), Group("d", 0, 4, False)]
+    )
+    assert [dict(group.weights) for group in (solved, mixed, none)] == [
+        {"rl": 1, "sft": 0},
+        {"rl": 1, "sft": 0.75},
+        {"rl": 1, "sft": 1},
+    ]
+    assert alone.weights == {"rl": 1.0}
+
+
+def test_expert_share_is_a_share_of_the_rows() -> None:
+    # expert data with probability e n/(1 - e + e n) = .8/(.8 + .8) = .5: of 4000 prompts 2000 rows, beside 4 * 2000 rollouts: .2
     rule = DemonstrationBesideGroup(4, expert_share=0.2, seed=3)
+    assert rule.expert_probability == pytest.approx(0.5)
+    # Trinity's batch: 32 prompts with 8 rollouts and 64 expert rows
+    assert DemonstrationBesideGroup(8, expert_share=0.2).expert_probability == pytest.approx(64 / 96)
     numbers = [len(rule.response_prefixes(Prompt(row, TARGET), 5)) for row in range(4000)]
     assert set(numbers) == {0, 4}
-    assert numbers.count(0) / 4000 == pytest.approx(0.2, abs=4 * 0.0063)  # sqrt(.2 * .8 / 4000)
+    experts = numbers.count(0)
+    assert experts / 4000 == pytest.approx(0.5, abs=4 * 0.0079)  # sqrt(.5 * .5 / 4000)
+    assert experts / (experts + 4 * (4000 - experts)) == pytest.approx(0.2, abs=0.02)
     # drawn from seed, step and prompt
     assert numbers == [len(rule.response_prefixes(Prompt(row, TARGET), 5)) for row in range(4000)]
     assert numbers != [len(rule.response_prefixes(Prompt(row, TARGET), 6)) for row in range(4000)]
@@ -240,8 +269,8 @@ def test_expert_share_splits_the_prompts() -> None:
 
 def test_an_expert_prompt_is_demonstration_only_and_the_others_are_rollouts_only() -> None:
     expert, other = DemonstrationBesideGroup(4, expert_share=0.2).plan([Group("a", 0, 0, True, True), Group("b", 2, 4, True, True)])
-    assert (expert.kept, expert.demonstrations, expert.on_weight, expert.sft_weight, expert.zone) == (0, 1, 0.0, 1.0, "sft")
-    assert (other.kept, other.demonstrations, other.on_weight, other.sft_weight, other.zone) == (4, 0, 1.0, 0.0, "rl")
+    assert (expert.kept, expert.demonstrations, expert.weight("rl"), expert.weight("sft"), expert.zone) == (0, 1, 0.0, 1.0, "sft")
+    assert (other.kept, other.demonstrations, other.weight("rl"), other.weight("sft"), other.zone) == (4, 0, 1.0, 0.0, "rl")
 
 
 # --- what holds of all -----------------------------------------------------------------------------------------------
@@ -268,6 +297,25 @@ def test_response_prefixes_never_exceed_the_rollouts_that_were_announced(rule: E
         for target in (TARGET, None):
             prompt = Prompt(int(row), target, ("a", "b", "c"), lambda text: [1] * len(text))
             assert len(rule.response_prefixes(prompt, int(step) + 1)) <= rule.rollouts(target is not None) <= 4
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{type(rule).__name__}-{RULES.index(rule)}")
+def test_most_rows_is_the_worst_case_and_is_reached(rule: Experience) -> None:
+    """The bound that batches and the dry run are planned with: no plan exceeds it, some plan needs it."""
+    seen = set()
+    for step, row, successes, target in product(range(1, 120, 9), range(12), range(5), (TARGET, None)):
+        prompt = Prompt(row, target, ("a", "b", "c"), lambda text: [1] * len(text))
+        rollouts = len(rule.response_prefixes(prompt, step))
+        (group,) = rule.plan([Group("u", min(successes, rollouts), rollouts, target is not None, target is not None)])
+        seen.add(group.kept + group.demonstrations)
+    assert max(seen) == rule.most_rows
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{type(rule).__name__}-{RULES.index(rule)}")
+def test_every_rule_says_in_words_what_it_does(rule: Experience) -> None:
+    text = rule.describe()
+    assert ("demonstration" in text) == (rule.needs_target and text != "4 rollouts") or "hint" in text
+    assert str(rule.rollouts(True)) in text or not rule.rollouts(True)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{type(rule).__name__}-{RULES.index(rule)}")

@@ -117,6 +117,8 @@ class Algorithm(Parts, ABC):
         for key, (value, known) in choices.items():
             if value not in known:
                 raise ValueError(f"fusion.{key}={value!r}; choose one of {', '.join(known)}")
+        if not fusion.sum_norm_divisor > 0:
+            raise ValueError(f"fusion.sum_norm_divisor={fusion.sum_norm_divisor} must be > 0")
         if fusion.dual_clip is not None and not fusion.dual_clip > 1:
             raise ValueError(f"fusion.dual_clip={fusion.dual_clip} must be > 1 (the bound c of dual clip), or null for none")
         if fusion.shaping.on == "logp" and fusion.clip == "ppo":

@@ -46,7 +46,9 @@ def settings_read(algorithm: Algorithm) -> set[str]:
     plan = rule.plan([])
     _ = (watched.terms, watched.advantage, watched.scales(plan, step=1), watched.step_metrics(1))
     _ = (watched.replay, watched.replay_step, watched.replay_terms)
-    return {key for key in seen if key not in ("fusion.group_size", "fusion.horizon", "fusion.adv_estimator", "fusion.norm_adv_by_std")} | {
+    return {
+        key for key in seen if key not in ("fusion.group_size", "fusion.horizon", "fusion.adv_estimator", "fusion.norm_adv_by_std")
+    } | {
         verls
         for ours, verls in (
             ("fusion.adv_estimator", "algorithm.adv_estimator"),

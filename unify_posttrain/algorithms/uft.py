@@ -59,7 +59,8 @@ class UFT(Algorithm):
         hint = PolicyGradient(CurrentPolicy(), 1.0)
         return (
             self.on_policy_term(),
-            Term("hint", hint, Members("hint"), self.aggregation("hint"), self.uft.hint_coef),
+            # Hints end after `T_hint` steps; a batch without any has no `prefix_mask`.
+            Term("hint", hint, Members("hint", may_be_absent=True), self.aggregation("hint"), self.uft.hint_coef),
             *self.regularisers,
         )
 
