@@ -10,7 +10,7 @@
 # script's. These can be given as overrides (model=, task=, hardware=) or in the environment:
 # MODEL, HARDWARE         a choice of conf/model, conf/hardware (default node_8gpu)
 # TASK                    a choice of conf/task; TASK=custom needs the three below
-# TRAIN_FILES, VAL_FILES  parquet files instead of the task's (README, "Data"); several: '[a.parquet,b.parquet]'. The published
+# TRAIN_FILES, VAL_FILES  parquet files instead of the task's (docs/data.md); several: '[a.parquet,b.parquet]'. The published
 #                         runs validate on benchmarks: VAL_FILES='[outputs/data/benchmarks/aime24.parquet,…]'
 # REWARD_FILE             module with compute_score(data_source, solution_str, ground_truth, extra_info), not the task's reward
 # PYTHON                  interpreter, default python

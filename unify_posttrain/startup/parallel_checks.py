@@ -1,6 +1,6 @@
 """Which of verl's ways to shard, offload and adapt a model this package runs with, and why the others are refused.
 
-What stands here is told at start-up; README ("Parallelism and memory") says which combinations have been run.
+What stands here is told at start-up; docs/scale.md says which combinations have been run.
 """
 
 from __future__ import annotations
