@@ -21,9 +21,11 @@ from unify_posttrain.experience.rows import object_column
 from unify_posttrain.reporting.run import Run
 from unify_posttrain.reporting.samples import rollout_steps
 from unify_posttrain.reporting.settings import load_settings
-from unify_posttrain.trainer.batch_mixer import KIND_COLUMN
-from unify_posttrain.trainer.dump import row_fields
+from unify_posttrain.trainer.dump import RolloutDump, row_fields
 from unify_posttrain.trainer.fusion_trainer import FusionTrainer
+from unify_posttrain.trainer.mixed_batch import KIND_COLUMN
+from unify_posttrain.trainer.prompts import Prompts
+from unify_posttrain.trainer.step import Step
 
 PAD = 0
 
@@ -130,15 +132,18 @@ def test_segments_put_together_are_the_response(data: st.DataObject) -> None:
 @pytest.mark.parametrize("dumps", [True, False])
 def test_the_trainer_writes_what_the_page_reads(tmp_path: Path, dumps: bool) -> None:
     trainer = object.__new__(FusionTrainer)  # the method needs these attributes and no workers
-    trainer.config = OmegaConf.create({"trainer": {"rollout_data_dir": str(tmp_path / "rollouts") if dumps else None}})
-    trainer.tokenizer, trainer.demonstrations, trainer.timing_raw, trainer.global_steps = ByteTokenizer(), {}, {}, 3
+    folder = str(tmp_path / "rollouts") if dumps else None
+    trainer.config = OmegaConf.create({"trainer": {"rollout_data_dir": folder}})
+    trainer.tokenizer, trainer.timing_raw, trainer.global_steps = ByteTokenizer(), {}, 3
+    trainer.dump = RolloutDump(folder, trainer.tokenizer)
     trainer.reward_extra_infos_dict = {"acc": np.array([1, 1, 0, 0], dtype=np.float32)}
-    trainer.prompts = DataProto.from_dict(
+    prompts = DataProto.from_dict(
         tensors={"x": torch.zeros(3)}, non_tensors={"uid": object_column(["a", "b", "c"]), "row_id": np.array([7, 8, 9])}
     )
     rollouts = batch(["a\x01", "wrong\x01", "bad"], [[1] * 2, [1] * 6, [1] * 3], [[0], [0], [0]], ["a", "b", "b"])
     rollouts.batch["rm_scores"] = rollouts.batch["token_level_scores"] * torch.tensor([[1.0], [0.0], [0.25]])
-    trainer._remember_dropped(rollouts, gate([1, 0], 2, strategy="switch", switch_gate=0, uids=["a", "b"]))
+    plan = gate([1, 0], 2, strategy="switch", switch_gate=0, uids=["a", "b"])
+    trainer.step = Step(3, None, prompts=Prompts(prompts, {}, []), dropped=trainer.dump.dropped(rollouts, plan))
     trainer._fit_dump_data(mixed())
     if not dumps:
         assert not list(tmp_path.iterdir()) and set(trainer.reward_extra_infos_dict) == {"acc"}

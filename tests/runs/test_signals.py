@@ -9,10 +9,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from unify_posttrain.runs.signals import EXIT_REQUEUE, StepTimeoutError, StopRequest, time_limit
+from unify_posttrain.runs.signals import EXIT_REQUEUE, PreemptedError, StepTimeoutError, StopRequest, time_limit
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +35,13 @@ def test_the_first_signal_is_a_request(number: signal.Signals, caplog: pytest.Lo
         os.kill(os.getpid(), number)
         assert stop and stop.signal is number
     assert f"{number.name}: this step will be finished and saved" in caplog.text
+
+
+def test_leaving_says_what_was_asked_and_where_the_run_goes_on(tmp_path: Path) -> None:
+    stop = StopRequest()
+    stop.signal = signal.SIGUSR1
+    with pytest.raises(PreemptedError, match=rf"SIGUSR1: step 7 is saved in {tmp_path}; the same command goes on from there"):
+        stop.leave(7, tmp_path)
 
 
 def test_the_second_signal_ends_the_process() -> None:

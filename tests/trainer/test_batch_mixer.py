@@ -22,8 +22,11 @@ from unify_posttrain.experience.mixer import DEMONSTRATION, PADDING, ROLLOUT
 from unify_posttrain.experience.rows import object_column
 from unify_posttrain.experience.rules import NO_PREFIX
 from unify_posttrain.objective import compute_loss, token_class
-from unify_posttrain.trainer.batch_mixer import KIND_COLUMN, BatchMixer
+from unify_posttrain.trainer.advantages import replace_advantages
+from unify_posttrain.trainer.batch_mixer import BatchMixer
 from unify_posttrain.trainer.demonstrator import Demonstrator
+from unify_posttrain.trainer.mixed_batch import KIND_COLUMN
+from unify_posttrain.trainer.prompts import Generated, Prompts
 from unify_posttrain.trainer.response_prefixes import draw_response_prefixes, prefix_columns
 
 PROMPT, RESPONSE, EOS, PAD, N = 2, 8, 2, 0, 4
@@ -79,7 +82,7 @@ class Step:
         )
         needs_target = built.experience.needs_target
         self.demonstrator = Demonstrator(reader, built.fusion, score_rows, 1, PROMPT, RESPONSE, PAD) if needs_target else None
-        self.mixer = BatchMixer(built.fusion, self.demonstrator, mini_batches, 1.0, log_probs=True, normalise_by_std=std)
+        self.mixer = BatchMixer(self.demonstrator, mini_batches, 1.0, log_probs=True)
 
     def mix(self, batch: DataProto, solved: dict[str, list[float]]) -> DataProto:
         """`solved`: uid -> scores of its rollouts, as many as the rule asks for (or more: the rest is not needed)."""
@@ -87,8 +90,11 @@ class Step:
         prefixes = draw_response_prefixes(self.built.experience, batch, found, encode, self.step)
         for name in ("target", "target_probs"):
             batch.non_tensor_batch.pop(name, None)
-        rollouts = generated(batch, prefixes, solved)
-        return self.mixer.mix(self.built, batch, rollouts, found, self.ranks, self.step)[0]
+        self.mix_rollouts(Prompts(batch, found, prefixes), generated(batch, prefixes, solved))
+        return self.mixed.batch
+
+    def mix_rollouts(self, drawn: Prompts, rollouts: DataProto | None) -> None:
+        self.mixed = self.mixer.mix(self.built, Generated(drawn, rollouts), self.ranks, self.step)
 
     def advantages(self, batch: DataProto, old: float = 0.0, reference: float = 0.0) -> dict[str, float]:
         """verl's estimator, then what it cannot know. Log-probabilities are the same on every token."""
@@ -99,7 +105,7 @@ class Step:
             t["rm_scores"], t["response_mask"], uids, norm_adv_by_std_in_grpo=self.std
         )
         t["old_log_probs"], t["ref_log_prob"] = (torch.full(t["rm_scores"].shape, value) for value in (old, reference))
-        return self.mixer.replace_advantages(self.built, batch)
+        return replace_advantages(self.built, self.mixed, batch, self.std)
 
 
 def generated(batch: DataProto, prefixes: list, solved: dict[str, list[float]]) -> DataProto | None:
@@ -237,7 +243,6 @@ def test_a_phase_has_a_baseline_of_its_own(small: Callable[..., Algorithm]) -> N
     first = {"algorithm": "sft", "steps": 1, "fusion": {"demo": {"missing": "skip"}}, "actor": {"entropy_coeff": 0}}
     root = small("sft_then_rl", phases=(first, {"algorithm": "rl_with_sft_loss", "fusion": {"baseline": "on"}}))
     step = Step(root.phases[1].algorithm, std=False)
-    step.mixer.fusion = root.fusion  # as the trainer builds it
     batch = step.mix(prompts(), SCORES)
     step.advantages(batch)
     assert values(batch)["a", ROLLOUT] == {0.66667, -0.33333}
@@ -258,7 +263,8 @@ def test_online_sft_keeps_a_penalty_beside_the_verdict(small: Callable[..., Algo
     step = Step(small("online_sft"), std=True)
     rollouts = generated(prompts(), [(NO_PREFIX,) * N] * 2, SCORES)
     rollouts.batch["rm_scores"][:, 5] -= 0.25
-    batch = step.mixer.mix(step.built, prompts(), rollouts, {}, 1, 1)[0]
+    step.mix_rollouts(Prompts(prompts(), {}, []), rollouts)
+    batch = step.mixed.batch
     step.advantages(batch)
     assert values(batch, "scores")["a", ROLLOUT] == {0.75, -1.25}
 
@@ -336,11 +342,18 @@ def test_a_prompt_that_cannot_be_graded_is_masked_and_counted(small: Callable[..
     faults = np.zeros(len(rollouts))
     faults[-1] = 1.0
     rollouts.non_tensor_batch |= {"gold_ok": usable, "grader_fault": faults}
-    batch, _, metrics = step.mixer.mix(built, prompts(), rollouts, found, 1, 1)
+    step.mix_rollouts(Prompts(prompts(), found, []), rollouts)
+    batch, plan, metrics = step.mixed.batch, step.mixed.plan, step.mixed.metrics
     kept = batch.non_tensor_batch.get(KIND_COLUMN, np.zeros(len(batch))) != PADDING
     assert set(batch.non_tensor_batch["uid"][kept]) == {"b"}
     assert (metrics["fusion/gold_masked"], metrics["fusion/grader_faults"]) == (1.0, 1.0)
     # the other prompt alone makes the rates: 2 of 4 solved, none unsolved
     assert (metrics["fusion/solve_rate"], metrics["fusion/solve_none"], metrics["fusion/prompts_skipped"]) == (0.5, 0.0, 1.0)
-    assert step.mixer.plan.to_dict()["groups"][0]["graded"] is False
-    assert BatchPlan.from_dict(step.mixer.plan.to_dict()) == step.mixer.plan
+    assert plan.to_dict()["groups"][0]["graded"] is False
+    assert BatchPlan.from_dict(plan.to_dict()) == plan
+    # prompts 30 and 31: solved rollouts and zone of each
+    zones = [group.zone for group in plan]
+    assert step.mixed.gate_record(Prompts(prompts(), found, []), 7) == {
+        "step": 7,
+        "groups": [[30, 0, zones[0]], [31, 2, zones[1]]],
+    }

@@ -6,10 +6,13 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
+from verl import DataProto
 
-from unify_posttrain.experience.rules import Group, RolloutsOnly
+from unify_posttrain.experience.rules import NO_PREFIX, Group, RolloutsOnly
 from unify_posttrain.trainer.dynamic_sampling import DynamicSampling
+from unify_posttrain.trainer.prompts import Generated, Prompts
 
 
 def uids(text: str) -> np.ndarray:
@@ -66,6 +69,41 @@ def test_too_few_groups_and_none() -> None:
     assert sampling.select(plan, {"a": False, "b": False}).zones() == {"rl": 0, "sft": 0, "off": 0, "skipped": 2}
     # all that were wanted: nothing is dropped, and the rows keep their order
     assert not sampling.select(plan, {"a": True, "b": True}).changes_rows
+
+
+def generated(**scores: tuple[float, float]) -> Generated:
+    """Prompts by uid, with the scores of their two rollouts."""
+    prompts = DataProto.from_dict(non_tensors={"uid": uids("".join(scores)), "row_id": np.arange(len(scores))})
+    each = [score for pair in scores.values() for score in pair]
+    rollouts = DataProto.from_dict(
+        tensors={"rm_scores": torch.tensor(each).unsqueeze(-1)},
+        non_tensors={"uid": uids("".join(uid * 2 for uid in scores)), "acc": np.array(each) > 0.5},
+        meta_info={"batch": "".join(scores)},
+    )
+    return Generated(Prompts(prompts, {}, [(NO_PREFIX,) * 2] * len(scores)), rollouts)
+
+
+def test_prompts_are_drawn_until_there_are_enough_groups() -> None:
+    drawn = iter([generated(c=(0, 0), d=(1, 0)), generated(e=(0, 1), f=(1, 1))])
+    sampling = DynamicSampling(3, None, 10)
+    found, metrics = sampling.replenish(generated(a=(0, 1), b=(1, 1)), lambda: next(drawn))
+    assert metrics == {"fusion/gen_batches": 3.0} and next(drawn, None) is None
+    assert "".join(found.prompts.rows.non_tensor_batch["uid"]) == "abcdef" and len(found.prompts.prefixes) == 6
+    assert "".join(found.rollouts.non_tensor_batch["uid"]) == "aabbccddeeff"
+    assert found.rollouts.batch["rm_scores"].sum(-1).tolist() == [0, 1, 1, 1, 0, 0, 1, 0, 0, 1, 1, 1]
+    chosen = found.select(RolloutsOnly(2).plan([Group(uid, 1, 2) for uid in "abcdef"]))
+    assert [group.uid for group in chosen if group.kept] == ["a", "d", "e"]
+
+
+def test_a_batch_with_enough_groups_is_left_as_it_is() -> None:
+    first = generated(a=(0, 1), b=(1, 0))
+    found, metrics = DynamicSampling(2, "acc", 10).replenish(first, lambda: pytest.fail("nothing is wanted"))
+    assert found.rollouts is first.rollouts and found.prompts is first.prompts and metrics == {"fusion/gen_batches": 1.0}
+
+
+def test_a_field_that_the_reward_does_not_return_is_named() -> None:
+    with pytest.raises(KeyError, match=r"algorithm\.filter_groups\.metric='accuracy'"):
+        DynamicSampling(2, "accuracy", 10).replenish(generated(a=(0, 1)), lambda: None)
 
 
 def config(**node: object):

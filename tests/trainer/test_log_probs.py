@@ -13,20 +13,26 @@ from verl import DataProto
 from unify_posttrain.algorithms import Algorithm, Settings
 from unify_posttrain.algorithms.srft import SRFT
 from unify_posttrain.experience.mixer import DEMONSTRATION, PADDING, ROLLOUT
-from unify_posttrain.trainer.batch_mixer import KIND_COLUMN
-from unify_posttrain.trainer.log_probs import BATCH_ENTROPY, LOG_PROB_METRICS, ROLLOUT_PROB_METRICS, LogProbStages, batch_entropy
+from unify_posttrain.trainer.fusion_trainer import FusionTrainer
+from unify_posttrain.trainer.log_probs import BATCH_ENTROPY, LOG_PROB_METRICS, ROLLOUT_PROB_METRICS, LogProbs, batch_entropy
+from unify_posttrain.trainer.mixed_batch import KIND_COLUMN
+from unify_posttrain.trainer.port import LegacyPort
+from unify_posttrain.trainer.step import Step
+from unify_posttrain.workers.forward import CALCULATE_ENTROPY
 
 WIDTH = 4
 
 
 class Workers:
-    """log π of a token is -token/100, its entropy token/10; remembers which rows it was asked for."""
+    """log π of a token is -token/100, its entropy token/10; remembers which rows it was asked for, and whether for entropies."""
 
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
+        self.wanted: list[bool] = []
 
     def compute_log_prob(self, batch: DataProto) -> DataProto:
         self.asked.append(list(batch.non_tensor_batch["uid"]))
+        self.wanted.append(batch.meta_info[CALCULATE_ENTROPY])
         tokens = batch.batch["responses"].float()
         return DataProto.from_dict(tensors={"old_log_probs": -tokens / 100, "entropys": tokens / 10})
 
@@ -35,25 +41,29 @@ class Workers:
         return DataProto.from_dict(tensors={"ref_log_prob": -batch.batch["responses"].float() / 50})
 
 
-class Stages(LogProbStages):
-    def __init__(self, config: DictConfig, algorithm: Algorithm, ranks: int = 1, mini_batches: int = 1) -> None:
-        self.config, self.algorithm, self.mini_batches, self.ranks = config, algorithm, mini_batches, ranks
-        self.metrics, self.timing_raw = {}, {}
-        self.use_legacy_worker_impl, self.use_reference_policy = "enable", True
-        self.actor_rollout_wg = self.ref_policy_wg = Workers()
+class Stages(FusionTrainer):
+    """A trainer of which only the log-prob stages are used."""
 
-    def _get_dp_size(self, *_: object) -> int:
-        return self.ranks
+    def __init__(
+        self, config: DictConfig, algorithm: Algorithm, ranks: int = 1, mini_batches: int = 1, step: int = 1, reference: bool = True
+    ) -> None:
+        self.config, self.use_reference_policy, self.use_legacy_worker_impl = config, reference, "enable"
+        self.metrics, self.timing_raw = {}, {}
+        self.workers = Workers()
+        self.port = LegacyPort(self.workers, self.workers, ranks)
+        self.log_probs = LogProbs.from_config(config, self.port, mini_batches, reference)
+        self.step = Step(step, algorithm)
 
     @property
     def asked(self) -> list[list[str]]:
-        return self.actor_rollout_wg.asked
+        return self.workers.asked
 
 
 @pytest.fixture(scope="session")
 def stages(composed: Callable[..., DictConfig], algorithm: Callable[..., Algorithm]) -> Callable[..., Stages]:
     def build(name: str, *overrides: str, **keys: int) -> Stages:
-        return Stages(composed(f"algorithm={name}", *overrides), algorithm(f"algorithm={name}"), **keys)
+        flags = (f"algorithm={name}", *overrides)
+        return Stages(composed(*flags), algorithm(*flags), **keys)
 
     return build
 
@@ -138,8 +148,7 @@ def test_the_reference_is_asked_for_rows_with_sampled_tokens(stages: Callable[..
 
 
 def test_without_a_reference_policy_there_is_no_stage(stages: Callable[..., Stages]) -> None:
-    it = stages("grpo")
-    it.use_reference_policy = False
+    it = stages("grpo", reference=False)
     assert "ref_log_prob" not in it._fit_compute_ref_log_prob(rows(MIXED)).batch and not it.asked
 
 
@@ -157,6 +166,25 @@ def test_the_kl_in_the_reward_knows_the_reference_under_dynamic_sampling(stages:
     it = stages("dapo", "algorithm.use_kl_in_reward=true")  # no term of it reads ref_log_prob
     batch = it._fit_compute_ref_log_prob(rows([ROLLOUT, ROLLOUT, PADDING]))
     assert torch.equal(batch.batch["ref_log_prob"][:2], -batch.batch["responses"][:2].float() / 50)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "wanted"),
+    [
+        ("grpo", (), False),  # the update's bonus reports actor/entropy over the stage's
+        ("grpo", ("trainer.critic_warmup=5",), True),  # ... unless there is no update
+        ("dapo", (), True),  # no bonus: the stage's is the one logged
+        ("srft", ("fusion.srft.entropy_scope=batch",), True),
+        ("relift", ("actor_rollout_ref.actor.entropy_coeff=0",), True),  # the bonus of its replay is not that of the update
+    ],
+)
+def test_entropies_are_computed_only_if_they_are_read(
+    stages: Callable[..., Stages], name: str, overrides: tuple[str, ...], wanted: bool
+) -> None:
+    it, batch = stages(name, *overrides), rows([ROLLOUT, ROLLOUT], mixed=False)
+    output, _ = it._compute_old_log_prob(batch)
+    assert it.workers.wanted == [wanted] and CALCULATE_ENTROPY not in batch.meta_info
+    batch.select(batch_keys=["responses"]).union(output)  # verl merges meta_info next and refuses differences
 
 
 # --- SRFT's batch entropy --------------------------------------------------------------------------------------------
@@ -189,7 +217,7 @@ def test_batch_entropy_is_that_of_what_the_actor_sees_together() -> None:
 
 def test_srft_measures_it_where_its_weights_ask_for_it(stages: Callable[..., Stages], settings: Callable[..., Settings]) -> None:
     it = stages("srft", mini_batches=2)
-    it.algorithm = SRFT(settings("algorithm=srft").changed({"srft": {"entropy_scope": "batch"}}, {}, "test"))
+    it.step.algorithm = SRFT(settings("algorithm=srft").changed({"srft": {"entropy_scope": "batch"}}, {}, "test"))
     batch = it._fit_compute_log_prob(rows(MIXED))
     assert it.asked == [["0", "1", "2"]]  # every trained row, padding excepted
     # entropy is token/10: tokens 0 1 2 and 10 11 12, mean 6, and 20 21 22 beside a row of padding, mean 21

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from verl import DataProto
 
 from unify_posttrain.experience.demonstrations import Demonstration
 from unify_posttrain.experience.replay import ReplayBuffer
@@ -112,3 +113,40 @@ def test_nothing_is_lost_over_a_resume() -> None:
     first, second = it.take(2, ranks=2), resumed.take(2, ranks=2)
     assert all(torch.equal(value, second.batch[name]) for name, value in first.batch.items())
     assert held(it) == held(resumed)
+
+
+class Port:
+    """Workers on two ranks that fine-tune with a loss of 2."""
+
+    ranks = 2
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def update_replay(self, batch: DataProto) -> dict[str, float]:
+        self.rows.append(len(names(batch)))
+        return {"fusion/sft_nll": 3.0, "fusion/total_loss": 2.0, "actor/grad_norm": 0.5, "actor/lr": 1e-5, "actor/other": 9.0}
+
+
+def test_a_fine_tuning_step_is_taken_when_the_buffer_is_full() -> None:
+    it, port, timing = replayer(), Port(), {}
+    collect(it, 1, {1: 0, 2: 0, 3: 0})
+    none = {f"fusion/replay_{name}": 0.0 for name in ("nll", "loss", "grad_norm", "lr")} | {"fusion/sft_step": 0.0}
+    assert it.fine_tune(port, 1, timing) == {**none, "fusion/buffer_size": 3.0, "fusion/replay_rows": 0.0} and not timing
+    collect(it, 2, {4: 0, 5: 0})
+    assert it.fine_tune(port, 2, timing) == {
+        "fusion/replay_nll": 3.0,
+        "fusion/replay_loss": 2.0,
+        "fusion/replay_grad_norm": 0.5,
+        "fusion/replay_lr": 1e-5,
+        "fusion/sft_step": 1.0,
+        "fusion/buffer_size": 1.0,  # of five
+        "fusion/replay_rows": 4.0,
+    }
+    assert port.rows == [4] and set(timing) == {"update_replay"}
+
+
+def test_an_algorithm_without_a_buffer_replays_nothing() -> None:
+    it = Replayer(None, None, 3, 5, PAD, temperature=1.0)
+    collect(it, 1, dict.fromkeys(range(9), 0))
+    assert it.state is None and set(it.fine_tune(Port(), 1, {}).values()) == {0.0}

@@ -8,16 +8,12 @@ import torch
 import torch.multiprocessing as mp
 import verl.utils.ulysses as ulysses
 import verl.workers.actor.dp_actor as dp_actor
-from omegaconf import OmegaConf
 from transformers import Gemma2Config, Gemma2ForCausalLM
 from verl import DataProto
 
-from unify_posttrain.algorithms import build_algorithm
-from unify_posttrain.config import compose_config
-from unify_posttrain.trainer.log_probs import LogProbStages
-from unify_posttrain.workers.forward import CALCULATE_ENTROPY, ChunkedForward, LogProbHead, labels_and_wanted, output_head
+from unify_posttrain.workers.forward import ChunkedForward, LogProbHead, labels_and_wanted, output_head
 
-from .actor_kit import BASE, PROMPT, RESPONSE, VOCABULARY, gradient_distance, make_actor, make_batch, make_model, start_group
+from .actor_kit import PROMPT, RESPONSE, VOCABULARY, gradient_distance, make_actor, make_batch, make_model, start_group
 
 TOLERANCE = 1e-6
 CASES = {  # likelihood and policy gradient, KL, entropy bonus; hints outside response_mask; entropies as weights
@@ -246,39 +242,3 @@ def test_two_ranks_equal_one_and_verl(tmp_path) -> None:
     for rank in range(2):
         found = torch.load(f"{path}.{rank}")
         assert_equal((found["gradients"], found["metrics"]), reference)
-
-
-# The stage that asks
-
-
-class _Stages(LogProbStages):
-    """The log-prob stages with a worker that notes whether entropies are wanted."""
-
-    def __init__(self, name: str, *overrides: str, step: int = 1) -> None:
-        config = compose_config([*BASE, f"algorithm={name}", *overrides])
-        self.config, self.global_steps, self.use_legacy_worker_impl = config, step, "enable"
-        self.algorithm = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
-        self.actor_rollout_wg = self
-        self.wanted: list[bool] = []
-
-    def compute_log_prob(self, batch: DataProto) -> DataProto:
-        self.wanted.append(batch.meta_info[CALCULATE_ENTROPY])
-        zeros = torch.zeros(batch.batch["responses"].shape)
-        return DataProto.from_dict(tensors={"old_log_probs": zeros, "entropys": zeros})
-
-
-@pytest.mark.parametrize(
-    ("name", "overrides", "wanted"),
-    [
-        ("grpo", (), False),  # the update's bonus reports actor/entropy over the stage's
-        ("grpo", ("trainer.critic_warmup=5",), True),  # ... unless there is no update
-        ("dapo", (), True),  # no bonus: the stage's is the one logged
-        ("srft", ("fusion.srft.entropy_scope=batch",), True),
-        ("relift", ("actor_rollout_ref.actor.entropy_coeff=0",), True),  # the bonus of its replay is not that of the update
-    ],
-)
-def test_the_stage_wants_entropies_only_if_they_are_read(name, overrides, wanted) -> None:
-    stages, batch = _Stages(name, *overrides), make_batch(rows=2, demonstrations=0)
-    output, _ = stages._compute_old_log_prob(batch)
-    assert stages.wanted == [wanted] and CALCULATE_ENTROPY not in batch.meta_info
-    batch.select(batch_keys=["responses"]).union(output)  # verl merges meta_info next and refuses differences

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 logger = logging.getLogger(__name__)
 
@@ -60,3 +61,37 @@ def complete_lines(path: Path) -> list[str]:
 def up_to(lines: list[str], step: int) -> list[str]:
     """Lines of the steps that a run resumed at `step` keeps; a run from the start (step 0) keeps none."""
     return [line for line in lines if step and json.loads(line)["step"] <= step]
+
+
+class ResumableLogs:
+    """The two files of a run that a resume cuts back: verl's file logger starts an empty file, ours appends.
+
+    Args:
+        run_dir: their folder; the lines of `metrics.jsonl` are read here, before the logger truncates it.
+    """
+
+    def __init__(self, run_dir: Path | str) -> None:
+        self.metrics, self.gate = Path(run_dir) / "metrics.jsonl", Path(run_dir) / "gate.jsonl"
+        self._before = guarded_lines(self.metrics)
+
+    def kept(self, step: int, line: Path | None) -> list[dict[str, Any]]:
+        """Entries of the steps that a run resumed at `step` keeps.
+
+        Args:
+            line: that step's entry in its checkpoint, in case the process before had no time to log it.
+        """
+        entries = [json.loads(text) for text in up_to(self._before, step)]
+        if line is not None and line.exists() and not any(each["step"] == step for each in entries):
+            entries.append(json.loads(line.read_text(encoding="utf-8")))
+        return entries
+
+    def restore(self, step: int, entries: Iterable[dict[str, Any]], file: BinaryIO | None) -> None:
+        """Write entries into the logger's open file (None: there is none), and cut the gate's file back."""
+        for entry in entries if file is not None else ():
+            file.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+        release(self.metrics)
+        replace(self.gate, up_to(complete_lines(self.gate), step))
+
+    def append_gate(self, record: dict[str, Any]) -> None:
+        """A step's line of `gate.jsonl`."""
+        append(self.gate, record)

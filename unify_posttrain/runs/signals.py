@@ -11,8 +11,9 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,14 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         return self.signal is not None
+
+    def leave(self, step: int, folder: Path) -> NoReturn:
+        """End the run as it was asked to.
+
+        Raises:
+            PreemptedError: always.
+        """
+        raise PreemptedError(f"{self.signal.name}: step {step} is saved in {folder}; the same command goes on from there")
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:

@@ -19,6 +19,7 @@ from unify_posttrain.experience.demonstrations import (
     demonstration_tensors,
 )
 from unify_posttrain.experience.rows import Rows, object_column
+from unify_posttrain.startup.reader import make_reader
 
 Score = dict[str, float]
 
@@ -48,6 +49,21 @@ class Demonstrator:
         self.prompt_length, self.response_length, self.pad_id = prompt_length, response_length, pad_id
         self.scores: dict[tuple[int, int], Score] = {}
         self.reward_keys: list[str] = []
+
+    @classmethod
+    def from_config(
+        cls, config: Any, fusion: FusionConfig, tokenizer: Any, score_rows: Callable[[DataProto], DataProto]
+    ) -> Demonstrator:
+        data = config.data
+        return cls(
+            make_reader(tokenizer, fusion, data.get("apply_chat_template_kwargs", {})),
+            fusion,
+            score_rows,
+            workers=config.reward.num_workers,
+            prompt_length=data.max_prompt_length,
+            response_length=data.max_response_length,
+            pad_id=tokenizer.pad_token_id,
+        )
 
     @property
     def state(self) -> dict[str, Any]:

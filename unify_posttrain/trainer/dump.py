@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from verl import DataProto
-from verl.experimental.separation.ray_trainer import SeparateRayPPOTrainer
 from verl.trainer.ppo.reward import extract_reward
 
 from unify_posttrain.experience.demonstrations import Demonstration
 from unify_posttrain.experience.gate import BatchPlan
 from unify_posttrain.objective import token_class
-from unify_posttrain.trainer.batch_mixer import kind_names
+from unify_posttrain.trainer.mixed_batch import kind_names
+from unify_posttrain.trainer.prompts import Prompts
 
 DROPPED = "dropped"  # row_kind of rollouts that the gate replaced by a demonstration
 UNTRAINED, TOKEN_KINDS = "untrained", ("on", "demo", "hint")  # the classes of `unify_posttrain.objective.streams`
@@ -32,40 +32,44 @@ class Segment(NamedTuple):
     ids: list[int]
 
 
-class DumpStage(SeparateRayPPOTrainer):
-    """Part of FusionTrainer."""
+class RolloutDump:
+    """Adds to verl's dump of a step what the report needs; does nothing without a folder.
 
-    demonstrations: Mapping[str, Demonstration]
-    prompts: DataProto
-    _dropped: DataProto | None = None
+    Args:
+        folder: `trainer.rollout_data_dir`.
+        tokenizer: of the run.
+    """
 
-    def _remember_dropped(self, rollouts: DataProto | None, plan: BatchPlan) -> None:
-        """Keep the rollouts that no row is made of until the step is dumped; nothing if it is not."""
-        self._dropped = None
-        if rollouts is not None and self.config.trainer.get("rollout_data_dir"):
-            given_up = {group.uid for group in plan if not group.kept}
-            index = [row for row, uid in enumerate(rollouts.non_tensor_batch["uid"]) if uid in given_up]
-            self._dropped = rollouts.select_idxs(np.array(index)) if index else None
+    def __init__(self, folder: str | None, tokenizer: Any) -> None:
+        self.folder, self.tokenizer = folder, tokenizer
 
-    def _fit_dump_data(self, batch: DataProto) -> None:
+    def dropped(self, rollouts: DataProto | None, plan: BatchPlan) -> DataProto | None:
+        """The rollouts that no row is made of, to be kept until the step is dumped; None if there are none."""
+        if rollouts is None or not self.folder:
+            return None
+        given_up = {group.uid for group in plan if not group.kept}
+        index = [row for row, uid in enumerate(rollouts.non_tensor_batch["uid"]) if uid in given_up]
+        return rollouts.select_idxs(np.array(index)) if index else None
+
+    def fields(self, batch: DataProto, prompts: Prompts, reward_fields: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """Columns of verl's dump beside its own: the reward's fields and those of :func:`row_fields`."""
         # verl writes JSON, which knows no numpy numbers: a reward field of float32, int64 or bool would end the run
-        self.reward_extra_infos_dict = {key: np.asarray(values).tolist() for key, values in self.reward_extra_infos_dict.items()}
-        folder = self.config.trainer.get("rollout_data_dir")
-        if folder:
-            fields = row_fields(batch, self.tokenizer, self.demonstrations)
-            self.reward_extra_infos_dict |= {**fields, "row_id": [self._row_ids.get(uid) for uid in fields["uid"]]}
-        super()._fit_dump_data(batch)
-        if folder and self._dropped is not None:
-            with open(Path(folder) / f"{self.global_steps}.jsonl", "a", encoding="utf-8") as file:
-                for entry in dropped_rows(self._dropped, self.tokenizer):
-                    known = {"step": self.global_steps, "row_id": self._row_ids.get(entry["uid"])}
-                    file.write(json.dumps({**entry, **known}, ensure_ascii=False) + "\n")
+        fields = {key: np.asarray(values).tolist() for key, values in reward_fields.items()}
+        if self.folder:
+            row_ids = prompts.row_ids  # mixed rows no longer know their prompt, and padding belongs to none
+            fields |= row_fields(batch, self.tokenizer, prompts.demonstrations)
+            fields["row_id"] = [row_ids.get(uid) for uid in fields["uid"]]
+        return fields
 
-    @property
-    def _row_ids(self) -> dict[str, int]:
-        """uid -> the prompt's position in the training files; mixed rows no longer know it, and padding belongs to no prompt."""
-        columns = self.prompts.non_tensor_batch
-        return {str(uid): int(row_id) for uid, row_id in zip(columns["uid"], columns["row_id"], strict=True)}
+    def append_dropped(self, dropped: DataProto | None, prompts: Prompts, step: int) -> None:
+        """Add the dropped rollouts to the file that verl has written."""
+        if dropped is None:
+            return
+        row_ids = prompts.row_ids
+        with open(Path(self.folder) / f"{step}.jsonl", "a", encoding="utf-8") as file:
+            for entry in dropped_rows(dropped, self.tokenizer):
+                known = {"step": step, "row_id": row_ids.get(entry["uid"])}
+                file.write(json.dumps({**entry, **known}, ensure_ascii=False) + "\n")
 
 
 def dropped_rows(rollouts: DataProto, tokenizer: Any) -> Iterator[dict[str, Any]]:

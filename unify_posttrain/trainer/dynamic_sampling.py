@@ -4,12 +4,17 @@ are enough of them."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+from verl import DataProto
 
 from unify_posttrain.experience.gate import BatchPlan
+from unify_posttrain.trainer.mixed_batch import reward_field
+from unify_posttrain.trainer.prompts import Generated, Prompts
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +44,29 @@ class DynamicSampling:
             return None
         return cls(config.data.train_batch_size, node.metric, node.max_num_gen_batches)
 
+    def replenish(self, first: Generated, more: Callable[[], Generated]) -> tuple[Generated, dict[str, float]]:
+        """Draw and generate further prompts until enough groups have rewards that differ.
+
+        Args:
+            first: what the step began with.
+            more: draws, generates and scores another batch of prompts.
+
+        Returns:
+            all of them, and `fusion/*` metrics.
+        """
+        parts = [first]
+        spread: dict[str, bool] = {}
+        while True:
+            rollouts = parts[-1].rollouts
+            spread |= self.spread(rollouts.non_tensor_batch["uid"], reward_field(rollouts, self.metric))
+            if self.enough(spread, len(parts)):
+                break
+            parts.append(more())
+            parts[-1].rollouts.meta_info = dict(first.rollouts.meta_info)  # verl joins only batches that agree in it
+        rollouts = DataProto.concat([part.rollouts for part in parts]) if len(parts) > 1 else first.rollouts
+        prompts = Prompts.concat([part.prompts for part in parts])
+        return Generated(prompts, rollouts, partial(self.select, spread=spread)), {"fusion/gen_batches": float(len(parts))}
+
     def spread(self, uids: np.ndarray, values: np.ndarray) -> dict[str, bool]:
         """Whether the values of a group differ, by uid, in order of appearance."""
         seen: dict[str, set[float]] = {}
@@ -62,7 +90,7 @@ class DynamicSampling:
             return True
         return False
 
-    def select(self, plan: BatchPlan, spread: dict[str, bool]) -> BatchPlan:
+    def select(self, plan: BatchPlan, spread: Mapping[str, bool]) -> BatchPlan:
         """The plan with only the first `wanted` groups that differ; the rows of the others are dropped."""
         kept = {uid for uid, _ in [item for item in spread.items() if item[1]][: self.wanted]}
         return BatchPlan(

@@ -1,288 +1,226 @@
-"""The trainer: verl's stage hooks, with demonstrations mixed in between the rewards and the log-probabilities.
+"""The trainer: verl's stage hooks in the order of a step, each of them about one call of a collaborator.
 
-It asks the algorithm's experience rule two questions (what rollouts begin with, which rows are trained) and carries out the
-answer; it knows no algorithm by name. One step: prompts and targets -> rollouts -> rewards -> gate plan -> mixed rows -> log-probs
-where a term reads them -> advantages -> update (and a replayed fine-tuning step when one is due) -> checkpoint -> weights.
+It asks the algorithm's experience rule two questions (what rollouts begin with, which rows are trained) and carries out the answer;
+it knows no algorithm by name. Collaborators do not know the trainer; `Step` holds what the step has decided so far.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import OmegaConf
 from verl import DataProto
-from verl.protocol import pad_dataproto_to_divisor, unpad_dataproto
-from verl.trainer.ppo.ray_trainer import RayPPOTrainer, compute_response_mask
+from verl.experimental.separation.ray_trainer import SeparateRayPPOTrainer
+from verl.trainer.ppo.ray_trainer import RayPPOTrainer
 from verl.trainer.ppo.reward import extract_reward
 from verl.utils.debug import marked_timer
-from verl.utils.seqlen_balancing import log_seqlen_unbalance
 
-from unify_posttrain.algorithms import Algorithm, build_algorithm
-from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN, TARGET_COLUMNS, Demonstration
-from unify_posttrain.experience.rules import Experience, ResponsePrefix
-from unify_posttrain.rollout.agent_loop import SEED_COLUMN, rollout_seeds
-from unify_posttrain.runs import run_logs, state
-from unify_posttrain.startup.reader import make_reader
-from unify_posttrain.trainer.batch_mixer import BatchMixer, without_padding
-from unify_posttrain.trainer.checkpointing import mean_accuracy
+from unify_posttrain.algorithms import build_algorithm
+from unify_posttrain.runs import state
+from unify_posttrain.runs.run_logs import ResumableLogs
+from unify_posttrain.runs.signals import StopRequest, time_limit
+from unify_posttrain.trainer.advantages import replace_advantages
+from unify_posttrain.trainer.batch_mixer import BatchMixer
+from unify_posttrain.trainer.checkpoints import Checkpoints
 from unify_posttrain.trainer.demonstrator import Demonstrator
-from unify_posttrain.trainer.dump import DumpStage
+from unify_posttrain.trainer.dump import RolloutDump
 from unify_posttrain.trainer.dynamic_sampling import DynamicSampling
+from unify_posttrain.trainer.engine import Engine, rollout_requests, seed_rows, with_rollouts
 from unify_posttrain.trainer.loader import TrainLoader
-from unify_posttrain.trainer.log_probs import LogProbStages
+from unify_posttrain.trainer.log_probs import LogProbs
+from unify_posttrain.trainer.mixed_batch import note_lengths, without_padding
 from unify_posttrain.trainer.phases import PhaseClock
-from unify_posttrain.trainer.preemption import Preemptible
-from unify_posttrain.trainer.replayer import Replayer, ReplayStage
-from unify_posttrain.trainer.response_prefixes import HINT_COLUMN, draw_response_prefixes, prefix_columns, prefix_metrics
-from unify_posttrain.trainer.validation import ValidationStage
+from unify_posttrain.trainer.port import ActorPort, LegacyPort
+from unify_posttrain.trainer.prompts import Generated, PromptReader, drop_own_columns
+from unify_posttrain.trainer.replayer import Replayer
+from unify_posttrain.trainer.step import Step
+from unify_posttrain.trainer.validation import evaluation_metrics
 from unify_posttrain.workers.metrics import UPDATE_METRICS
 
 logger = logging.getLogger(__name__)
 
-OWN_COLUMNS = (*TARGET_COLUMNS, PROBABILITY_COLUMN, HINT_COLUMN)  # no business of agent loops and reward workers
 
-
-class FusionTrainer(Preemptible, LogProbStages, ReplayStage, ValidationStage, DumpStage):
+class FusionTrainer(SeparateRayPPOTrainer):
     """RayPPOTrainer for every algorithm of this package."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        self.train_dataloader = TrainLoader(self.train_dataloader)
         root = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
         self.fusion = root.fusion
-        self.clock = PhaseClock(root.phases)
-        self.has_phases = len(root.phases) > 1 or self.fusion.lr_schedule is not None
+        self.clock = PhaseClock(root.phases, own_schedule=root.fusion.lr_schedule is not None)
+        self.train_dataloader = TrainLoader(self.train_dataloader)
         self.sampling = DynamicSampling.from_config(config)
         self.mini_batches = config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size
-        self.run_dir = Path(config.trainer.run_dir)
-        self._metrics_before = run_logs.guarded_lines(self.run_dir / "metrics.jsonl")
-        self.demonstrator: Demonstrator | None = None
-        self.replayer: Replayer | None = None
-        self.demonstrations: dict[str, Demonstration] = {}
-        self.response_prefixes: list[tuple[ResponsePrefix, ...]] = []
-        self.prompts: DataProto | None = None
-        self._engine_awake = False
-
-    @property
-    def algorithm(self) -> Algorithm:
-        return self.clock.phase.algorithm
-
-    @property
-    def experience(self) -> Experience:
-        return self.algorithm.experience
+        self.logs = ResumableLogs(config.trainer.run_dir)
+        self.stop = StopRequest()
 
     def init_workers(self) -> None:
         # The separation trainer's own version is for disjoint pools; ours are colocated, as in RayPPOTrainer.
         RayPPOTrainer.init_workers(self)
-        data, rollout = self.config.data, self.config.actor_rollout_ref.rollout
-        packing = {
-            "prompt_length": data.max_prompt_length,
-            "response_length": data.max_response_length,
-            "pad_id": self.tokenizer.pad_token_id,
-        }
-        if any(phase.algorithm.experience.needs_target for phase in self.clock.phases):
-            self.demonstrator = Demonstrator(
-                make_reader(self.tokenizer, self.fusion, data.get("apply_chat_template_kwargs", {})),
-                self.fusion,
-                self.reward_loop_manager.compute_rm_score,
-                workers=self.config.reward.num_workers,
-                **packing,
-            )
-        buffer = self.algorithm.replay
-        if buffer is not None:
-            mini_batch = self.algorithm.replay_step.mini_batch
-            self.replayer = Replayer(buffer, mini_batch, temperature=rollout.temperature, **packing)
-        self.mixer = BatchMixer(
-            self.fusion,
-            self.demonstrator,
-            self.mini_batches,
-            temperature=rollout.temperature,
-            log_probs=bool(rollout.calculate_log_probs),
-            normalise_by_std=self.config.algorithm.norm_adv_by_std_in_grpo,
-        )
+        config, demonstrator = self.config, None
+        if self.clock.needs_target:
+            demonstrator = Demonstrator.from_config(config, self.fusion, self.tokenizer, self.reward_loop_manager.compute_rm_score)
+        reference = self.ref_policy_wg if self.use_reference_policy else None
+        self.port: ActorPort = LegacyPort(self.actor_rollout_wg, reference, self._get_dp_size(self.actor_rollout_wg, "actor"))
+        self.engine = Engine(config, self.async_rollout_manager, self.checkpoint_manager)
+        self.reader = PromptReader(demonstrator, self.tokenizer)
+        self.mixer = BatchMixer.from_config(config, demonstrator, self.mini_batches)
+        self.log_probs = LogProbs.from_config(config, self.port, self.mini_batches, self.use_reference_policy)
+        self.replayer = Replayer.from_config(config, self.clock.phase.algorithm, self.tokenizer.pad_token_id)
+        self.dump = RolloutDump(config.trainer.get("rollout_data_dir"), self.tokenizer)
+        self.checkpoints = Checkpoints(config, self.clock, demonstrator, self.replayer, self.train_dataloader, self.logs)
+
+    # The run, from its checkpoint to its last step or to a signal
 
     def fit(self) -> None:
-        finished = state.nothing_left(self.config, self.total_training_steps)
-        if finished:
+        if finished := state.nothing_left(self.config, self.total_training_steps):
             logger.warning(finished)
             return
-        super().fit()
+        with self.stop.listening():
+            super().fit()
 
-    # Phases
+    def fit_step(self, batch_dict: Any = None) -> None:
+        """Raises StepTimeoutError after `trainer.step_timeout`, and PreemptedError if the process was asked to leave and saved."""
+        number = self.global_steps
+        with time_limit(self.config.trainer.step_timeout, f"step {number}"):
+            super().fit_step(batch_dict)
+        if self.leaves and self.checkpoints.holds(number):  # else the signal came too late for this step; the next one heeds it
+            self.stop.leave(number, self.checkpoints.latest)
+
+    @property
+    def leaves(self) -> bool:
+        """Whether this step is the last one of this process, though not of the run: nothing more than saving is done for it."""
+        return bool(self.stop) and not self.is_last_step
+
+    def _load_checkpoint(self) -> int:
+        self.engine.awake = True  # fit() pushes the weights right after this
+        file_logger = self.logger.logger.get("file")
+        return self.checkpoints.load(self.port, self.total_training_steps, super()._load_checkpoint, file_logger)
+
+    def _save_checkpoint(self) -> None:
+        self.checkpoints.save(self.global_steps, super()._save_checkpoint, self._metrics_so_far)
+
+    def _validate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return self.checkpoints.with_line_held_back(self.global_steps, super()._validate(*args, **kwargs))
+
+    def _val_metrics_update(self, sources: Any, uids: list[str], fields: dict[str, list], turns: list) -> dict[str, Any]:
+        own = evaluation_metrics(sources, uids, fields, self.fusion.success_threshold)
+        return {**super()._val_metrics_update(sources, uids, fields, turns), **own}
+
+    # One step, in verl's order
 
     def _fit_prepare_step(self) -> None:
-        self._step_began = time.perf_counter()
         super()._fit_prepare_step()
         if self.clock.advance(self.global_steps):
-            logger.info("step %d: phase %d, algorithm=%s", self.global_steps, self.clock.index, self.algorithm.name)
-            self._start_phase()
-        self.metrics["fusion/phase"] = float(self.clock.index)
-        self.metrics.update(self.algorithm.step_metrics(self.global_steps))
-
-    def _fit_validate(self) -> None:
-        super()._fit_validate()
-        if mean_accuracy(self.metrics) is not None:
-            self._note_validation(self.metrics)
-
-    # Prompts and rollouts
+            logger.info("step %d: phase %d, algorithm=%s", self.global_steps, self.clock.index, self.clock.phase.algorithm.name)
+            self.clock.announce(self.port, self.total_training_steps)
+        self.step = Step(self.global_steps, self.clock.phase.algorithm)
+        self.metrics |= {"fusion/phase": float(self.clock.index), **self.step.algorithm.step_metrics(self.step.number)}
 
     def _fit_get_batch(self, batch_dict: dict) -> DataProto:
         batch = super()._fit_get_batch(batch_dict)
-        self.demonstrations = {}
-        self.metrics.update({"fusion/demo_missing": 0.0, "fusion/demo_overlong": 0.0})
-        if self.demonstrator is not None and self.experience.needs_target:
-            with marked_timer("demonstrations", self.timing_raw):
-                self.demonstrations, counted = self.demonstrator.read(batch, self.global_steps)
-            self.metrics.update(counted)
-        self.response_prefixes = draw_response_prefixes(
-            self.experience, batch, self.demonstrations, self._encode, self.global_steps
-        )
-        self.metrics.update(prefix_metrics(self.response_prefixes))
-        _drop_own_columns(batch)
-        self.prompts = DataProto(batch=batch.batch, non_tensor_batch=dict(batch.non_tensor_batch), meta_info=dict(batch.meta_info))
+        self.step.prompts, counted = self.reader.read(self.step.algorithm, batch, self.step.number, self.timing_raw)
+        self.metrics.update(counted)
         return batch
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _get_gen_batch(self, batch: DataProto) -> DataProto:
         """verl's, without target columns, and with a seed per row (validation rows are already repeated here)."""
-        _drop_own_columns(batch)
-        gen_batch = super()._get_gen_batch(batch)
-        columns = gen_batch.non_tensor_batch
-        if "row_id" in columns:
-            columns[SEED_COLUMN] = rollout_seeds(self.fusion.seed, self.global_steps, columns["row_id"], validate=True)
-        return gen_batch
+        drop_own_columns(batch)
+        return seed_rows(super()._get_gen_batch(batch), self.fusion.seed, self.global_steps, validate=True)
 
     def _fit_generate(self, batch: DataProto = None) -> DataProto:
         """Rollouts, as many per prompt as the experience rule asks for. Rows are balanced after mixing, not here."""
-        numbers = [len(prefixes) for prefixes in self.response_prefixes]
-        if not sum(numbers):
-            self._sleep_engine()
+        prefixes = self.step.prompts.prefixes
+        if not any(prefixes):
+            self.engine.sleep()
             self.timing_raw["gen"] = 0.0
             return batch
-        repeated = np.repeat(np.arange(len(batch)), numbers)
-        gen_batch = self._get_gen_batch(batch).select_idxs(repeated)
-        row_ids = gen_batch.non_tensor_batch["row_id"]
-        gen_batch.non_tensor_batch[SEED_COLUMN] = rollout_seeds(self.fusion.seed, self.global_steps, row_ids)
-        given = prefix_columns([prefix for prefixes in self.response_prefixes for prefix in prefixes])
-        gen_batch.non_tensor_batch.update(given)
-        gen_batch.meta_info["global_steps"] = self.global_steps
-        with marked_timer("gen", self.timing_raw, color="red"):
-            if self.curr_step_profile:
-                self.async_rollout_manager.start_profile(global_step=self.global_steps)
-            padded, pad_size = pad_dataproto_to_divisor(gen_batch, self.config.actor_rollout_ref.rollout.agent.num_workers)
-            rollouts = unpad_dataproto(self.async_rollout_manager.generate_sequences(padded), pad_size)
-            if self.sampling is None:
-                self._sleep_engine()
-            if self.curr_step_profile:
-                self.async_rollout_manager.stop_profile()
-            self.timing_raw.update(rollouts.meta_info.pop("timing"))
-        batch = batch.select_idxs(repeated).union(rollouts)
-        batch.non_tensor_batch.update(given)
-        if "response_mask" not in batch.batch:
-            batch.batch["response_mask"] = compute_response_mask(batch)
-        return batch
-
-    def _sleep_engine(self) -> None:
-        if self._engine_awake:
-            self.checkpoint_manager.sleep_replicas()
-            self._engine_awake = False
-
-    def _replenish(self, rollouts: DataProto) -> tuple[DataProto, dict[str, bool]]:
-        """Dynamic sampling: draw and generate further prompts until enough groups have rewards that differ."""
-        parts, prompts, values = [rollouts], [self.prompts], []
-        spread: dict[str, bool] = {}
-        while True:
-            values = self.mixer.reward_field(parts[-1], self.sampling.metric)
-            spread |= self.sampling.spread(parts[-1].non_tensor_batch["uid"], values)
-            if self.sampling.enough(spread, len(parts)):
-                break
-            more = self._fit_generate(self._fit_get_batch(self.train_dataloader.extra()))
-            more.meta_info = dict(rollouts.meta_info)
-            parts.append(super()._fit_compute_reward(more))
-            prompts.append(self.prompts)
-        self._sleep_engine()
-        self.prompts = DataProto.concat(prompts) if len(prompts) > 1 else self.prompts
-        self.metrics["fusion/gen_batches"] = float(len(parts))
-        return (DataProto.concat(parts) if len(parts) > 1 else rollouts), spread
-
-    # Rewards, gate and mixing
+        requests = rollout_requests(self._get_gen_batch(batch), prefixes, self.fusion.seed, self.step.number)
+        rollouts = self.engine.generate(requests, self.timing_raw, self.sampling is None, self.curr_step_profile)
+        return with_rollouts(batch, rollouts, prefixes)
 
     def _fit_compute_reward(self, batch: DataProto) -> DataProto:
-        rollouts, spread = (batch, None) if "responses" in batch.batch else (None, None)
-        if rollouts is not None:
-            rollouts = super()._fit_compute_reward(rollouts)
-            if self.sampling is not None:
-                rollouts, spread = self._replenish(rollouts)
+        """Rewards, then the gate: what it decides is recorded, and the batch that comes of it goes on."""
+        generated = self._scored(batch)
+        if self.sampling is not None and generated.rollouts is not None:
+            generated, counted = self.sampling.replenish(generated, self._more)
+            self.engine.sleep()
+            self.metrics.update(counted)
+        step = self.step
+        step.prompts = generated.prompts
         with marked_timer("mix", self.timing_raw):
-            batch = self._mix(rollouts, spread)
-        self.reward_tensor, self.reward_extra_infos_dict = extract_reward(batch)
-        batch.meta_info["global_token_num"] = batch.batch["attention_mask"].sum(dim=-1).tolist()
-        batch.meta_info["images_seqlens"] = [
-            length
-            for inputs in batch.non_tensor_batch["multi_modal_inputs"]
-            if "images_seqlens" in inputs
-            for length in inputs["images_seqlens"].tolist()
-        ]
+            mixed = self.mixer.mix(step.algorithm, generated, self.port.ranks, step.number)
+            self.metrics.update(mixed.metrics)
+            self.logs.append_gate(mixed.gate_record(step.prompts, step.number))
+            self.replayer.collect(mixed.plan, step.prompts.demonstrations, step.number)
+            if not mixed.dealt and self.config.trainer.balance_batch:
+                self._balance_batch(mixed.batch, metrics=self.metrics)
+        step.mixed, step.dropped = mixed, self.dump.dropped(generated.rollouts, mixed.plan)
+        self.reward_tensor, self.reward_extra_infos_dict = extract_reward(mixed.batch)
+        note_lengths(mixed.batch)
+        return mixed.batch
+
+    def _scored(self, batch: DataProto) -> Generated:
+        rollouts = super()._fit_compute_reward(batch) if "responses" in batch.batch else None
+        return Generated(self.step.prompts, rollouts)
+
+    def _more(self) -> Generated:
+        """Another batch of prompts within the step."""
+        return self._scored(self._fit_generate(self._fit_get_batch(self.train_dataloader.extra())))
+
+    def _fit_compute_log_prob(self, batch: DataProto) -> DataProto:
+        batch, absent = self.log_probs.old(self.step.algorithm, batch, super()._fit_compute_log_prob)
+        self.metrics.update(absent)
         return batch
 
-    def _mix(self, rollouts: DataProto | None, spread: dict[str, bool] | None) -> DataProto:
-        """Decide the plan, record it, apply it, and spread the rows over ranks."""
-        ranks = self._get_dp_size(self.actor_rollout_wg, "actor")
-        select = None if spread is None else lambda plan: self.sampling.select(plan, spread)
-        batch, dealt, metrics = self.mixer.mix(
-            self.algorithm, self.prompts, rollouts, self.demonstrations, ranks, self.global_steps, select
-        )
-        self.metrics.update(metrics)
-        self._remember_dropped(rollouts, self.mixer.plan)
-        row_ids = self.prompts.non_tensor_batch["row_id"]
-        groups = [[int(row_id), group.successes, group.zone] for row_id, group in zip(row_ids, self.mixer.plan, strict=True)]
-        run_logs.append(self.run_dir / "gate.jsonl", {"step": self.global_steps, "groups": groups})
-        if self.replayer is not None:
-            self.replayer.collect(self.mixer.plan, self.demonstrations, self.global_steps)
-        if dealt:
-            lengths = batch.batch["attention_mask"].sum(dim=-1).tolist()
-            blocks = np.arange(len(lengths)).reshape(ranks, -1).tolist()
-            self.metrics.update(log_seqlen_unbalance(seqlen_list=lengths, partitions=blocks, prefix="global_seqlen"))
-        elif self.config.trainer.balance_batch:
-            self._balance_batch(batch, metrics=self.metrics)
-        return batch
+    def _compute_old_log_prob(self, batch: DataProto) -> tuple[DataProto, float]:
+        return self.log_probs.present(self.step.algorithm, batch, self.step.number)
 
-    # Advantages and update
+    def _fit_compute_ref_log_prob(self, batch: DataProto) -> DataProto:
+        return self.log_probs.reference(self.step.algorithm, batch, super()._fit_compute_ref_log_prob)
+
+    def _compute_ref_log_prob(self, batch: DataProto) -> DataProto:
+        return self.port.reference(batch)
 
     def _fit_compute_advantage(self, batch: DataProto) -> DataProto:
         batch = super()._fit_compute_advantage(batch)
-        self.metrics.update(self.mixer.replace_advantages(self.algorithm, batch))
+        by_std = self.config.algorithm.norm_adv_by_std_in_grpo
+        self.metrics.update(replace_advantages(self.step.algorithm, self.step.mixed, batch, by_std))
         return batch
 
     def _fit_update_actor(self, batch: DataProto) -> DataProto:
-        batch.meta_info["mini_batches"] = self.mini_batches
-        batch.meta_info["term_scales"] = dict(self.algorithm.scales(self.mixer.plan, self.global_steps))
-        if self.global_steps < self.config.trainer.critic_warmup:  # verl trains the critic alone
+        step = self.step
+        batch.meta_info |= {"mini_batches": self.mini_batches, "term_scales": step.term_scales}
+        if step.number < self.config.trainer.critic_warmup:  # verl trains the critic alone
             self.metrics.update(dict.fromkeys(UPDATE_METRICS, 0.0))
-        batch = self._trained = super()._fit_update_actor(batch)
-        self._fit_replay()
+        else:
+            with marked_timer("update_actor", self.timing_raw, color="red"):
+                self.metrics.update(self.port.update(batch))
+        step.trained = batch
+        self.metrics.update(self.replayer.fine_tune(self.port, step.number, self.timing_raw))
         return batch
 
     def _fit_update_weights(self) -> None:
         """Save before the engine wakes and takes the memory; wake it only if it will be used."""
         super()._fit_save_checkpoint()
-        validates = self.config.trainer.test_freq > 0 and (
-            self.is_last_step or self.global_steps % self.config.trainer.test_freq == 0
-        )
-        upcoming = self.clock.at(self.global_steps + 1).algorithm.experience
-        if not self.leaves and (upcoming.rollouts(True) or upcoming.rollouts(False) or validates):
-            # Also while only the critic is trained (trainer.critic_warmup), when verl would not: the engine sleeps without weights.
-            with marked_timer("update_weights", self.timing_raw, color="red"):
-                self.checkpoint_manager.update_weights(self.global_steps)
-            self._engine_awake = True
-        else:
-            self.timing_raw["update_weights"] = 0.0
+        self._save_before_leaving()
+        frequency = self.config.trainer.test_freq
+        validates = frequency > 0 and (self.is_last_step or self.global_steps % frequency == 0)
+        used = not self.leaves and (self.clock.generates_at(self.global_steps + 1) or validates)
+        # Also while only the critic is trained (trainer.critic_warmup), when verl would not: the engine sleeps without weights.
+        self.engine.receive_weights(used, self.global_steps, self.timing_raw)
+
+    def _fit_dump_data(self, batch: DataProto) -> None:
+        self.reward_extra_infos_dict = self.dump.fields(batch, self.step.prompts, self.reward_extra_infos_dict)
+        super()._fit_dump_data(batch)
+        self.dump.append_dropped(self.step.dropped, self.step.prompts, self.step.number)
+
+    def _fit_validate(self) -> None:
+        if self.leaves:
+            return  # the next process makes up for it
+        super()._fit_validate()
+        self.checkpoints.note_validation(self.global_steps, self.metrics)
 
     def _fit_save_checkpoint(self) -> None:
         """Done in `_fit_update_weights`."""
@@ -291,7 +229,22 @@ class FusionTrainer(Preemptible, LogProbStages, ReplayStage, ValidationStage, Du
         """verl's statistics, of trained rows only."""
         super()._fit_collect_metrics(without_padding(batch))
 
+    def _fit_postprocess_step(self) -> None:
+        self._save_before_leaving()  # asked while the engine woke or the step was validated
+        super()._fit_postprocess_step()
 
-def _drop_own_columns(batch: DataProto) -> None:
-    for name in OWN_COLUMNS:
-        batch.non_tensor_batch.pop(name, None)
+    def _save_before_leaving(self) -> None:
+        if self.leaves and not self.checkpoints.holds(self.global_steps):
+            self.engine.sleep()
+            with marked_timer("save_checkpoint", self.timing_raw, color="green"):
+                self._save_checkpoint()
+
+    def _metrics_so_far(self) -> dict[str, float]:
+        """What will be logged of this step, except what follows its checkpoint: validation, and the times of what is left."""
+        metrics, timing = self.metrics, self.timing_raw
+        self.metrics, self.timing_raw = dict(metrics), {**timing, "step": self.step.seconds}
+        try:
+            self._fit_collect_metrics(self.step.trained)
+            return {key: float(value) for key, value in self.metrics.items()}
+        finally:
+            self.metrics, self.timing_raw = metrics, timing

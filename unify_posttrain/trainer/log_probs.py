@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 from verl import DataProto
-from verl.experimental.separation.ray_trainer import SeparateRayPPOTrainer
 from verl.protocol import pad_dataproto_to_divisor, unpad_dataproto
 
+from unify_posttrain.algorithms import Algorithm
 from unify_posttrain.objective import Entropy, token_class
-from unify_posttrain.trainer.batch_mixer import KIND_COLUMN
-from unify_posttrain.workers.forward import CALCULATE_ENTROPY
+from unify_posttrain.trainer.mixed_batch import KIND_COLUMN
+from unify_posttrain.trainer.port import ActorPort
 
 # What verl logs in the log-prob stage; reported as 0 in a step that needs no log-probabilities, so that keys do not come and go.
 LOG_PROB_METRICS = ("actor/entropy", "perf/mfu/actor_infer")
@@ -24,80 +24,110 @@ ROLLOUT_PROB_METRICS = tuple(
 START_ENTROPYS = "start_entropys"
 BATCH_ENTROPY = "batch_entropy"
 
+Stage = Callable[[DataProto], DataProto]
 
-class LogProbStages(SeparateRayPPOTrainer):
-    """Part of FusionTrainer."""
 
-    algorithm: Any
-    mini_batches: int
+class LogProbs:
+    """Runs verl's log-prob stages on the rows that need them.
 
-    def _fit_compute_log_prob(self, batch: DataProto) -> DataProto:
-        compared = ROLLOUT_PROB_METRICS if self.config.actor_rollout_ref.rollout.calculate_log_probs else ()
-        reads_entropy = bool(self.algorithm.token_classes_reading(BATCH_ENTROPY))
+    Args:
+        port: the workers.
+        mini_batches: S optimizer steps per training step.
+        warmup: `trainer.critic_warmup`, before which the actor is not updated.
+        compared: rollouts carry the engine's log-probabilities, which verl's stage compares with the actor's.
+        reference: rows that need the reference policy: `none`, `read` (by a term), or `all` (by verl, with
+            `algorithm.use_kl_in_reward`).
+    """
+
+    def __init__(self, port: ActorPort, mini_batches: int, warmup: int, compared: bool, reference: str) -> None:
+        self.port, self.mini_batches, self.warmup = port, mini_batches, warmup
+        self.compared, self.reference_rows = compared, reference
+
+    @classmethod
+    def from_config(cls, config: Any, port: ActorPort, mini_batches: int, use_reference: bool) -> LogProbs:
+        return cls(
+            port,
+            mini_batches,
+            warmup=config.trainer.critic_warmup,
+            compared=bool(config.actor_rollout_ref.rollout.calculate_log_probs),
+            reference=("all" if config.algorithm.use_kl_in_reward else "read") if use_reference else "none",
+        )
+
+    def old(self, algorithm: Algorithm, batch: DataProto, stage: Stage) -> tuple[DataProto, dict[str, float]]:
+        """Old log-probabilities, and SRFT's batch entropy where it is read.
+
+        Args:
+            stage: verl's, which asks `present` for log-probabilities.
+
+        Returns:
+            the batch, and the metrics of a stage that did not run.
+        """
+        reads_entropy = bool(algorithm.token_classes_reading(BATCH_ENTROPY))
         streams = ("old_log_probs", START_ENTROPYS) if reads_entropy else ("old_log_probs",)
-        batch = self._on_rows_reading(batch, streams, super()._fit_compute_log_prob, (*LOG_PROB_METRICS, *compared))
+        classes = algorithm.token_classes_reading("old_log_probs") | ({"trained"} if reads_entropy else set())
+        batch, ran = self._on_rows(batch, classes, streams, stage)
         entropys = batch.batch.pop(START_ENTROPYS) if START_ENTROPYS in batch.batch else None
         if reads_entropy:
-            ranks = self._get_dp_size(self.actor_rollout_wg, "actor")
-            batch.batch[BATCH_ENTROPY] = batch_entropy(entropys, batch.batch["response_mask"], ranks, self.mini_batches)
-        return batch
+            mask = batch.batch["response_mask"]
+            batch.batch[BATCH_ENTROPY] = batch_entropy(entropys, mask, self.port.ranks, self.mini_batches)
+        absent = (*LOG_PROB_METRICS, *(ROLLOUT_PROB_METRICS if self.compared else ()))
+        return batch, {} if ran else dict.fromkeys(absent, 0.0)
 
-    def _compute_old_log_prob(self, batch: DataProto) -> tuple[DataProto, float]:
-        """verl's; keeps the entropies that it drops, has none computed that nobody reads, and keeps demonstrations out of its
-        comparison of engine and actor."""
-        batch.meta_info[CALCULATE_ENTROPY] = self._start_entropy_is_read
-        output, mfu = super()._compute_old_log_prob(batch)
-        del batch.meta_info[CALCULATE_ENTROPY]
+    def present(self, algorithm: Algorithm, batch: DataProto, step: int) -> tuple[DataProto, float]:
+        """Log-probabilities under the present policy: in place of the method that verl's stage calls.
+
+        Keeps the entropies that verl drops, has none computed that nobody reads, and keeps demonstrations out of verl's comparison
+        of engine and actor.
+        """
+        output, mfu = self.port.log_probs(batch, entropy=self._entropy_is_read(algorithm, step))
         batch.batch[START_ENTROPYS] = output.batch["entropys"]
         if "prefix_mask" in batch.batch and "rollout_log_probs" in batch.batch:
             given = batch.batch["prefix_mask"]
             batch.batch["rollout_log_probs"] = torch.where(given, output.batch["old_log_probs"], batch.batch["rollout_log_probs"])
         return output, mfu
 
-    @property
-    def _start_entropy_is_read(self) -> bool:
+    def _entropy_is_read(self, algorithm: Algorithm, step: int) -> bool:
         """By a term, or as `actor/entropy`: an update with an entropy bonus reports that metric itself, over this stage's."""
-        if self.algorithm.token_classes_reading(BATCH_ENTROPY):
+        if algorithm.token_classes_reading(BATCH_ENTROPY):
             return True
-        warmup = self.config.trainer.critic_warmup
-        updates = warmup == 0 or self.global_steps >= warmup
-        return not (updates and any(isinstance(term.loss, Entropy) for term in self.algorithm.terms))
+        updates = self.warmup == 0 or step >= self.warmup
+        return not (updates and any(isinstance(term.loss, Entropy) for term in algorithm.terms))
 
-    def _fit_compute_ref_log_prob(self, batch: DataProto) -> DataProto:
-        if not self.use_reference_policy:
+    def reference(self, algorithm: Algorithm, batch: DataProto, stage: Stage) -> DataProto:
+        """Log-probabilities of the reference policy."""
+        if self.reference_rows == "none":
             return batch
-        if self.config.algorithm.use_kl_in_reward:
-            return super()._fit_compute_ref_log_prob(batch)  # read by verl's reward, whatever the terms read
-        return self._on_rows_reading(batch, ("ref_log_prob",), super()._fit_compute_ref_log_prob, ())
-
-    def _on_rows_reading(
-        self, batch: DataProto, streams: tuple[str, ...], stage: Callable[[DataProto], DataProto], metrics: tuple[str, ...]
-    ) -> DataProto:
-        """Run a stage on the rows that have a token of which a term reads the first stream (or, for entropies, any trained
-        token); the others get zeros, which nobody reads."""
-        if KIND_COLUMN not in batch.non_tensor_batch:
+        if self.reference_rows == "all":
             return stage(batch)
-        classes = self.algorithm.token_classes_reading(streams[0]) | ({"trained"} if START_ENTROPYS in streams else set())
+        return self._on_rows(batch, algorithm.token_classes_reading("ref_log_prob"), ("ref_log_prob",), stage)[0]
+
+    def _on_rows(
+        self, batch: DataProto, classes: Collection[str], streams: tuple[str, ...], stage: Stage
+    ) -> tuple[DataProto, bool]:
+        """Run a stage on the rows that have a token of these classes; the others get zeros, which nobody reads.
+
+        Returns:
+            the batch, and whether the stage ran.
+        """
+        if KIND_COLUMN not in batch.non_tensor_batch:
+            return stage(batch), True
         needed = torch.zeros(len(batch), dtype=torch.bool)
         for which in classes:
             needed |= token_class(batch.batch, which).any(dim=-1)
         if bool(needed.all()):
-            return stage(batch)
+            return stage(batch), True
         values = {stream: torch.zeros(batch.batch["responses"].shape, dtype=torch.float32) for stream in streams}
         if bool(needed.any()):
             index = needed.nonzero().squeeze(-1)
-            ranks = self._get_dp_size(self.actor_rollout_wg, "actor")
-            selected, pad_size = pad_dataproto_to_divisor(batch.select_idxs(index), ranks)
+            selected, pad_size = pad_dataproto_to_divisor(batch.select_idxs(index), self.port.ranks)
             if pad_size:
                 selected.batch["response_mask"][-pad_size:] = 0  # padding must not enter verl's entropy and debug metrics
             computed = unpad_dataproto(stage(selected), pad_size).batch
             for stream, value in values.items():
                 value[index] = computed[stream].to(value.dtype)
-        else:
-            self.metrics.update(dict.fromkeys(metrics, 0.0))
         for stream, value in values.items():
             batch.batch[stream] = value
-        return batch
+        return batch, bool(needed.any())
 
 
 def batch_entropy(entropys: Tensor, response_mask: Tensor, ranks: int, mini_batches: int) -> Tensor:

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from verl import DataProto
-from verl.experimental.separation.ray_trainer import SeparateRayPPOTrainer
 from verl.utils.debug import marked_timer
-from verl.utils.metric import reduce_metrics
 
+from unify_posttrain.algorithms import Algorithm
 from unify_posttrain.experience.demonstrations import Demonstration, demonstration_tensors
 from unify_posttrain.experience.gate import BatchPlan, GroupPlan
 from unify_posttrain.experience.mixer import mix
 from unify_posttrain.experience.replay import ReplayBuffer, ReplayEntry
 from unify_posttrain.experience.rows import Rows, object_column
+from unify_posttrain.trainer.port import ActorPort
 
 REPLAY = "replay"  # meta_info["objective"] of such a batch
 REPLAY_METRICS = {"nll": "fusion/sft_nll", "loss": "fusion/total_loss", "grad_norm": "actor/grad_norm", "lr": "actor/lr"}
 
 
 class Replayer:
-    """Holds the buffer of a run.
+    """Holds the buffer of a run, or none: then nothing is ever due.
 
     Args:
-        buffer: the algorithm's.
+        buffer: the algorithm's; None for one that replays nothing.
         mini_batch: entries per optimizer step; None: all of them.
         prompt_length, response_length, pad_id: packing.
         temperature: of the log-probabilities, which verl reads from the batch.
@@ -31,25 +32,50 @@ class Replayer:
 
     def __init__(
         self,
-        buffer: ReplayBuffer,
+        buffer: ReplayBuffer | None,
         mini_batch: int | None,
         prompt_length: int,
         response_length: int,
         pad_id: int,
         temperature: float,
     ) -> None:
-        self.buffer, self.mini_batches = buffer, 1 if mini_batch is None else buffer.size // mini_batch
+        self.buffer = buffer
+        self.mini_batches = 1 if buffer is None or mini_batch is None else buffer.size // mini_batch
         self.prompt_length, self.response_length, self.pad_id = prompt_length, response_length, pad_id
         self.temperature = temperature
 
+    @classmethod
+    def from_config(cls, config: Any, algorithm: Algorithm, pad_id: int) -> Replayer:
+        step = algorithm.replay_step
+        return cls(
+            algorithm.replay,
+            mini_batch=None if step is None else step.mini_batch,
+            prompt_length=config.data.max_prompt_length,
+            response_length=config.data.max_response_length,
+            pad_id=pad_id,
+            temperature=config.actor_rollout_ref.rollout.temperature,
+        )
+
+    @property
+    def state(self) -> dict[str, Any] | None:
+        """JSON form of what must survive a resume."""
+        return None if self.buffer is None else self.buffer.state
+
+    @state.setter
+    def state(self, state: Mapping[str, Any]) -> None:
+        if self.buffer is not None:
+            self.buffer.state = state
+
     def collect(self, plan: BatchPlan, demonstrations: Mapping[str, Demonstration], step: int) -> None:
         """Take in the prompts of which no rollout was solved and that have a usable demonstration."""
+        if self.buffer is None:
+            return
         hard = [demonstrations[group.uid] for group in plan if not group.successes and group.uid in demonstrations]
         self.buffer.add(ReplayEntry(each.row_id, each.prompt_ids, each.response_ids, step) for each in hard)
 
     def take(self, step: int, ranks: int) -> DataProto | None:
         """A batch for the fine-tuning step that is due, dealt to ranks and optimizer steps; None if none is due."""
-        entries = self.buffer.take(step)
+        entries = () if self.buffer is None else self.buffer.take(step)
         if not entries:
             return None
         demonstrations = [Demonstration(entry.row_id, 0, entry.prompt_ids, entry.response_ids) for entry in entries]
@@ -68,23 +94,22 @@ class Replayer:
         }
         return batch
 
-
-class ReplayStage(SeparateRayPPOTrainer):
-    """Part of FusionTrainer."""
-
-    replayer: Replayer | None
-
-    def _fit_replay(self) -> None:
-        """A fine-tuning step on replayed demonstrations, if one is due."""
-        waiting = 0 if self.replayer is None else len(self.replayer.buffer)
-        ranks = self._get_dp_size(self.actor_rollout_wg, "actor")
-        replay = None if self.replayer is None else self.replayer.take(self.global_steps, ranks)
-        left = 0 if self.replayer is None else len(self.replayer.buffer)
+    def fine_tune(self, port: ActorPort, step: int, timing: dict[str, Any]) -> dict[str, float]:
+        """A fine-tuning step on replayed demonstrations, if one is due; metrics of it, 0 if none is."""
+        waiting = self._waiting
+        replay = self.take(step, port.ranks)
         found: dict[str, float] = {}
         if replay is not None:
-            with marked_timer("update_replay", self.timing_raw, color="red"):
-                found = reduce_metrics(self.actor_rollout_wg.update_replay(replay).meta_info["metrics"])
-        self.metrics.update({f"fusion/replay_{name}": found.get(key, 0.0) for name, key in REPLAY_METRICS.items()})
-        self.metrics.update(
-            {"fusion/buffer_size": float(left), "fusion/sft_step": float(bool(found)), "fusion/replay_rows": float(waiting - left)}
-        )
+            with marked_timer("update_replay", timing, color="red"):
+                found = port.update_replay(replay)
+        left = self._waiting
+        return {
+            **{f"fusion/replay_{name}": found.get(key, 0.0) for name, key in REPLAY_METRICS.items()},
+            "fusion/buffer_size": float(left),
+            "fusion/sft_step": float(bool(found)),
+            "fusion/replay_rows": float(waiting - left),
+        }
+
+    @property
+    def _waiting(self) -> int:
+        return 0 if self.buffer is None else len(self.buffer)

@@ -149,4 +149,8 @@ class FusionTaskRunner(TaskRunner):
             train_sampler=create_rl_sampler(config.data, train_dataset),
         )
         trainer.init_workers()
-        trainer.fit()
+        try:
+            trainer.fit()
+        finally:
+            if trainer.progress_bar is not None:
+                trainer.progress_bar.close()  # it would draw itself once more below the last line, which says how the run ended

@@ -1,4 +1,4 @@
-"""Validation during training, with the metrics of the evaluation command beside verl's."""
+"""The evaluation command's metrics of validation during training, which stand beside verl's."""
 
 from __future__ import annotations
 
@@ -6,36 +6,34 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from verl.experimental.separation.ray_trainer import SeparateRayPPOTrainer
 
-from unify_posttrain.algorithms import FusionConfig
 from unify_posttrain.measures.metrics import validation_metrics
-from unify_posttrain.trainer.batch_mixer import GOLD_FIELD
+from unify_posttrain.trainer.mixed_batch import GOLD_FIELD
 
 ACCURACY, REWARD, PREDICTION = "acc", "reward", "pred"  # fields of validated samples; `reward` is verl's own
 
 
-class ValidationStage(SeparateRayPPOTrainer):
-    """Part of FusionTrainer."""
+def evaluation_metrics(
+    sources: np.ndarray, problems: Sequence[str], fields: Mapping[str, Sequence[Any]], success_threshold: float
+) -> dict[str, float]:
+    """`val-eval/*` of validated samples.
 
-    fusion: FusionConfig
+    Args:
+        sources, problems: data source and uid of each sample.
+        fields: what the reward function says of each; `acc` is 1 or 0, a score is measured by the threshold.
+        success_threshold: `fusion.success_threshold`.
+    """
+    return validation_metrics(
+        sources=[str(source) for source in sources],
+        problems=list(problems),
+        scores=fields[ACCURACY if ACCURACY in fields else REWARD],
+        answers=fields.get(PREDICTION),
+        usable=fields.get(GOLD_FIELD),
+        threshold=1.0 if ACCURACY in fields else success_threshold,
+    )
 
-    def _val_metrics_update(
-        self,
-        data_sources: np.ndarray,
-        sample_uids: Sequence[str],
-        reward_extra_infos_dict: Mapping[str, Sequence[Any]],
-        sample_turns: Sequence[np.ndarray],
-    ) -> dict[str, Any]:
-        metrics = super()._val_metrics_update(data_sources, sample_uids, reward_extra_infos_dict, sample_turns)
-        fields = reward_extra_infos_dict
-        own = validation_metrics(
-            sources=[str(source) for source in data_sources],
-            problems=list(sample_uids),
-            scores=fields[ACCURACY if ACCURACY in fields else REWARD],
-            answers=fields.get(PREDICTION),
-            usable=fields.get(GOLD_FIELD),
-            # `acc` is 1 or 0, a score is measured by the run's threshold
-            threshold=1.0 if ACCURACY in fields else self.fusion.success_threshold,
-        )
-        return {**metrics, **own}
+
+def mean_accuracy(metrics: Mapping[str, Any]) -> float | None:
+    """Mean over sources of verl's main validation figures; None if there is none."""
+    values = [float(value) for key, value in metrics.items() if key.startswith("val-core/")]
+    return sum(values) / len(values) if values else None

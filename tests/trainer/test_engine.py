@@ -1,0 +1,99 @@
+"""The engine as the driver sees it: when it sleeps, what it is asked for, and how answers join their prompts."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from verl import DataProto
+
+from unify_posttrain.experience.rows import object_column
+from unify_posttrain.experience.rules import NO_PREFIX, ResponsePrefix
+from unify_posttrain.rollout.agent_loop import PREFIX_COLUMN, SEED_COLUMN, rollout_seeds
+from unify_posttrain.trainer.engine import Engine, rollout_requests, seed_rows, with_rollouts
+
+GIVEN = ResponsePrefix((7, 8), trained=True, share=0.5)
+PREFIXES = [(NO_PREFIX, GIVEN), (), (NO_PREFIX,)]  # two rollouts of prompt a, none of b, one of c
+
+
+class Parts:
+    """verl's managers of agent loops and of weights: notes in one list what they are told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def generate_sequences(self, rows: DataProto) -> DataProto:
+        self.told.append(f"generate {len(rows)}")
+        tensors = {"responses": torch.arange(len(rows)).unsqueeze(-1), "response_mask": torch.ones(len(rows), 1)}
+        return DataProto.from_dict(tensors=tensors, meta_info={"timing": {"agent_loop/mean": 1.0}})
+
+    def start_profile(self, global_step: int) -> None:
+        self.told.append(f"profile {global_step}")
+
+    def stop_profile(self) -> None:
+        self.told.append("stop")
+
+    def update_weights(self, step: int) -> None:
+        self.told.append(f"weights {step}")
+
+    def sleep_replicas(self) -> None:
+        self.told.append("sleep")
+
+
+def engine(workers: int = 2) -> tuple[Engine, list[str]]:
+    parts = Parts()
+    config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"agent": {"num_workers": workers}}}})
+    return Engine(config, parts, parts), parts.told
+
+
+def rows() -> DataProto:
+    columns = {"uid": object_column(list("abc")), "row_id": np.array([30, 31, 32])}
+    return DataProto.from_dict(tensors={"dummy": torch.zeros(3)}, non_tensors=columns)
+
+
+def test_it_sleeps_once_and_wakes_only_to_be_used() -> None:
+    it, told = engine()
+    timing: dict[str, float] = {}
+    it.sleep()
+    it.receive_weights(False, 1, timing)
+    assert not told and not it.awake and timing == {"update_weights": 0.0}
+    it.receive_weights(True, 2, timing)
+    assert told == ["weights 2"] and it.awake and timing["update_weights"] > 0
+    it.sleep()
+    it.sleep()
+    assert told == ["weights 2", "sleep"] and not it.awake
+
+
+def test_requests_are_shared_evenly_and_padding_does_not_come_back() -> None:
+    it, told = engine()
+    it.awake, timing = True, {}
+    requests = rollout_requests(rows(), PREFIXES, seed=0, step=5)
+    assert it.generate(requests, timing, sleep_after=False, profiled=False).batch["responses"].flatten().tolist() == [0, 1, 2]
+    assert told == ["generate 4"] and it.awake and set(timing) == {"gen", "agent_loop/mean"}
+    it.generate(requests, timing, sleep_after=True, profiled=True)
+    assert told[1:] == ["profile 5", "generate 4", "sleep", "stop"]
+
+
+def test_a_request_per_rollout_with_a_seed_and_a_prefix_of_its_own() -> None:
+    requests = rollout_requests(rows(), PREFIXES, seed=4, step=5)
+    columns = requests.non_tensor_batch
+    assert "".join(columns["uid"]) == "aac" and requests.meta_info["global_steps"] == 5
+    assert columns[SEED_COLUMN].tolist() == rollout_seeds(4, 5, np.array([30, 30, 32])).tolist()
+    assert list(columns[PREFIX_COLUMN]) == [[], [7, 8], []]
+    plain = rollout_requests(rows(), [(NO_PREFIX,)] * 3, seed=4, step=5)
+    assert PREFIX_COLUMN not in plain.non_tensor_batch
+
+
+def test_validation_draws_from_seeds_of_its_own() -> None:
+    seeds = seed_rows(rows(), 4, 5, validate=True).non_tensor_batch[SEED_COLUMN].tolist()
+    assert not set(seeds) & set(rollout_seeds(4, 5, np.array([30, 31, 32])).tolist())
+    foreign = DataProto.from_dict(non_tensors={"uid": object_column(["x"])})  # a validation file without row_id
+    assert SEED_COLUMN not in seed_rows(foreign, 4, 5, validate=True).non_tensor_batch
+
+
+def test_answers_join_their_prompts() -> None:
+    it, _ = engine()
+    rollouts = it.generate(rollout_requests(rows(), PREFIXES, 0, 1), {}, sleep_after=True, profiled=False)
+    joined = with_rollouts(rows(), rollouts, PREFIXES)
+    assert joined.non_tensor_batch["row_id"].tolist() == [30, 30, 32] and joined.batch["responses"].flatten().tolist() == [0, 1, 2]
+    assert list(joined.non_tensor_batch[PREFIX_COLUMN]) == [[], [7, 8], []]

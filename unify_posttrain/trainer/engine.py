@@ -1,0 +1,100 @@
+"""The rollout engine as the driver sees it, asleep while training has the memory, awake to generate; and what it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from verl import DataProto
+from verl.protocol import pad_dataproto_to_divisor, unpad_dataproto
+from verl.trainer.ppo.ray_trainer import compute_response_mask
+from verl.utils.debug import marked_timer
+
+from unify_posttrain.experience.rules import ResponsePrefix
+from unify_posttrain.rollout.agent_loop import SEED_COLUMN, rollout_seeds
+from unify_posttrain.trainer.response_prefixes import prefix_columns
+
+
+class Engine:
+    """Remembers whether the engine is awake, i.e. holds the policy's weights.
+
+    Args:
+        config: of the run.
+        agent_loops: verl's manager of agent loops.
+        weights: verl's manager that sends the actor's weights to the engine, and puts the engine to sleep.
+    """
+
+    def __init__(self, config: Any, agent_loops: Any, weights: Any) -> None:
+        self.agent_loops, self.weights = agent_loops, weights
+        self.workers = config.actor_rollout_ref.rollout.agent.num_workers  # which verl wants to share the rows evenly
+        self.awake = False
+
+    def receive_weights(self, used: bool, step: int, timing: dict[str, Any]) -> None:
+        """Wake it with the weights as they are after a step, if it is used before there are others."""
+        if used:
+            with marked_timer("update_weights", timing, color="red"):
+                self.weights.update_weights(step)
+            self.awake = True
+        else:
+            timing["update_weights"] = 0.0
+
+    def sleep(self) -> None:
+        """Let it give up its memory, if it has not yet."""
+        if self.awake:
+            self.weights.sleep_replicas()
+            self.awake = False
+
+    def generate(self, requests: DataProto, timing: dict[str, Any], sleep_after: bool, profiled: bool) -> DataProto:
+        """One rollout per request, in their order.
+
+        Args:
+            timing: is told how long it took.
+            sleep_after: nothing more is generated in this step.
+            profiled: this step is one of `global_profiler.steps`.
+        """
+        with marked_timer("gen", timing, color="red"):
+            if profiled:
+                self.agent_loops.start_profile(global_step=requests.meta_info["global_steps"])
+            padded, pad_size = pad_dataproto_to_divisor(requests, self.workers)
+            rollouts = unpad_dataproto(self.agent_loops.generate_sequences(padded), pad_size)
+            if sleep_after:
+                self.sleep()
+            if profiled:
+                self.agent_loops.stop_profile()
+            timing.update(rollouts.meta_info.pop("timing"))
+        return rollouts
+
+
+def seed_rows(rows: DataProto, seed: int, step: int, validate: bool) -> DataProto:
+    """Give every request a seed of its own, in place; rows that belong to no prompt of a file get none."""
+    columns = rows.non_tensor_batch
+    if "row_id" in columns:
+        columns[SEED_COLUMN] = rollout_seeds(seed, step, columns["row_id"], validate=validate)
+    return rows
+
+
+def rollout_requests(rows: DataProto, prefixes: Sequence[tuple[ResponsePrefix, ...]], seed: int, step: int) -> DataProto:
+    """What the engine is asked for: a prompt's row once per response prefix, with a seed from (seed, step, prompt, number)."""
+    requests = seed_rows(rows.select_idxs(_repeated(prefixes)), seed, step, validate=False)
+    requests.non_tensor_batch.update(_given(prefixes))
+    requests.meta_info["global_steps"] = step
+    return requests
+
+
+def with_rollouts(batch: DataProto, rollouts: DataProto, prefixes: Sequence[tuple[ResponsePrefix, ...]]) -> DataProto:
+    """The rows of a prompt batch, each repeated for its rollouts and joined with them."""
+    batch = batch.select_idxs(_repeated(prefixes)).union(rollouts)
+    batch.non_tensor_batch.update(_given(prefixes))
+    if "response_mask" not in batch.batch:
+        batch.batch["response_mask"] = compute_response_mask(batch)
+    return batch
+
+
+def _repeated(prefixes: Sequence[tuple[ResponsePrefix, ...]]) -> np.ndarray:
+    """The row of its prompt, for every rollout."""
+    return np.repeat(np.arange(len(prefixes)), [len(of_prompt) for of_prompt in prefixes])
+
+
+def _given(prefixes: Sequence[tuple[ResponsePrefix, ...]]) -> dict[str, np.ndarray]:
+    return prefix_columns([prefix for of_prompt in prefixes for prefix in of_prompt])

@@ -1,0 +1,67 @@
+"""How the driver speaks to the actor and the reference: the line at which another backend attaches.
+
+The trainer and its collaborators know only `ActorPort`. Batches are DataProto on this side, whatever a backend makes of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from verl import DataProto
+from verl.utils.metric import reduce_metrics
+
+from unify_posttrain.workers.forward import CALCULATE_ENTROPY
+
+
+class ActorPort(Protocol):
+    """The workers of a run as the driver sees them. B rows, T response tokens."""
+
+    @property
+    def ranks(self) -> int:
+        """Data-parallel size: into how many blocks of equal size a batch is cut."""
+
+    def log_probs(self, batch: DataProto, entropy: bool) -> tuple[DataProto, float]:
+        """Under the present policy: `old_log_probs` and `entropys` (B, T), which are zeros unless they are wanted; and the MFU."""
+
+    def reference(self, batch: DataProto) -> DataProto:
+        """`ref_log_prob` (B, T)."""
+
+    def update(self, batch: DataProto) -> dict[str, float]:
+        """Optimizer steps on a batch that is dealt to ranks and mini-batches; their metrics."""
+
+    def update_replay(self, batch: DataProto) -> dict[str, float]:
+        """A fine-tuning step on replayed demonstrations, outside of the learning-rate schedule; its metrics."""
+
+    def start_phase(self, index: int, total_steps: int) -> None:
+        """Begin a phase of the run: its terms, a fresh optimizer, its learning-rate schedule over `total_steps`."""
+
+
+class LegacyPort:
+    """verl's FSDP workers (`workers.fusion_worker`), which take and return DataProto.
+
+    Args:
+        actor: their worker group.
+        reference: the worker group of the reference policy; None without one.
+        ranks: data-parallel size of `actor`.
+    """
+
+    def __init__(self, actor: Any, reference: Any | None, ranks: int) -> None:
+        self.actor, self.reference_policy, self.ranks = actor, reference, ranks
+
+    def log_probs(self, batch: DataProto, entropy: bool) -> tuple[DataProto, float]:
+        batch.meta_info[CALCULATE_ENTROPY] = entropy
+        output = self.actor.compute_log_prob(batch)
+        del batch.meta_info[CALCULATE_ENTROPY]  # verl merges meta_info with the output's next, and refuses differences
+        return output, 0  # these workers do not report how busy a forward pass keeps them
+
+    def reference(self, batch: DataProto) -> DataProto:
+        return self.reference_policy.compute_ref_log_prob(batch)
+
+    def update(self, batch: DataProto) -> dict[str, float]:
+        return reduce_metrics(self.actor.update_actor(batch).meta_info["metrics"])
+
+    def update_replay(self, batch: DataProto) -> dict[str, float]:
+        return reduce_metrics(self.actor.update_replay(batch).meta_info["metrics"])
+
+    def start_phase(self, index: int, total_steps: int) -> None:
+        self.actor.start_phase(index, total_steps)
