@@ -17,7 +17,8 @@ from unify_posttrain.reporting.settings import Limits
 
 ROLLOUTS = "rollouts"
 VERL_FIELDS = ("input", "output", "gts", "score", "step", "request_id")
-OWN_FIELDS = ("uid", "row_id", "row_kind", "segments", "advantage", "rl_weight", "sft_weight", "demonstration")
+OWN_FIELDS = ("uid", "row_id", "row_kind", "segments", "advantage", "demonstration")
+WEIGHT = "_weight"  # NAME_weight: a row's coefficient in the term NAME
 MOST_FIELDS = 8  # further reward fields shown per row
 KINDS = ("on", "demo", "hint", "untrained")
 
@@ -105,7 +106,7 @@ def _row(row: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
         "kind": str(row.get("row_kind", "rollout")),
         "score": finite(row.get("score")),
         "advantage": finite(advantage),
-        "weights": {name: weight for name in ("rl_weight", "sft_weight") if (weight := finite(row.get(name))) is not None},
+        "weights": {name: weight for name in row if name.endswith(WEIGHT) and (weight := finite(row[name])) is not None},
         "fields": _fields(row),
         "segments": kept,
     }

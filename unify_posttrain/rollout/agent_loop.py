@@ -10,28 +10,37 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 
 from unify_posttrain.rollout.seeds import rollout_seeds
 
-__all__ = ["PREFIX_COLUMN", "PREFIX_TRAINED_COLUMN", "SEED_COLUMN", "SeededSingleTurnAgentLoop", "rollout_seeds"]
+__all__ = [
+    "NEW_TOKENS_COLUMN",
+    "PREFIX_COLUMN",
+    "PREFIX_TRAINED_COLUMN",
+    "SEED_COLUMN",
+    "SeededSingleTurnAgentLoop",
+    "rollout_seeds",
+]
 
 SEED_COLUMN = "rollout_seed"
 PREFIX_COLUMN = "response_prefix_ids"
 PREFIX_TRAINED_COLUMN = "response_prefix_trained"
+NEW_TOKENS_COLUMN = "max_new_tokens"  # that the policy may add, where less than the response has room for
 
 
 class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
-    """verl's single-turn loop; the row's `rollout_seed` becomes the request's `seed`, its `response_prefix_ids` the first tokens of the
-    response: appended to the prompt for the engine, in front of what it generates for everyone else."""
+    """verl's single-turn loop. The row's `rollout_seed` becomes the request's `seed`. Its `response_prefix_ids` become the first tokens
+    of the response: appended to the prompt for the engine, in front of what it generates for everyone else."""
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         # A copy: verl shares one dictionary between all loops of a worker.
         params = {**sampling_params, "seed": int(kwargs[SEED_COLUMN])} if SEED_COLUMN in kwargs else dict(sampling_params)
         prefix = [int(token) for token in kwargs.get(PREFIX_COLUMN, ())]
-        if not prefix:
-            return await super().run(params, **kwargs)
-        room = self.response_length - len(prefix)
+        room = min(self.response_length - len(prefix), int(kwargs.get(NEW_TOKENS_COLUMN, self.response_length)))
         if room < 1:
             raise ValueError(
-                f"a response prefix of {len(prefix)} tokens leaves no room to generate in data.max_response_length={self.response_length}"
+                f"a response prefix of {len(prefix)} tokens leaves no room to generate in "
+                f"data.max_response_length={self.response_length}"
             )
+        if not prefix:
+            return await super().run({**params, **({"max_tokens": room} if room < self.response_length else {})}, **kwargs)
         self.server_manager = _AfterPrefix(self.server_manager, prefix)  # verl makes one loop object per row
         output = await super().run({**params, "max_tokens": room}, **kwargs)
         trained = int(bool(kwargs[PREFIX_TRAINED_COLUMN]))

@@ -1,73 +1,79 @@
-"""Advantages of a mixed batch that verl's estimators cannot know, put over theirs."""
+"""The advantages of a batch: the algorithm's object, applied to its rows over what verl's estimator has left there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from verl import DataProto
 
-from unify_posttrain.algorithms import Algorithm, ScoredRows
-from unify_posttrain.experience.advantages import override_advantages
+from unify_posttrain.algorithms import Algorithm
+from unify_posttrain.experience.advantages import ScoredRows, row_advantages
+from unify_posttrain.experience.rows import DEMONSTRATION, PADDING, ROLLOUT
 from unify_posttrain.objective import token_class
 from unify_posttrain.trainer.mixed_batch import KIND_COLUMN, MixedBatch, success_values
 
 
-def replace_advantages(algorithm: Algorithm, mixed: MixedBatch, batch: DataProto, normalise_by_std: bool) -> dict[str, float]:
-    """Replace advantages in place: the algorithm's own, and those of groups that hold more than their rollouts.
+def set_advantages(algorithm: Algorithm, mixed: MixedBatch, batch: DataProto) -> dict[str, float]:
+    """Put the algorithm's advantages into `advantages` and `returns`, and its rewards into the stream `scores`; in place.
 
     Args:
         algorithm: of the step.
-        mixed: what the gate decided for it.
-        batch: after verl's advantage stage.
-        normalise_by_std: `algorithm.norm_adv_by_std_in_grpo`.
+        mixed: what was decided for it.
+        batch: after verl's advantage stage, with `token_level_rewards`.
 
     Returns:
         `fusion/*` metrics of them.
+
+    Raises:
+        KeyError: a stream that the advantage reads is missing.
     """
-    scores = batch.batch["token_level_scores"].sum(dim=-1)
-    metrics = {"fusion/kl_seq": 0.0}
-    if {"old_log_probs", "ref_log_prob"} <= set(batch.batch.keys()):
-        metrics.update(_own_advantages(algorithm, batch, scores))
-    if KIND_COLUMN not in batch.non_tensor_batch:
-        return metrics
-    prefixed = (token_class(batch.batch, "demo").any(dim=-1)).numpy()
-    values = override_advantages(
-        mixed.plan,
-        batch.non_tensor_batch[KIND_COLUMN],
-        batch.non_tensor_batch["uid"],
-        scores.numpy(),
-        mixed.scores,
-        baseline=algorithm.fusion.baseline,
-        off_advantage=algorithm.fusion.hpt.off_advantage,
-        normalise_by_std=normalise_by_std,
-        prefixed=prefixed,
-    )
-    _set_advantages(batch, values)
-    return metrics
-
-
-def _own_advantages(algorithm: Algorithm, batch: DataProto, scores: torch.Tensor) -> Mapping[str, float]:
-    """The algorithm's own advantages of the rows that were sampled; padding is not among them."""
-    success = torch.tensor([float(value) for value in success_values(algorithm.fusion, batch, scores.tolist())])
-    mask = token_class(batch.batch, "on")
-    sampled = mask.any(dim=-1).nonzero().squeeze(-1)
-    streams = [tensor[sampled] for tensor in (scores, success, mask, batch.batch["old_log_probs"], batch.batch["ref_log_prob"])]
-    uids = [str(batch.non_tensor_batch["uid"][row]) for row in sampled.tolist()]
-    rows = ScoredRows(*streams[:2], uids, *streams[2:])
-    own = algorithm.row_advantages(rows)
-    if own is None:
+    advantage, tensors = algorithm.advantage, batch.batch
+    kinds = batch.non_tensor_batch.get(KIND_COLUMN, np.full(len(batch), ROLLOUT, dtype=np.int8))
+    real = torch.from_numpy(np.flatnonzero(kinds != PADDING))
+    if advantage.estimator is not None or not len(real):
+        _silence(batch, kinds == PADDING)
         return {}
-    _set_advantages(batch, torch.zeros_like(scores, dtype=torch.float64).index_copy(0, sampled, own[0].double()).numpy())
-    rewards = algorithm.rewards(rows).to(scores.dtype)
-    batch.batch["scores"] = torch.zeros_like(scores).index_copy(0, sampled, rewards)
-    return own[1]
+    rows = _scored_rows(algorithm, mixed, batch, kinds, real)
+    values = row_advantages(advantage, rows, mixed.plan, algorithm.advantage_terms)
+    spread = tensors["token_level_rewards"].new_zeros(len(batch)).index_copy(0, real, values.to(torch.float32))
+    tensors["advantages"] = tensors["returns"] = spread.unsqueeze(-1) * tensors["response_mask"]
+    if any("scores" in term.streams for term in algorithm.terms):
+        rewards = advantage.rewards(rows).to(torch.float32)
+        tensors["scores"] = tensors["token_level_rewards"].new_zeros(len(batch)).index_copy(0, real, rewards)
+    return dict(advantage.metrics(rows))
 
 
-def _set_advantages(batch: DataProto, values: np.ndarray) -> None:
-    """Replace the advantages of rows whose value is not NaN, on trained tokens."""
-    replaced = torch.from_numpy(~np.isnan(values)).unsqueeze(-1)
-    new = torch.from_numpy(np.nan_to_num(values)).to(torch.float32).unsqueeze(-1) * batch.batch["response_mask"]
-    for name in ("advantages", "returns"):
-        batch.batch[name] = torch.where(replaced, new, batch.batch[name])
+def _scored_rows(algorithm: Algorithm, mixed: MixedBatch, batch: DataProto, kinds: np.ndarray, real: torch.Tensor) -> ScoredRows:
+    tensors, advantage = batch.batch, algorithm.advantage
+    absent = [stream for stream in advantage.streams if stream not in tensors]
+    if absent:
+        raise KeyError(
+            f"the advantage of algorithm={algorithm.name} needs {absent} in the batch; present: {sorted(tensors.keys())}"
+        )
+    scores = tensors["token_level_rewards"].sum(dim=-1)
+    success = [
+        float(value) for value in success_values(algorithm.fusion, batch, tensors["token_level_scores"].sum(dim=-1).tolist())
+    ]
+    streams: dict[str, Any] = {stream: tensors[stream][real] for stream in advantage.streams}
+    if streams:
+        streams["mask"] = token_class(tensors, "on")[real]
+    prefixed = token_class(tensors, "demo").any(dim=-1) & torch.from_numpy(kinds != DEMONSTRATION)
+    uids = batch.non_tensor_batch["uid"]
+    return ScoredRows(
+        scores[real],
+        [str(uids[row]) for row in real.tolist()],
+        kinds[real.numpy()],
+        prefixed=prefixed[real],
+        success=torch.tensor(success)[real],
+        generated=mixed.scores,
+        **streams,
+    )
+
+
+def _silence(batch: DataProto, padding: np.ndarray) -> None:
+    """Padding is in no group, so that verl's estimators would score it; nobody reads it."""
+    if padding.any():
+        for name in ("advantages", "returns"):
+            batch.batch[name] = torch.where(torch.from_numpy(padding).unsqueeze(-1), 0.0, batch.batch[name])

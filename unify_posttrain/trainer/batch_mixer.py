@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ from verl import DataProto
 from verl.utils.seqlen_balancing import log_seqlen_unbalance
 
 from unify_posttrain.algorithms import Algorithm, FusionConfig
-from unify_posttrain.experience.gate import BatchPlan
 from unify_posttrain.experience.mixer import PREFIX_LENGTH, ROLLOUT, mix, plan_metrics, row_metrics
+from unify_posttrain.experience.plan import BatchPlan
 from unify_posttrain.experience.rows import Rows
 from unify_posttrain.experience.rules import Group
 from unify_posttrain.trainer.demonstrator import Demonstrator
@@ -26,27 +27,26 @@ class BatchMixer:
     Args:
         demonstrator: None for algorithms without demonstrations; their batches are left as verl made them, unless rollouts begin
             with given tokens or groups are left out.
-        mini_batches: S optimizer steps per training step.
         temperature: of the rollouts, which the workers read from the batch.
         log_probs: whether rollouts carry `rollout_log_probs`.
     """
 
-    def __init__(self, demonstrator: Demonstrator | None, mini_batches: int, temperature: float, log_probs: bool) -> None:
-        self.demonstrator, self.mini_batches = demonstrator, mini_batches
+    def __init__(self, demonstrator: Demonstrator | None, temperature: float, log_probs: bool) -> None:
+        self.demonstrator = demonstrator
         self.temperature, self.log_probs = temperature, log_probs
 
     @classmethod
-    def from_config(cls, config: Any, demonstrator: Demonstrator | None, mini_batches: int) -> BatchMixer:
+    def from_config(cls, config: Any, demonstrator: Demonstrator | None) -> BatchMixer:
         rollout = config.actor_rollout_ref.rollout
-        return cls(demonstrator, mini_batches, rollout.temperature, log_probs=bool(rollout.calculate_log_probs))
+        return cls(demonstrator, rollout.temperature, log_probs=bool(rollout.calculate_log_probs))
 
-    def mix(self, algorithm: Algorithm, generated: Generated, ranks: int, step: int) -> MixedBatch:
+    def mix(self, algorithm: Algorithm, generated: Generated, ranks: int, mini_batches: int, step: int) -> MixedBatch:
         """Decide the plan of a batch and carry it out.
 
         Args:
             algorithm: its experience rule decides.
             generated: what was drawn, and the scored rollouts.
-            ranks: data-parallel ranks.
+            ranks, mini_batches: data-parallel ranks, and optimizer steps per training step.
             step: training step, for seeded draws.
         """
         prompts, rollouts = generated.prompts, generated.rollouts
@@ -63,7 +63,7 @@ class BatchMixer:
             # Nothing to mix: the batch ships no extra stream, and its loss is verl's to the last bit.
             metrics.update(_rows(rollouts, np.full(len(rollouts), ROLLOUT)))
             return MixedBatch(rollouts, plan, scores, False, metrics)
-        batch, kinds, dealt = self._carry_out(plan, prompts, rollouts, ranks)
+        batch, kinds, dealt = self._carry_out(plan, generated, ranks, mini_batches, algorithm.weighted_terms)
         self._attach_row_streams(algorithm, prompts, batch, step)
         metrics.update(_rows(batch, kinds))
         if dealt:
@@ -90,9 +90,10 @@ class BatchMixer:
         return {uid: np.array(values) for uid, values in scores.items()}, groups
 
     def _carry_out(
-        self, plan: BatchPlan, prompts: Prompts, rollouts: DataProto | None, ranks: int
+        self, plan: BatchPlan, generated: Generated, ranks: int, mini_batches: int, weighted: Sequence[str]
     ) -> tuple[DataProto, np.ndarray, bool]:
         """(batch, kind of each row, whether the rows were dealt)."""
+        prompts, rollouts = generated.prompts, generated.rollouts
         picked = [(group.uid, prompts.demonstrations[group.uid]) for group in plan for _ in range(group.demonstrations)]
         packed = self.demonstrator.rows(prompts.rows, picked, self.log_probs) if picked else None
         rows = None if rollouts is None else Rows(dict(rollouts.batch.items()), dict(rollouts.non_tensor_batch))
@@ -100,7 +101,7 @@ class BatchMixer:
             rows.tensors["target_probs"] = torch.ones_like(rows.tensors["responses"], dtype=torch.float32)  # nobody reads them
         nothing = rows is None and packed is None
         filler = self.demonstrator.filler(prompts.rows, self.log_probs) if nothing else None
-        mixed = mix(plan, rows, packed, ranks, self.mini_batches, filler)
+        mixed = mix(plan, rows, packed, ranks, mini_batches, filler, weighted)
         meta_info = {} if rollouts is None else dict(rollouts.meta_info)
         meta_info.setdefault("temperature", self.temperature)
         if self.demonstrator is not None:

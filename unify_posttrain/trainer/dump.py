@@ -12,14 +12,13 @@ from verl import DataProto
 from verl.trainer.ppo.reward import extract_reward
 
 from unify_posttrain.experience.demonstrations import Demonstration
-from unify_posttrain.experience.gate import BatchPlan
+from unify_posttrain.experience.plan import BatchPlan
 from unify_posttrain.objective import token_class
 from unify_posttrain.trainer.mixed_batch import kind_names
 from unify_posttrain.trainer.prompts import Prompts
 
 DROPPED = "dropped"  # row_kind of rollouts that the gate replaced by a demonstration
 UNTRAINED, TOKEN_KINDS = "untrained", ("on", "demo", "hint")  # the classes of `unify_posttrain.objective.streams`
-ROW_WEIGHTS = ("rl_weight", "sft_weight")
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what tokenizers make of a character of which bytes are missing
 MOST_BYTES = 4  # of a character in UTF-8, so the most tokens that it can be split into
 
@@ -106,7 +105,7 @@ def row_fields(batch: DataProto, tokenizer: Any, demonstrations: Mapping[str, De
         segments: [kind, text] of consecutive response tokens; kind on (sampled), demo (of a demonstration), hint (given, not
             trained by reinforcement) or untrained. Special tokens are shown. Empty for padding.
         advantage: a number if it is the same for all trained tokens, null if there are none, else one number per segment.
-        rl_weight, sft_weight: the row's coefficients in the gate plan (mixed batches only).
+        NAME_weight: the coefficient of the row's group in the term NAME, from the batch plan (terms that are weighted by row).
         demonstration: on the first row of a group that has a demonstration which is not trained: its text, else null.
     """
     columns, names = batch.non_tensor_batch, kind_names(batch)
@@ -119,7 +118,7 @@ def row_fields(batch: DataProto, tokenizer: Any, demonstrations: Mapping[str, De
         for row, segments in enumerate(_segments(batch))
     ]
     fields["segments"], fields["advantage"] = ([pair[part] for pair in shown] for part in (0, 1))
-    fields.update({name: batch.batch[name].tolist() for name in ROW_WEIGHTS if name in batch.batch})
+    fields.update({name: batch.batch[name].tolist() for name in sorted(batch.batch.keys()) if name.endswith("_weight")})
     fields["demonstration"] = _untrained_demonstrations(uids, names, tokenizer, demonstrations)
     return fields
 

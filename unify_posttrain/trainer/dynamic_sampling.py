@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from verl import DataProto
 
-from unify_posttrain.experience.gate import BatchPlan
+from unify_posttrain.experience.plan import BatchPlan
 from unify_posttrain.trainer.mixed_batch import reward_field
 from unify_posttrain.trainer.prompts import Generated, Prompts
 
@@ -37,12 +36,11 @@ class DynamicSampling:
         self.wanted, self.metric, self.max_batches = wanted, metric, max_batches
 
     @classmethod
-    def from_config(cls, config: Any) -> DynamicSampling | None:
-        """None if `algorithm.filter_groups.enable` is false."""
-        node = config.algorithm.get("filter_groups")
-        if not node or not node.enable:
+    def from_node(cls, node: Mapping[str, Any] | None, wanted: int) -> DynamicSampling | None:
+        """From `algorithm.filter_groups`, of the run or of a phase; None if it is not enabled."""
+        if not node or not node["enable"]:
             return None
-        return cls(config.data.train_batch_size, node.metric, node.max_num_gen_batches)
+        return cls(wanted, node["metric"], node["max_num_gen_batches"])
 
     def replenish(self, first: Generated, more: Callable[[], Generated]) -> tuple[Generated, dict[str, float]]:
         """Draw and generate further prompts until enough groups have rewards that differ.
@@ -93,6 +91,4 @@ class DynamicSampling:
     def select(self, plan: BatchPlan, spread: Mapping[str, bool]) -> BatchPlan:
         """The plan with only the first `wanted` groups that differ; the rows of the others are dropped."""
         kept = {uid for uid, _ in [item for item in spread.items() if item[1]][: self.wanted]}
-        return BatchPlan(
-            tuple(group if group.uid in kept else replace(group, kept=0, on_weight=0.0, off_weight=0.0) for group in plan)
-        )
+        return plan.only(kept)

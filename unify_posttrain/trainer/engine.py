@@ -12,7 +12,7 @@ from verl.trainer.ppo.ray_trainer import compute_response_mask
 from verl.utils.debug import marked_timer
 
 from unify_posttrain.experience.rules import ResponsePrefix
-from unify_posttrain.rollout.agent_loop import SEED_COLUMN, rollout_seeds
+from unify_posttrain.rollout.agent_loop import NEW_TOKENS_COLUMN, SEED_COLUMN, rollout_seeds
 from unify_posttrain.trainer.response_prefixes import prefix_columns
 
 
@@ -74,10 +74,15 @@ def seed_rows(rows: DataProto, seed: int, step: int, validate: bool) -> DataProt
     return rows
 
 
-def rollout_requests(rows: DataProto, prefixes: Sequence[tuple[ResponsePrefix, ...]], seed: int, step: int) -> DataProto:
-    """What the engine is asked for: a prompt's row once per response prefix, with a seed from (seed, step, prompt, number)."""
+def rollout_requests(
+    rows: DataProto, prefixes: Sequence[tuple[ResponsePrefix, ...]], seed: int, step: int, max_new_tokens: int | None = None
+) -> DataProto:
+    """What the engine is asked for: a prompt's row once per response prefix, with a seed from (seed, step, prompt, number), and with
+    the most new tokens if the experience rule limits them."""
     requests = seed_rows(rows.select_idxs(_repeated(prefixes)), seed, step, validate=False)
     requests.non_tensor_batch.update(_given(prefixes))
+    if max_new_tokens is not None:
+        requests.non_tensor_batch[NEW_TOKENS_COLUMN] = np.full(len(requests), max_new_tokens)
     requests.meta_info["global_steps"] = step
     return requests
 

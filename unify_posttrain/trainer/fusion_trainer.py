@@ -20,7 +20,7 @@ from unify_posttrain.algorithms import build_algorithm
 from unify_posttrain.runs import state
 from unify_posttrain.runs.run_logs import ResumableLogs
 from unify_posttrain.runs.signals import StopRequest, time_limit
-from unify_posttrain.trainer.advantages import replace_advantages
+from unify_posttrain.trainer.advantages import set_advantages
 from unify_posttrain.trainer.batch_mixer import BatchMixer
 from unify_posttrain.trainer.checkpoints import Checkpoints
 from unify_posttrain.trainer.demonstrator import Demonstrator
@@ -36,7 +36,7 @@ from unify_posttrain.trainer.prompts import Generated, PromptReader, drop_own_co
 from unify_posttrain.trainer.replayer import Replayer
 from unify_posttrain.trainer.step import Step
 from unify_posttrain.trainer.validation import evaluation_metrics
-from unify_posttrain.workers.metrics import UPDATE_METRICS
+from unify_posttrain.workers.metrics import OWN_METRICS, UPDATE_METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,6 @@ class FusionTrainer(SeparateRayPPOTrainer):
         self.fusion = root.fusion
         self.clock = PhaseClock(root.phases, own_schedule=root.fusion.lr_schedule is not None)
         self.train_dataloader = TrainLoader(self.train_dataloader)
-        self.sampling = DynamicSampling.from_config(config)
-        self.mini_batches = config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size
         self.logs = ResumableLogs(config.trainer.run_dir)
         self.stop = StopRequest()
 
@@ -65,8 +63,8 @@ class FusionTrainer(SeparateRayPPOTrainer):
         self.port: ActorPort = LegacyPort(self.actor_rollout_wg, reference, self._get_dp_size(self.actor_rollout_wg, "actor"))
         self.engine = Engine(config, self.async_rollout_manager, self.checkpoint_manager)
         self.reader = PromptReader(demonstrator, self.tokenizer)
-        self.mixer = BatchMixer.from_config(config, demonstrator, self.mini_batches)
-        self.log_probs = LogProbs.from_config(config, self.port, self.mini_batches, self.use_reference_policy)
+        self.mixer = BatchMixer.from_config(config, demonstrator)
+        self.log_probs = LogProbs.from_config(config, self.port, self.use_reference_policy)
         self.replayer = Replayer.from_config(config, self.clock.phase.algorithm, self.tokenizer.pad_token_id)
         self.dump = RolloutDump(config.trainer.get("rollout_data_dir"), self.tokenizer)
         self.checkpoints = Checkpoints(config, self.clock, demonstrator, self.replayer, self.train_dataloader, self.logs)
@@ -115,8 +113,12 @@ class FusionTrainer(SeparateRayPPOTrainer):
         if self.clock.advance(self.global_steps):
             logger.info("step %d: phase %d, algorithm=%s", self.global_steps, self.clock.index, self.clock.phase.algorithm.name)
             self.clock.announce(self.port, self.total_training_steps)
-        self.step = Step(self.global_steps, self.clock.phase.algorithm)
-        self.metrics |= {"fusion/phase": float(self.clock.index), **self.step.algorithm.step_metrics(self.step.number)}
+        phase, batch_size = self.clock.phase, self.config.data.train_batch_size
+        per_step = phase.mini_batches or batch_size // self.config.actor_rollout_ref.actor.ppo_mini_batch_size
+        self.step = Step(self.global_steps, phase.algorithm, per_step)
+        self.sampling = DynamicSampling.from_node(phase.filter_groups or self.config.algorithm.get("filter_groups"), batch_size)
+        own = phase.algorithm.step_metrics(self.global_steps)
+        self.metrics |= {"fusion/phase": float(self.clock.index), **dict.fromkeys(OWN_METRICS, 0.0), **own}
 
     def _fit_get_batch(self, batch_dict: dict) -> DataProto:
         batch = super()._fit_get_batch(batch_dict)
@@ -136,7 +138,8 @@ class FusionTrainer(SeparateRayPPOTrainer):
             self.engine.sleep()
             self.timing_raw["gen"] = 0.0
             return batch
-        requests = rollout_requests(self._get_gen_batch(batch), prefixes, self.fusion.seed, self.step.number)
+        limit = self.step.algorithm.experience.max_new_tokens
+        requests = rollout_requests(self._get_gen_batch(batch), prefixes, self.fusion.seed, self.step.number, limit)
         rollouts = self.engine.generate(requests, self.timing_raw, self.sampling is None, self.curr_step_profile)
         return with_rollouts(batch, rollouts, prefixes)
 
@@ -150,7 +153,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
         step = self.step
         step.prompts = generated.prompts
         with marked_timer("mix", self.timing_raw):
-            mixed = self.mixer.mix(step.algorithm, generated, self.port.ranks, step.number)
+            mixed = self.mixer.mix(step.algorithm, generated, self.port.ranks, step.mini_batches, step.number)
             self.metrics.update(mixed.metrics)
             self.logs.append_gate(mixed.gate_record(step.prompts, step.number))
             self.replayer.collect(mixed.plan, step.prompts.demonstrations, step.number)
@@ -170,7 +173,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
         return self._scored(self._fit_generate(self._fit_get_batch(self.train_dataloader.extra())))
 
     def _fit_compute_log_prob(self, batch: DataProto) -> DataProto:
-        batch, absent = self.log_probs.old(self.step.algorithm, batch, super()._fit_compute_log_prob)
+        batch, absent = self.log_probs.old(self.step.algorithm, batch, self.step.mini_batches, super()._fit_compute_log_prob)
         self.metrics.update(absent)
         return batch
 
@@ -185,13 +188,12 @@ class FusionTrainer(SeparateRayPPOTrainer):
 
     def _fit_compute_advantage(self, batch: DataProto) -> DataProto:
         batch = super()._fit_compute_advantage(batch)
-        by_std = self.config.algorithm.norm_adv_by_std_in_grpo
-        self.metrics.update(replace_advantages(self.step.algorithm, self.step.mixed, batch, by_std))
+        self.metrics.update(set_advantages(self.step.algorithm, self.step.mixed, batch))
         return batch
 
     def _fit_update_actor(self, batch: DataProto) -> DataProto:
         step = self.step
-        batch.meta_info |= {"mini_batches": self.mini_batches, "term_scales": step.term_scales}
+        batch.meta_info |= {"mini_batches": step.mini_batches, "term_scales": step.term_scales}
         if step.number < self.config.trainer.critic_warmup:  # verl trains the critic alone
             self.metrics.update(dict.fromkeys(UPDATE_METRICS, 0.0))
         else:

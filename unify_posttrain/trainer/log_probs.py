@@ -32,31 +32,30 @@ class LogProbs:
 
     Args:
         port: the workers.
-        mini_batches: S optimizer steps per training step.
         warmup: `trainer.critic_warmup`, before which the actor is not updated.
         compared: rollouts carry the engine's log-probabilities, which verl's stage compares with the actor's.
         reference: rows that need the reference policy: `none`, `read` (by a term), or `all` (by verl, with
             `algorithm.use_kl_in_reward`).
     """
 
-    def __init__(self, port: ActorPort, mini_batches: int, warmup: int, compared: bool, reference: str) -> None:
-        self.port, self.mini_batches, self.warmup = port, mini_batches, warmup
+    def __init__(self, port: ActorPort, warmup: int, compared: bool, reference: str) -> None:
+        self.port, self.warmup = port, warmup
         self.compared, self.reference_rows = compared, reference
 
     @classmethod
-    def from_config(cls, config: Any, port: ActorPort, mini_batches: int, use_reference: bool) -> LogProbs:
+    def from_config(cls, config: Any, port: ActorPort, use_reference: bool) -> LogProbs:
         return cls(
             port,
-            mini_batches,
             warmup=config.trainer.critic_warmup,
             compared=bool(config.actor_rollout_ref.rollout.calculate_log_probs),
             reference=("all" if config.algorithm.use_kl_in_reward else "read") if use_reference else "none",
         )
 
-    def old(self, algorithm: Algorithm, batch: DataProto, stage: Stage) -> tuple[DataProto, dict[str, float]]:
-        """Old log-probabilities, and SRFT's batch entropy where it is read.
+    def old(self, algorithm: Algorithm, batch: DataProto, mini_batches: int, stage: Stage) -> tuple[DataProto, dict[str, float]]:
+        """Old log-probabilities, and the mean entropy of each mini-batch where a term reads it.
 
         Args:
+            mini_batches: optimizer steps of the training step.
             stage: verl's, which asks `present` for log-probabilities.
 
         Returns:
@@ -69,7 +68,7 @@ class LogProbs:
         entropys = batch.batch.pop(START_ENTROPYS) if START_ENTROPYS in batch.batch else None
         if reads_entropy:
             mask = batch.batch["response_mask"]
-            batch.batch[BATCH_ENTROPY] = batch_entropy(entropys, mask, self.port.ranks, self.mini_batches)
+            batch.batch[BATCH_ENTROPY] = batch_entropy(entropys, mask, self.port.ranks, mini_batches)
         absent = (*LOG_PROB_METRICS, *(ROLLOUT_PROB_METRICS if self.compared else ()))
         return batch, {} if ran else dict.fromkeys(absent, 0.0)
 

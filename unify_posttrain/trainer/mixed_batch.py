@@ -10,8 +10,8 @@ import numpy as np
 from verl import DataProto
 
 from unify_posttrain.algorithms import FusionConfig
-from unify_posttrain.experience.gate import BatchPlan
-from unify_posttrain.experience.mixer import DEMONSTRATION, PADDING, ROLLOUT
+from unify_posttrain.experience.plan import BatchPlan
+from unify_posttrain.experience.rows import DEMONSTRATION, PADDING, ROLLOUT
 from unify_posttrain.trainer.prompts import Prompts
 
 KIND_COLUMN = "fusion_kind"  # travels with the rows, so that every reordering keeps it right

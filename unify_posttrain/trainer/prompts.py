@@ -11,7 +11,7 @@ from verl.utils.debug import marked_timer
 
 from unify_posttrain.algorithms import Algorithm
 from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN, TARGET_COLUMNS, Demonstration
-from unify_posttrain.experience.gate import BatchPlan
+from unify_posttrain.experience.plan import BatchPlan
 from unify_posttrain.experience.rules import ResponsePrefix
 from unify_posttrain.trainer.demonstrator import Demonstrator
 from unify_posttrain.trainer.response_prefixes import HINT_COLUMN, draw_response_prefixes, prefix_metrics

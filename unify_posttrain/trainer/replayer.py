@@ -10,8 +10,8 @@ from verl.utils.debug import marked_timer
 
 from unify_posttrain.algorithms import Algorithm
 from unify_posttrain.experience.demonstrations import Demonstration, demonstration_tensors
-from unify_posttrain.experience.gate import BatchPlan, GroupPlan
 from unify_posttrain.experience.mixer import mix
+from unify_posttrain.experience.plan import BatchPlan, GroupPlan
 from unify_posttrain.experience.replay import ReplayBuffer, ReplayEntry
 from unify_posttrain.experience.rows import Rows, object_column
 from unify_posttrain.trainer.port import ActorPort
@@ -83,7 +83,7 @@ class Replayer:
         # Entries may repeat a question (dedup=false), so they are named by position.
         uids = [f"replay-{number}-row-{entry.row_id}" for number, entry in enumerate(entries)]
         columns = {"uid": object_column(uids), "multi_modal_inputs": object_column([{} for _ in entries])}
-        plan = BatchPlan(tuple(GroupPlan(uid, 0, 0, 0, 1, 0.0, 0.0, 1.0) for uid in uids))
+        plan = BatchPlan(tuple(GroupPlan(uid, 0, 0, 0, 1, {"sft": 1.0}) for uid in uids))
         mixed = mix(plan, None, Rows(tensors, columns), ranks, self.mini_batches)
         batch = DataProto.from_dict(tensors=mixed.rows.tensors, non_tensors=mixed.rows.columns)
         batch.meta_info = {

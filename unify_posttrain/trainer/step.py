@@ -19,6 +19,7 @@ class Step:
     Attributes:
         number: 1-based.
         algorithm: that of the phase which the step belongs to.
+        mini_batches: optimizer steps that it takes.
         began: of `time.perf_counter`.
         prompts: with demonstrations and response prefixes; after dynamic sampling all that were drawn.
         mixed: what the gate decided, and the batch made of it.
@@ -28,6 +29,7 @@ class Step:
 
     number: int
     algorithm: Algorithm
+    mini_batches: int
     began: float = field(default_factory=time.perf_counter)
     prompts: Prompts | None = None
     mixed: MixedBatch | None = None

@@ -41,7 +41,8 @@ class FusionActor(ChunkedForward):
 
     def start_phase(self, index: int) -> None:
         """Take the terms of a phase of the run; most algorithms have one."""
-        self.algorithm = self.phases[index].algorithm
+        phase = self.phases[index]
+        self.algorithm, self.grad_clip = phase.algorithm, phase.grad_clip or self.config.grad_clip
         self.terms = self.algorithm.terms
         self.needs_entropy = self.algorithm.needs_entropy or self.config.calculate_entropy
 
@@ -76,7 +77,7 @@ class FusionActor(ChunkedForward):
         replay = data.meta_info.get("objective") == "replay"
         terms = self.algorithm.replay_terms if replay else self.terms
         epochs = data.meta_info["epochs"] if replay else self.config.ppo_epochs
-        grad_clip = data.meta_info["grad_clip"] if replay else self.config.grad_clip
+        grad_clip = data.meta_info["grad_clip"] if replay else self.grad_clip
         mini_batches = self._mini_batches(self._select(data, terms))
         ranks, record = worker_ranks(self.ulysses_sequence_parallel_size), UpdateRecord()
         single_step = len(mini_batches) == 1 and epochs == 1

@@ -20,7 +20,7 @@ from unify_posttrain import cpu_compat
 from unify_posttrain.rollout import register_engines
 from unify_posttrain.workers.forward import ChunkedForward
 from unify_posttrain.workers.fusion_actor import FusionActor
-from unify_posttrain.workers.optimizers import HeldRate, load_moments, make_schedule, restart, save_moments
+from unify_posttrain.workers.optimizers import HeldRate, load_moments, make_schedule, optim_of, restart, save_moments
 
 
 class PortableWorker(AsyncActorRolloutRefWorker):
@@ -69,8 +69,9 @@ class FusionWorker(PortableWorker):
         """Begin a phase of the run: its terms, a fresh optimizer, and its learning-rate schedule over `total_steps`."""
         phase = self.actor.phases[index]
         self.actor.start_phase(index)
-        restart(self.actor_optimizer, phase.lr or self.config.actor.optim.lr)
-        self.actor_lr_scheduler = make_schedule(self.actor_optimizer, phase, self.config.actor.optim, total_steps)
+        optim = optim_of(phase, self.config.actor.optim)
+        restart(self.actor_optimizer, optim)
+        self.actor_lr_scheduler = make_schedule(self.actor_optimizer, phase, optim, total_steps)
         self.checkpoint_manager.lr_scheduler = self.actor_lr_scheduler
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))

@@ -27,7 +27,8 @@ FUSION = {
 }
 UPDATE_METRICS = (*FUSION, "fusion/optimizer_steps", "fusion/grad_skipped", "fusion/empty_updates")
 
-OWN = tuple(name for cls in ALGORITHMS.values() for name in cls.own_metrics)
+# Those of single algorithms: present in every run, 0 where they mean nothing.
+OWN_METRICS = tuple(dict.fromkeys(name for cls in ALGORITHMS.values() for name in cls.own_metrics))
 
 
 def verl_metrics(
@@ -74,8 +75,8 @@ def verl_metrics(
         metrics["actor/entropy"] = mean("entropy_loss" if "entropy_loss" in record else "entropy")
     if algorithm.settings.use_kl_loss:
         metrics["actor/kl_coef"] = algorithm.settings.kl_loss_coef
-    metrics.update(dict.fromkeys(OWN, 0.0))
-    metrics.update({name: mean(source) for name, source in {**FUSION, **algorithm.own_metrics}.items()})
+    own = {name: source for name, source in algorithm.own_metrics.items() if source is not None}
+    metrics.update({name: mean(source) for name, source in {**FUSION, **own}.items()})
     metrics["fusion/optimizer_steps"] = float(steps - grad_skipped)
     metrics["fusion/grad_skipped"] = float(grad_skipped)
     metrics["fusion/empty_updates"] = float(steps_without_members)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,16 +18,32 @@ from unify_posttrain.algorithms import Phase
 from unify_posttrain.algorithms.schedules import warmup_cosine
 
 
-def restart(optimizer: Optimizer, lr: float) -> None:
+def optim_of(phase: Phase, run: Any) -> SimpleNamespace:
+    """`actor.optim` of a phase: what its algorithm's file says, the run's for the rest."""
+    names = (
+        "lr",
+        "lr_warmup_steps",
+        "lr_warmup_steps_ratio",
+        "lr_scheduler_type",
+        "min_lr_ratio",
+        "num_cycles",
+        "weight_decay",
+        "betas",
+    )
+    return SimpleNamespace(**{name: phase.optim.get(name, getattr(run, name)) for name in names})
+
+
+def restart(optimizer: Optimizer, optim: Any) -> None:
     """A fresh optimizer in place, so that whoever holds it (actor, checkpoint manager) holds the fresh one."""
     optimizer.state.clear()
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] = lr
+        group["lr"] = group["initial_lr"] = optim.lr
+        group["weight_decay"], group["betas"] = optim.weight_decay, tuple(optim.betas)
 
 
 def make_schedule(optimizer: Optimizer, phase: Phase, optim: Any, total: int) -> Any:
-    """The scheduler of a phase of `total` training steps: `fusion.lr_schedule`, or what `actor.optim` says, as verl builds it."""
-    lr = phase.lr or optim.lr
+    """The scheduler of a phase of `total` training steps: `fusion.lr_schedule`, or what `optim` says, as verl builds it."""
+    lr = optim.lr
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] = lr
     own = phase.algorithm.fusion.lr_schedule
