@@ -1,4 +1,4 @@
-"""Print what an algorithm is: the rows of a group, its advantage, its terms as a table of the estimator, and every setting it reads.
+"""Print what an algorithm is: its rows, its advantage, its terms as a table of the estimator, and every setting that is read.
 
 python -m unify_posttrain.explain algorithm=luffy
 python -m unify_posttrain.explain algorithm=all --json

@@ -1,8 +1,8 @@
 """A name means its conf file: the files behind `algorithm=NAME`, and the phases of a run composed from theirs.
 
-A phase `{algorithm: dapo, steps: 100, fusion: {clip: none}}` trains what the same command line composes to with `algorithm=dapo`, changed
-by the phase's own keys. What holds for a whole run (`RUN_WIDE`) is the run's. Anything else that a phase's file sets and a phase cannot
-have (a reward manager, say) stays as the run has it and is recorded, so that the dry run and the log can say so.
+A phase `{algorithm: dapo, steps: 100, fusion: {clip: none}}` trains what the same command line composes to with `algorithm=dapo`,
+changed by the phase's own keys. What holds for a whole run (`RUN_WIDE`) is the run's. Anything else that a phase's file sets and a
+phase cannot have (a reward manager, say) stays as the run has it and is recorded, so that the dry run can say so.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _change(node: DictConfig, changes: Mapping[str, Any], path: str, fixed: Sequ
 
 
 def _kept(config: DictConfig, name: str, folder: Path) -> Iterator[list[Any]]:
-    """[key, the file's value, the run's] where a file asks for something that a phase cannot have and that the run does not have."""
+    """[key, the file's value, the run's] where a file asks for what a phase cannot have and the run does not have."""
     files = [OmegaConf.load(path) for path in file_chain(folder, name)]
     for file in files:
         file.pop("defaults", None)

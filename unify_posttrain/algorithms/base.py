@@ -199,6 +199,6 @@ class Algorithm(Parts, ABC):
 
     @classmethod
     def released(cls) -> type[Algorithm]:
-        """The same class under the name of its published balance, which is configuration alone: conf/algorithm/NAME_released.yaml."""
+        """The same class under the name of its published balance, which is configuration: conf/algorithm/NAME_released.yaml."""
         documentation = f"{cls.name} with the balance of its published runs."
         return type(f"{cls.__name__}Released", (cls,), {"name": f"{cls.name}_released", "__doc__": documentation})

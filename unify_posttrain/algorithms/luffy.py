@@ -21,8 +21,9 @@ from unify_posttrain.objective import Members, Term
 
 @dataclass(frozen=True)
 class LUFFYSettings:
-    """`fusion.luffy`: the rows that Â's statistics are taken over, `group` (demonstrations included) or its `rollouts`; factors on the
-    terms of demonstration tokens and of sampled ones."""
+    """`fusion.luffy`: which rows the statistics of Â are of, and factors on Â of demonstration tokens and of sampled ones.
+
+    `baseline` is `group` (demonstrations included) or `rollouts`."""
 
     baseline: str
     prefix_adv_weight: float

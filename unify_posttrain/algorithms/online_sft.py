@@ -49,8 +49,8 @@ class KLPenalised(Advantage):
 
     Attributes:
         beta: β.
-        baseline: b: `none` 0, `beta` β, `rloo` mean of the prompt's other rollouts, `group_mean` of all of them; `batch_whiten`: minus
-            the mean of the batch, divided by its deviation + 1e-6.
+        baseline: b: `none` 0, `beta` β, `rloo` mean of the prompt's other rollouts, `group_mean` of all of them; `batch_whiten`:
+            minus the mean of the batch, divided by its deviation + 1e-6.
         per_token: `length` is that of the response, which divides k1 as well; otherwise 1.
         verdict_rewards: (correct, incorrect) replace a verdict by this R, to which penalties are added; None: R is the score.
         threshold: of the verdict.

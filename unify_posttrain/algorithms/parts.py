@@ -55,8 +55,8 @@ class Parts:
             return Centred(over, self.fusion.norm_adv_by_std)
         if over != "group":
             raise ValueError(
-                f"algorithm.adv_estimator={self.fusion.adv_estimator} compares all rows of a group, and algorithm={self.name} takes "
-                "its statistics over rollouts alone; set it to grpo"
+                f"algorithm.adv_estimator={self.fusion.adv_estimator} compares all rows of a group, and the statistics of "
+                f"algorithm={self.name} are over rollouts alone; set it to grpo"
             )
         return Estimated(self.fusion.adv_estimator)
 

@@ -3,7 +3,8 @@
     L = Dr. GRPO over all rows; of the prefix only the tokens where the policy is least sure (top 20 % by entropy) are trained
 
 The prefix is treated like sampled tokens: ratio π_θ/π_old under `fusion.clip`, the row's own Â. Its share of the demonstration
-falls along a cosine (`fusion.prefix.strategy=cosine`, from `max_ratio` to `min_ratio`), `fusion.prefix_rft.entropy_top` is the 20 %.
+falls along a cosine (`fusion.prefix.strategy=cosine`, from `max_ratio` to `min_ratio`).
+`fusion.prefix_rft.entropy_top` is the 20 %.
 """
 
 from collections.abc import Mapping

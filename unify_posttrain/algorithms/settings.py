@@ -1,7 +1,7 @@
 """What every method shares of the `fusion` node, as strict dataclasses, and the few numbers of verl's actor node that terms read.
 
-What one method reads stands in its own module and in its own conf file. No defaults here: every number stands in `conf/`. A key that
-is unknown or absent is an error that names it.
+What one method reads stands in its own module and in its own conf file. No defaults here: every number stands in `conf/`. A key
+that is unknown or absent is an error that names it.
 """
 
 from __future__ import annotations

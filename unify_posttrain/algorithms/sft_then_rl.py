@@ -3,9 +3,9 @@
     phase 1: L_SFT, for `steps` training steps or until validation stalls;    phase 2: L_RL with a fresh optimizer and schedule
 
 Any algorithms can follow each other: `fusion.phases` lists {algorithm, steps | stall, lr, fusion: {...}, actor: {...}}; the last
-one runs to the end. A name means its conf file, as everywhere: `unify_posttrain.phase_files` has put what `algorithm=NAME` composes
-to, changed by the phase's own keys, into each entry before this class reads it. Weights are kept at a boundary; the KL reference of a
-later phase, if it has one, is the model the run began with.
+one runs to the end. A name means its conf file, as everywhere: `unify_posttrain.phase_files` has put what `algorithm=NAME`
+composes to, changed by the phase's own keys, into each entry before this class reads it. Weights are kept at a boundary; the KL
+reference of a later phase, if it has one, is the model the run began with.
 """
 
 from collections.abc import Mapping
@@ -57,8 +57,8 @@ class SFTThenRL(Algorithm):
         absent = [key for key in COMPOSED if key not in entry]
         if absent:
             raise ValueError(
-                f"{path} was not composed (it has no {absent[0]}): pass the configuration through unify_posttrain.config.compose_config "
-                "or unify_posttrain.phase_files.expand_phases first"
+                f"{path} was not composed (it has no {absent[0]}): take the configuration from "
+                "unify_posttrain.config.compose_config, or pass it through unify_posttrain.config.expand"
             )
         settings = Settings.from_actor({**entry["actor"], "fusion": entry["fusion"]})
         return Phase(

@@ -10,7 +10,7 @@ or L_demo and L_on over all tokens together (`released`). The weights need entro
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from unify_posttrain.algorithms.luffy import LUFFY
@@ -97,4 +97,4 @@ class SRFT(LUFFY):
 
     @property
     def experience(self) -> Experience:
-        return replace(super().experience, demonstration_terms=("sft", "off"))
+        return DemonstrationInGroup(self.fusion.group_size, self.missing, self.prefixes, demonstration_terms=("sft", "off"))

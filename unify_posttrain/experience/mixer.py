@@ -50,7 +50,7 @@ def mix(
 
     Returns:
         Rows with the added stream prefix_mask (B, T) bool (demonstration tokens, and the response prefix of a rollout: column
-        `response_prefix_length`), and one stream NAME_weight (B,) float32 per weighted term (coefficient of the group, 0 for padding).
+        `response_prefix_length`), and one stream NAME_weight (B,) float32 per weighted term (the group's coefficient; padding 0).
         If the plan keeps exactly the rollouts and no padding is needed, their order is untouched.
 
     Raises:

@@ -26,8 +26,8 @@ NEW_TOKENS_COLUMN = "max_new_tokens"  # that the policy may add, where less than
 
 
 class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
-    """verl's single-turn loop. The row's `rollout_seed` becomes the request's `seed`. Its `response_prefix_ids` become the first tokens
-    of the response: appended to the prompt for the engine, in front of what it generates for everyone else."""
+    """verl's single-turn loop. The row's `rollout_seed` becomes the request's `seed`. Its `response_prefix_ids` become the first
+    tokens of the response: appended to the prompt for the engine, in front of what it generates for everyone else."""
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         # A copy: verl shares one dictionary between all loops of a worker.

@@ -1,4 +1,4 @@
-"""Start-up checks of batch arithmetic: rows can be dealt to ranks and optimizer steps, and cut into micro-batches, as configured."""
+"""Start-up checks of batch arithmetic: rows can be dealt to ranks and optimizer steps, and cut into micro-batches."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def _check_phase(config: DictConfig, phase: Phase, mini_batches: int) -> None:
         )
     if algorithm.one_update and (steps != 1 or actor.ppo_epochs != 1):
         raise ValueError(
-            f"algorithm={algorithm.name} holds for rollouts of the current policy: one update per batch, so set "
-            f"actor_rollout_ref.actor.ppo_mini_batch_size={batch} (it is {batch // steps}) and ppo_epochs=1 (it is {actor.ppo_epochs})"
+            f"algorithm={algorithm.name} holds for rollouts of the current policy: one update per batch, so set actor_rollout_ref."
+            f"actor.ppo_mini_batch_size={batch} (it is {batch // steps}) and ppo_epochs=1 (it is {actor.ppo_epochs})"
         )
     schedule, lr = algorithm.fusion.lr_schedule, phase.optim.get("lr") or actor.optim.lr
     if schedule is not None:

@@ -138,7 +138,7 @@ def _check_demonstrations(config: DictConfig, phase: Phase) -> None:
     filtered = config.algorithm.filter_groups if phase.filter_groups is None else phase.filter_groups
     if filtered and filtered["enable"]:
         raise ValueError(
-            f"algorithm.filter_groups.enable=true removes the groups that algorithm={phase.algorithm.name} sends to demonstrations; "
+            f"algorithm.filter_groups.enable=true removes groups that algorithm={phase.algorithm.name} needs for demonstrations; "
             "set it to false"
         )
     if config.algorithm.use_kl_in_reward:

@@ -77,8 +77,9 @@ def seed_rows(rows: DataProto, seed: int, step: int, validate: bool) -> DataProt
 def rollout_requests(
     rows: DataProto, prefixes: Sequence[tuple[ResponsePrefix, ...]], seed: int, step: int, max_new_tokens: int | None = None
 ) -> DataProto:
-    """What the engine is asked for: a prompt's row once per response prefix, with a seed from (seed, step, prompt, number), and with
-    the most new tokens if the experience rule limits them."""
+    """What the engine is asked for: a prompt's row once per response prefix, with a seed from (seed, step, prompt, number).
+
+    `max_new_tokens` is the experience rule's limit on what a rollout may sample, if it has one."""
     requests = seed_rows(rows.select_idxs(_repeated(prefixes)), seed, step, validate=False)
     requests.non_tensor_batch.update(_given(prefixes))
     if max_new_tokens is not None:
