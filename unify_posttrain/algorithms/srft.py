@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from unify_posttrain.algorithms.luffy import LUFFY
-from unify_posttrain.experience.rules import Experience
+from unify_posttrain.experience.rules import DemonstrationInGroup, Experience
 from unify_posttrain.objective import (
     AboveFloor,
     CurrentPolicy,
