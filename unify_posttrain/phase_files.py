@@ -92,6 +92,9 @@ def expand_phases(config: DictConfig, overrides: Sequence[str], compose: Compose
     expanded = [_expand(number, entry, config, overrides, compose, folder) for number, entry in enumerate(raw)]
     with open_dict(config):
         config.fusion.phases = expanded
+        # Whether there is a reference policy is asked of the run; its own terms are those of its phases.
+        if any(entry["actor"]["use_kl_loss"] for entry in expanded):
+            config.actor_rollout_ref.actor.use_kl_loss = True
 
 
 def _expand(

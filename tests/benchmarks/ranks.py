@@ -32,14 +32,13 @@ COMMON = (
     # One optimizer step per batch: with several, which rows a mini-batch holds depends on the number of ranks, as in verl.
     "actor_rollout_ref.actor.ppo_mini_batch_size=8",
 )
-KL = ("actor_rollout_ref.actor.use_kl_loss=true", "actor_rollout_ref.actor.kl_loss_coef=0.001")
 RUNS: dict[str, tuple[str, ...]] = {
-    "phases": ("algorithm=sft_then_rl", *KL),
+    "phases": ("algorithm=sft_then_rl",),
     "relift": ("algorithm=relift", "trainer.total_training_steps=4", "fusion.relift.sft_data_size=3", "fusion.relift.lr=2e-5"),
     "online_sft": ("algorithm=online_sft", "trainer.total_training_steps=3"),
     "ppo": ("algorithm=ppo", "trainer.total_training_steps=3"),
     "sft_then_rl": ("algorithm=sft_then_rl", "trainer.total_training_steps=4",
-                    "fusion.phases=[{algorithm:sft,steps:2,fusion:{demo:{missing:skip}},actor:{entropy_coeff:0}},{algorithm:grpo}]"),
+                    "fusion.phases=[{algorithm:sft,steps:2},{algorithm:grpo}]"),
 }  # fmt: skip
 CANCELLED = 1e-3
 COMPARED = ("critic/rewards/mean", "fusion/rl_loss", "fusion/sft_loss", "fusion/total_loss", "actor/grad_norm", "critic/vf_loss",

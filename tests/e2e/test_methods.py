@@ -14,27 +14,27 @@ from .conftest import World, resumed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]  # two runs in a test
 
-SILENT = "actor:{entropy_coeff:0,use_kl_loss:false}"
-PHASES = {  # algorithm: (steps, overrides), in this order
-    "sft": (1, "fusion:{demo:{missing:skip}}," + SILENT),
-    "srft": (2, "fusion:{clip:none,agg:{rl:token-mean},srft:{entropy_scope:batch}},actor:{entropy_coeff:0}"),
+# Algorithm: (steps, what is changed of its file), in this order. A name brings its own file: clip, weights, rates, optimizer steps.
+PHASES = {
+    "sft": (1, ""),
+    "srft": (2, "fusion:{srft:{entropy_scope:batch}}"),
     "luffy": (1, "fusion:{shaping:{all_maximum:0.9,on:p_logp},prefix:{n_prefix:2,min_ratio:0.2,max_ratio:0.9}}"),
-    "prefix_rft": (2, "fusion:{clip:ppo,prefix:{strategy:cosine,min_ratio:0.05,max_ratio:0.95,steps:10,entropy_top:0.2}}"),
-    "rl_with_sft_loss": (1, "fusion:{baseline:on}"),
-    "chord": (2, "fusion:{sft_form:phi,chord:{warm:4,decay:20}}"),
-    "dft": (1, "fusion:{sft_form:dft,demo:{missing:skip}}," + SILENT),
-    "psft": (1, "fusion:{sft_form:psft,demo:{missing:skip}}," + SILENT),
-    "hpt_released": (1, "fusion:{agg:{rl:sum-norm},sum_norm_divisor:8,hpt:{term_scale:own,switch_gate:1}}"),
-    "uft": (3, "lr:2.0e-4,fusion:{clip:ppo,uft:{T_hint:30},lr_schedule:{start:0.5,warmup_ratio:0.7,min_lr:1.0e-5}}"),
-    "dapo": (1, "fusion:{clip:ppo,agg:{rl:token-mean}}"),
+    "prefix_rft": (2, "fusion:{prefix:{steps:10}}"),
+    "rl_with_sft_loss": (1, ""),
+    "chord": (2, "fusion:{chord:{warm:4,decay:20}},actor:{use_kl_loss:true}"),
+    "dft": (1, ""),
+    "psft": (1, ""),
+    "hpt_released": (1, "fusion:{hpt:{switch_gate:1}}"),
+    "uft": (3, "lr:2.0e-4,fusion:{uft:{T_hint:30},lr_schedule:{start:0.5,warmup_ratio:0.7,min_lr:1.0e-5}}"),
+    "dapo": (1, ""),
 }
 
 
 def phases() -> str:
     entries = []
     for number, (name, (steps, overrides)) in enumerate(PHASES.items()):
-        length = f"steps:{steps}," if number + 1 < len(PHASES) else ""
-        entries.append(f"{{algorithm:{name},{length}{overrides}}}")
+        parts = [f"algorithm:{name}", *([f"steps:{steps}"] if number + 1 < len(PHASES) else []), *([overrides] if overrides else [])]
+        entries.append(f"{{{','.join(parts)}}}")
     return f"fusion.phases=[{','.join(entries)}]"
 
 
@@ -53,8 +53,6 @@ def test_eleven_methods_in_one_run_and_a_resume_in_its_middle(world: World) -> N
         phases(),
         f"trainer.total_training_steps={total}",
         "trainer.save_freq=5",
-        "actor_rollout_ref.actor.use_kl_loss=true",
-        "actor_rollout_ref.actor.kl_loss_coef=0.001",
     )
     world.train("methods", *run, "trainer.resume_mode=disable")
     metrics = world.metrics("methods")
@@ -67,6 +65,7 @@ def test_eleven_methods_in_one_run_and_a_resume_in_its_middle(world: World) -> N
         assert all(entry["fusion/rows_on"] == 0 and entry["fusion/rows_demo"] == 8 for entry in found[name]), name
     assert found["dft"][0]["fusion/sft_loss"] < found["dft"][0]["fusion/sft_nll"], "weighted by probabilities below 1"
     assert found["psft"][0]["fusion/sft_loss"] == pytest.approx(-1, abs=0.1), "the ratio starts at 1"
+    assert found["dapo"][0]["fusion/gen_batches"] >= 1, "dynamic sampling belongs to the name"
     for entry in found["srft"]:
         assert entry["fusion/rows_on"] == 24 and entry["fusion/rows_demo"] == 8
         assert 0 < entry["fusion/srft_w_sft"] < 0.5 and entry["fusion/srft_w_on"] > 0.1

@@ -51,7 +51,7 @@ def luffy_terms(mode: str, shape: str = "p_div_p") -> tuple[Term, ...]:
 
 
 def routed(batch: dict[str, Tensor], advantages: list[float], rl: list[float], sft: list[float]) -> dict[str, Tensor]:
-    """The batch with other advantages and a gate plan's weights."""
+    """The batch with other advantages and a batch plan's weights."""
     values = torch.tensor(advantages, dtype=torch.float64).unsqueeze(-1) * batch["response_mask"]
     weights = {"rl_weight": torch.tensor(rl), "sft_weight": torch.tensor(sft)}
     return {**batch, "advantages": values, **weights}

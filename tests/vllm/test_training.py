@@ -87,12 +87,11 @@ def test_response_prefixes_on_two_ranks_with_a_replica_each(world: VLLMWorld) ->
     """LUFFY's parts of demonstrations, then UFT's hints, as the phases of one run."""
     phases = (
         "fusion.phases=[{algorithm:luffy,steps:1,fusion:{prefix:{n_prefix:2,min_ratio:0.2,max_ratio:0.9}}},"
-        "{algorithm:uft,fusion:{clip:ppo,uft:{T_hint:30}}}]"
+        "{algorithm:uft,fusion:{uft:{T_hint:30}}}]"
     )
     world.train(
         "prefixes", "algorithm=sft_then_rl", phases, "trainer.n_gpus_per_node=2", "trainer.total_training_steps=3",
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8", "actor_rollout_ref.actor.optim.lr=1e-3",
-        "actor_rollout_ref.actor.use_kl_loss=true", "actor_rollout_ref.actor.kl_loss_coef=0.001",
     )  # fmt: skip
     metrics = world.metrics("prefixes")
     assert sorted(metrics) == [1, 2, 3] and all_finite(metrics)

@@ -1,4 +1,4 @@
-"""The mixer carries out a gate plan: drops rollouts, joins demonstration rows, pads, deals, and attaches the weights."""
+"""The mixer carries out a batch plan: drops rollouts, joins demonstration rows, pads, deals, and attaches the weights."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _picked_demonstrations(plan: BatchPlan, demonstrations: Rows | None) -> np.n
             picked.append(row)
     absent = [uid for uid, count in wanted.items() if count]
     if absent:
-        raise ValueError(f"the gate plan asks for demonstrations of groups {absent[:3]} that the batch does not hold")
+        raise ValueError(f"the batch plan asks for demonstrations of groups {absent[:3]} that the batch does not hold")
     return np.asarray(picked, dtype=int)
 
 

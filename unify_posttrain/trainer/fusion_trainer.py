@@ -25,7 +25,6 @@ from unify_posttrain.trainer.batch_mixer import BatchMixer
 from unify_posttrain.trainer.checkpoints import Checkpoints
 from unify_posttrain.trainer.demonstrator import Demonstrator
 from unify_posttrain.trainer.dump import RolloutDump
-from unify_posttrain.trainer.dynamic_sampling import DynamicSampling
 from unify_posttrain.trainer.engine import Engine, rollout_requests, seed_rows, with_rollouts
 from unify_posttrain.trainer.loader import TrainLoader
 from unify_posttrain.trainer.log_probs import LogProbs
@@ -113,12 +112,9 @@ class FusionTrainer(SeparateRayPPOTrainer):
         if self.clock.advance(self.global_steps):
             logger.info("step %d: phase %d, algorithm=%s", self.global_steps, self.clock.index, self.clock.phase.algorithm.name)
             self.clock.announce(self.port, self.total_training_steps)
-        phase, batch_size = self.clock.phase, self.config.data.train_batch_size
-        per_step = phase.mini_batches or batch_size // self.config.actor_rollout_ref.actor.ppo_mini_batch_size
-        self.step = Step(self.global_steps, phase.algorithm, per_step)
-        self.sampling = DynamicSampling.from_node(phase.filter_groups or self.config.algorithm.get("filter_groups"), batch_size)
-        own = phase.algorithm.step_metrics(self.global_steps)
-        self.metrics |= {"fusion/phase": float(self.clock.index), **dict.fromkeys(OWN_METRICS, 0.0), **own}
+        self.step = Step.begin(self.global_steps, self.clock.phase, self.config)
+        own = {**dict.fromkeys(OWN_METRICS, 0.0), **self.step.algorithm.step_metrics(self.step.number)}
+        self.metrics |= {"fusion/phase": float(self.clock.index), **own}
 
     def _fit_get_batch(self, batch_dict: dict) -> DataProto:
         batch = super()._fit_get_batch(batch_dict)
@@ -140,14 +136,14 @@ class FusionTrainer(SeparateRayPPOTrainer):
             return batch
         limit = self.step.algorithm.experience.max_new_tokens
         requests = rollout_requests(self._get_gen_batch(batch), prefixes, self.fusion.seed, self.step.number, limit)
-        rollouts = self.engine.generate(requests, self.timing_raw, self.sampling is None, self.curr_step_profile)
+        rollouts = self.engine.generate(requests, self.timing_raw, self.step.sampling is None, self.curr_step_profile)
         return with_rollouts(batch, rollouts, prefixes)
 
     def _fit_compute_reward(self, batch: DataProto) -> DataProto:
         """Rewards, then the gate: what it decides is recorded, and the batch that comes of it goes on."""
         generated = self._scored(batch)
-        if self.sampling is not None and generated.rollouts is not None:
-            generated, counted = self.sampling.replenish(generated, self._more)
+        if self.step.sampling is not None and generated.rollouts is not None:
+            generated, counted = self.step.sampling.replenish(generated, self._more)
             self.engine.sleep()
             self.metrics.update(counted)
         step = self.step
