@@ -17,7 +17,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from unify_posttrain.algorithms import ALGORITHMS, Algorithm, build_algorithm
+from unify_posttrain.algorithms import ALGORITHMS, METHODS, Algorithm, build_algorithm
 from unify_posttrain.config import compose_config, conf_dir
 from unify_posttrain.experience import rules
 from unify_posttrain.objective import MODES, aggregation
@@ -114,17 +114,21 @@ def _file(path: str) -> str:
     return f"[{path.rsplit('/', 1)[1]}](../{path})" if (ROOT / path).is_file() else "-"
 
 
+# Methods that the documents list: those that name a paper. A name with the balance of a published run shares its method's row.
+DOCUMENTED = tuple(cls.name for cls in METHODS if cls.paper)
+
+
 def ordered(rows: Kept) -> list[tuple[str, type[Algorithm]]]:
-    """Algorithms in the order of the table as it stands, new ones last."""
+    """Documented methods in the order of the table as it stands, new ones last."""
     names = [name.strip("`") for name in rows]
-    known = [name for name in names if name in ALGORITHMS]
-    return [(name, ALGORITHMS[name]) for name in (*known, *(name for name in ALGORITHMS if name not in known))]
+    known = [name for name in names if name in DOCUMENTED]
+    return [(name, ALGORITHMS[name]) for name in (*known, *(name for name in DOCUMENTED if name not in known))]
 
 
 def rules_of_methods(rows: Kept) -> str:
     """Which rule composes the groups of which method, as the methods are configured."""
     methods: dict[str, list[str]] = {}
-    for name in ALGORITHMS:
+    for name in DOCUMENTED:
         for each in dict.fromkeys(type(phase.algorithm.experience).__name__ for phase in built(name).phases):
             methods.setdefault(each, []).append(f"`{name}`")
     return table(
@@ -201,7 +205,7 @@ TABLES: dict[str, Callable[[Kept], str]] = {
     "rules": rules_of_methods,
     "aggregations": aggregations,
     "reward_versions": reward_versions,
-    **{f"choices_{group}": choices(group) for group in ("algorithm", "model", "task", "hardware")},
+    **{f"choices_{group}": choices(group) for group in ("model", "task", "hardware")},
 }
 
 

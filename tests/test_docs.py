@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 from omegaconf import OmegaConf
 
+from tests import docs_tables
 from tests.docs_tables import BLOCK, DOCUMENTS, ROOT, TABLES, blocks, cells, composed, ordered, rendered
 from unify_posttrain.algorithms import ALGORITHMS, Algorithm, build_algorithm
 from unify_posttrain.config import conf_dir
@@ -87,6 +88,7 @@ def test_a_new_algorithm_gets_a_row_and_words_by_hand_stay(monkeypatch: pytest.M
         name, paper = "new", "arXiv 1234.56789"
 
     monkeypatch.setitem(ALGORITHMS, "new", New)
+    monkeypatch.setattr(docs_tables, "DOCUMENTED", (*docs_tables.DOCUMENTED, "new"))
     kept = {"`hpt`": ["`hpt`", "by hand", "too", "old"]}
     assert next(name for name, _ in ordered(kept)) == "hpt"
     rows = cells(TABLES["objectives"](kept))
@@ -197,7 +199,7 @@ def test_the_example_of_an_algorithm_works() -> None:
     (source,) = python_blocks(README)
     namespace: dict[str, type[Algorithm]] = {}
     exec(source, namespace)
-    settings = build_algorithm(OmegaConf.to_container(composed("algorithm=hpt").actor_rollout_ref.actor, resolve=True)).settings
+    settings = build_algorithm(OmegaConf.to_container(composed("algorithm=dr_grpo").actor_rollout_ref.actor, resolve=True)).settings
     method = namespace["MyMethod"](settings)
     assert [term.name for term in method.terms] == ["rl", "sft", "entropy"]
     assert method.experience.rollouts(has_demonstration=True) == settings.fusion.group_size - 1

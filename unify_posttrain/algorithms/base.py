@@ -65,7 +65,7 @@ class Algorithm(Parts, ABC):
     """An algorithm under the estimator. `terms` is what the actor minimises, `experience` what the trainer asks for rows."""
 
     name: ClassVar[str]
-    paper: ClassVar[str]
+    paper: ClassVar[str] = ""  # "arXiv ID", or its name; a method without one is not listed in the documents
     nodes: ClassVar[Mapping[str, type]] = {}  # its own keys of the `fusion` node: name -> dataclass, or the type of a plain value
     own_metrics: ClassVar[Mapping[str, str | None]] = {}  # its own `fusion/*` -> estimator metric; None: it fills them itself
     needs_critic: ClassVar[bool] = False  # advantages come from the values of a critic (adv_estimator=gae)
