@@ -1,8 +1,9 @@
-"""conf/algorithm/NAME_released.yaml has the balance of the published runs: their arithmetic, beside what `compute_loss` makes of ours.
+"""conf/algorithm/NAME_released.yaml has the balance of the published runs: their arithmetic, beside `compute_loss` of ours.
 
-The released codes go through R ranks and, on each, through M micro-batches. They add up the gradients of the micro-batches, and FSDP
-averages the ranks. A policy-gradient loss is a sum over 8192, all else is a token mean of its micro-batch. UFT divides by M instead of
-adding up, and CHORD weights its micro-batches by their rows. Here all micro-batches have equally many tokens of each class.
+The released codes go through R ranks and, on each, through M micro-batches. They add up the gradients of the micro-batches, and
+FSDP averages the ranks. A policy-gradient loss is a sum over 8192, all else is a token mean of its micro-batch. UFT divides by M
+instead of adding up, and CHORD weights its micro-batches by their rows. Here all micro-batches have equally many tokens of each
+class.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def test_sums_over_the_length_and_means_of_micro_batches(name: str) -> None:
     """Ratio 1.00, element by element, so for every part of the loss.
 
     Policy gradient: theirs Σ S / 8192 / R, ours Σ S / (8192 K) with K = 8 = R.
-    Means: theirs Σ_rm (Σ_t x / n) / R with n tokens per micro-batch = Σ x / (n R), ours c Σ x / (n R M), so c = M times the script's.
+    Means: theirs Σ_rm (Σ_t x / n) / R with n tokens per micro-batch = Σ x / (n R), ours c Σ x / (n R M), so c is M times theirs.
     """
     part, demonstrations = RELEASED[name]
     tensors = batch(demonstrations)
@@ -191,7 +192,7 @@ def test_uft_divides_by_the_number_of_micro_batches() -> None:
 
 
 def test_chord_weights_micro_batches_by_their_rows() -> None:
-    """Trinity: mean x rows of the kind / (rows of the kind per rank), so each kind is the mean over the whole batch; μ(100) = 0.25."""
+    """Trinity: mean x rows of the kind / (rows of the kind per rank), so each is a mean over the whole batch; μ(100) = 0.25."""
     tensors = batch(DEMONSTRATIONS)
     per_rank = M * ROWS
 
@@ -232,7 +233,7 @@ def test_what_luffys_equation_rescales() -> None:
 
 
 def test_what_the_published_batches_are() -> None:
-    """96 prompts, a third of them with 8 rollouts, the rest one demonstration: 32 x 8 + 64 = 320 rows, a fifth of them expert data."""
+    """96 prompts, a third with 8 rollouts, the rest one demonstration each: 32 x 8 + 64 = 320 rows, a fifth of them expert data."""
     config = compose_config(["algorithm=chord_released", "task=openr1_math", "model=qwen2_5_7b"])
     rule = build_algorithm(config.actor_rollout_ref.actor).experience
     assert rule.expert_probability == pytest.approx(2 / 3)  # type: ignore[attr-defined]
