@@ -138,8 +138,9 @@ def two_demonstrations() -> Batch:
 @pytest.mark.parametrize(
     ("name", "changes", "expected"),
     [
-        ("hpt_released", {"sum_norm_divisor": 1}, 0.796198),  # -.95/4 + 1.033698
-        ("hpt_released", {}, 1.004010),  # K = 8 published ranks: -.95/32 + 1.033698
+        ("hpt_released", {"sum_norm_divisor": 1, "sft_loss_coef": 1.0}, 0.796198),  # -.95/4 + 1.033698
+        ("hpt_released", {"sft_loss_coef": 1.0}, 1.004010),  # K = 8 published ranks: -.95/32 + 1.033698
+        ("hpt_released", {}, 4.105103),  # λ = 1 in each of M = 4 micro-batches: -.95/32 + 4*1.033698
         ("hpt", {}, 0.457474),  # (-.95/(2 rows * 4) + 1.033698)/2: one prompt of two in each
         ("hpt", {"hpt": {"term_scale": "own"}}, 0.914948),  # -.11875 + 1.033698
         ("hpt", {"sft_loss_coef": 0.3}, 0.095680),  # (-.11875 + .310109)/2
@@ -160,7 +161,7 @@ def test_hpt_middle_zone_on_f(tiny: Build, fixture_f: Callable[[], Batch]) -> No
 
 def test_hpt_soft_on_f(tiny: Build, fixture_f: Callable[[], Batch]) -> None:
     """Weights from the plan: one of seven solved beside a verified demonstration is c = 2, type 2: (.125, 0, .5)."""
-    built = tiny("hpt_released", sum_norm_divisor=1, hpt={"strategy": "soft", "soft_type": 2})
+    built = tiny("hpt_released", sum_norm_divisor=1, sft_loss_coef=1.0, hpt={"strategy": "soft", "soft_type": 2})
     (group,) = built.experience.plan([Group("a", 1, 7, True, True)])
     on, off, sft = group.weight("rl"), group.weight("off"), group.weight("sft")
     assert (on, off, sft) == (0.125, 0.0, 0.5)

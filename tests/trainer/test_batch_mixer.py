@@ -11,18 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig
 from verl import DataProto
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
 from unify_posttrain.algorithms import ALGORITHMS, Algorithm, Settings
 from unify_posttrain.experience.demonstrations import Demonstration, DemonstrationReader, demonstration_tensors
-from unify_posttrain.experience.gate import BatchPlan
-from unify_posttrain.experience.mixer import DEMONSTRATION, PADDING, ROLLOUT
-from unify_posttrain.experience.rows import object_column
+from unify_posttrain.experience.plan import BatchPlan
+from unify_posttrain.experience.rows import DEMONSTRATION, PADDING, ROLLOUT, object_column
 from unify_posttrain.experience.rules import NO_PREFIX
 from unify_posttrain.objective import compute_loss, token_class
-from unify_posttrain.trainer.advantages import replace_advantages
+from unify_posttrain.trainer.advantages import set_advantages
 from unify_posttrain.trainer.batch_mixer import BatchMixer
 from unify_posttrain.trainer.demonstrator import Demonstrator
 from unify_posttrain.trainer.mixed_batch import KIND_COLUMN
@@ -43,7 +41,9 @@ def small(settings: Callable[..., Settings]) -> Callable[..., Algorithm]:
     """small("luffy", shaping={"name": "reject"}): the composed algorithm at n = 4 and a horizon of 8 tokens."""
 
     def build(name: str, **fusion: Any) -> Algorithm:
-        changes = {"group_size": N, "horizon": RESPONSE, "uft": {"max_new_tokens": 4, **fusion.pop("uft", {})}, **fusion}
+        changes = {"group_size": N, "horizon": RESPONSE, **fusion}
+        if name == "uft":
+            changes["uft"] = {"max_new_tokens": 4, **fusion.get("uft", {})}
         return ALGORITHMS[name](settings(f"algorithm={name}").changed(changes, {}, "test"))
 
     return build
@@ -75,14 +75,14 @@ def score_rows(data: DataProto) -> DataProto:
 class Step:
     """A training step of an algorithm up to its advantages."""
 
-    def __init__(self, built: Algorithm, std: bool, step: int = 1, ranks: int = 1, mini_batches: int = 1) -> None:
-        self.built, self.std, self.step, self.ranks = built, std, step, ranks
+    def __init__(self, built: Algorithm, step: int = 1, ranks: int = 1, mini_batches: int = 1) -> None:
+        self.built, self.step, self.ranks, self.mini_batches = built, step, ranks, mini_batches
         reader = DemonstrationReader(
             encode, lambda messages: ("1", [1]), EOS, RESPONSE, with_probabilities=built.fusion.shaping.name == "target_prob"
         )
         needs_target = built.experience.needs_target
         self.demonstrator = Demonstrator(reader, built.fusion, score_rows, 1, PROMPT, RESPONSE, PAD) if needs_target else None
-        self.mixer = BatchMixer(self.demonstrator, mini_batches, 1.0, log_probs=True)
+        self.mixer = BatchMixer(self.demonstrator, 1.0, log_probs=True)
 
     def mix(self, batch: DataProto, solved: dict[str, list[float]]) -> DataProto:
         """`solved`: uid -> scores of its rollouts, as many as the rule asks for (or more: the rest is not needed)."""
@@ -94,18 +94,18 @@ class Step:
         return self.mixed.batch
 
     def mix_rollouts(self, drawn: Prompts, rollouts: DataProto | None) -> None:
-        self.mixed = self.mixer.mix(self.built, Generated(drawn, rollouts), self.ranks, self.step)
+        self.mixed = self.mixer.mix(self.built, Generated(drawn, rollouts), self.ranks, self.mini_batches, self.step)
 
     def advantages(self, batch: DataProto, old: float = 0.0, reference: float = 0.0) -> dict[str, float]:
-        """verl's estimator, then what it cannot know. Log-probabilities are the same on every token."""
+        """verl's estimator, then the algorithm's advantage. Log-probabilities are the same on every token."""
         t = batch.batch
-        t["token_level_scores"] = t["rm_scores"]
-        uids = batch.non_tensor_batch["uid"]
+        t["token_level_scores"] = t["token_level_rewards"] = t["rm_scores"]
+        uids, std = batch.non_tensor_batch["uid"], self.built.fusion.norm_adv_by_std
         t["advantages"], t["returns"] = compute_grpo_outcome_advantage(
-            t["rm_scores"], t["response_mask"], uids, norm_adv_by_std_in_grpo=self.std
+            t["rm_scores"], t["response_mask"], uids, norm_adv_by_std_in_grpo=std
         )
         t["old_log_probs"], t["ref_log_prob"] = (torch.full(t["rm_scores"].shape, value) for value in (old, reference))
-        return replace_advantages(self.built, self.mixed, batch, self.std)
+        return set_advantages(self.built, self.mixed, batch)
 
 
 def generated(batch: DataProto, prefixes: list, solved: dict[str, list[float]]) -> DataProto | None:
@@ -133,6 +133,11 @@ def generated(batch: DataProto, prefixes: list, solved: dict[str, list[float]]) 
 SCORES = {"a": [1.0, 0.0, 0.0, 0.0], "b": [0.0, 1.0, 1.0, 0.0]}
 
 
+def weights(batch: DataProto) -> set[str]:
+    """The streams of the plan's coefficients."""
+    return {name for name in batch.batch.keys() if name.endswith("_weight")}
+
+
 def values(batch: DataProto, name: str = "advantages") -> dict[tuple[str, int], set[float]]:
     """(uid, kind) -> values of a stream on the rows' own tokens, or of a row stream."""
     found: dict[tuple[str, int], set[float]] = {}
@@ -152,15 +157,11 @@ def one_phase(name: str) -> bool:
 
 
 @pytest.mark.parametrize("name", sorted(filter(one_phase, ALGORITHMS)))
-def test_every_stream_that_a_term_names_is_in_the_batch(
-    small: Callable[..., Algorithm], composed: Callable[..., DictConfig], name: str
-) -> None:
+def test_every_stream_that_a_term_names_is_in_the_batch(small: Callable[..., Algorithm], name: str) -> None:
     """... and its loss and gradient on that batch are finite, on any number of ranks."""
-    std = composed(f"algorithm={name}").algorithm.norm_adv_by_std_in_grpo
-    fusion = {"phases": ()} if name != "prefix_rft" else {"prefix": {"min_ratio": 0.5, "max_ratio": 0.5}}
-    built = small(name, **fusion)
+    built = small(name, **({"prefix": {"min_ratio": 0.5, "max_ratio": 0.5}} if name == "prefix_rft" else {}))
     for ranks, mini_batches in ((1, 1), (2, 2)):
-        step = Step(built, std, ranks=ranks, mini_batches=mini_batches)
+        step = Step(built, ranks=ranks, mini_batches=mini_batches)
         batch = step.mix(prompts(hints=name == "uft"), SCORES)
         named = {stream for term in built.terms for stream in term.streams}
         assert named - STAGES - {"scores"} <= set(batch.batch.keys())
@@ -176,15 +177,37 @@ def test_every_stream_that_a_term_names_is_in_the_batch(
             assert not gradient[padding].any() and not tensors["advantages"][padding].any()
 
 
+@pytest.mark.parametrize("name", sorted(filter(one_phase, ALGORITHMS)))
+def test_only_coefficients_that_a_term_reads_are_shipped(small: Callable[..., Algorithm], name: str) -> None:
+    """HPT's gate weighs every term; the terms of all others weigh their rows alike, and members go by token class."""
+    batch = Step(small(name), ranks=3).mix(prompts(hints=name == "uft"), SCORES)
+    gated = name.partition("_released")[0] == "hpt"
+    assert weights(batch) == ({"rl_weight", "off_weight", "sft_weight"} if gated else set())
+
+
+def test_all_rows_of_a_group_carry_its_coefficients(small: Callable[..., Algorithm]) -> None:
+    """`a` solves one of three beside its demonstration (x = 1 + 7/3 of the published table), `b` has no demonstration."""
+    batch = Step(small("hpt", hpt={"strategy": "soft"}), ranks=5).mix(prompts(), SCORES)
+    # x = 10/3: a third of the way from row 3 (.25, 1, .25) to row 4 (.5, .5, .125)
+    soft = {"rl_weight": 0.33333, "off_weight": 0.83333, "sft_weight": 0.20833}
+    for name, weight in soft.items():
+        assert values(batch, name) == {
+            ("a", ROLLOUT): {weight},
+            ("a", DEMONSTRATION): {weight},
+            ("b", ROLLOUT): {float(name == "rl_weight")},
+            **{(f"padding-{number}", PADDING): {0.0} for number in range(2)},
+        }
+
+
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "ppo", "online_sft"])
 def test_plain_rollouts_stay_as_verl_made_them(small: Callable[..., Algorithm], name: str) -> None:
-    batch = Step(small(name), std=True).mix(prompts(), SCORES)
+    batch = Step(small(name)).mix(prompts(), SCORES)
     assert KIND_COLUMN not in batch.non_tensor_batch
-    assert not {"prefix_mask", "rl_weight", "sft_weight"} & set(batch.batch.keys())
+    assert "prefix_mask" not in batch.batch and not weights(batch)
 
 
 def test_hints_are_attended_and_not_sampled(small: Callable[..., Algorithm]) -> None:
-    step = Step(small("uft", uft={"hint_mode": "stage"}), std=True)
+    step = Step(small("uft", uft={"hint_mode": "stage"}))
     batch = step.mix(prompts(hints=True), SCORES)
     hint = token_class(batch.batch, "hint")
     assert hint.sum(dim=-1).tolist() == [4] * 8  # all four sentences at step 1, within the room of 4
@@ -212,7 +235,7 @@ def test_hints_are_attended_and_not_sampled(small: Callable[..., Algorithm]) -> 
 )  # fmt: skip
 def test_advantages(small: Callable[..., Algorithm], name: str, std: bool, expected: list) -> None:
     """Of the rollouts of `a`, its demonstration, and the rollouts of `b`."""
-    step = Step(small(name), std)
+    step = Step(small(name, norm_adv_by_std=std))
     batch = step.mix(prompts(), SCORES)
     step.advantages(batch)
     keys = [("a", ROLLOUT), ("a", DEMONSTRATION), ("b", ROLLOUT)]
@@ -220,7 +243,7 @@ def test_advantages(small: Callable[..., Algorithm], name: str, std: bool, expec
 
 
 def test_a_prefixed_rollout_is_compared_within_its_group(small: Callable[..., Algorithm]) -> None:
-    step = Step(small("prefix_rft", prefix={"min_ratio": 0.5, "max_ratio": 0.5}), std=False)
+    step = Step(small("prefix_rft", norm_adv_by_std=False, prefix={"min_ratio": 0.5, "max_ratio": 0.5}))
     batch = step.mix(prompts(), SCORES)
     step.advantages(batch)
     # row 0 of `a` begins with int(6*.5) tokens of the demonstration, is solved, and carries its advantage on all of its tokens
@@ -230,27 +253,32 @@ def test_a_prefixed_rollout_is_compared_within_its_group(small: Callable[..., Al
     assert batch.batch["advantages"][0, :6].tolist() == pytest.approx([0.75] * 6)
 
 
-def test_the_on_baseline_leaves_prefixed_rollouts_out(small: Callable[..., Algorithm]) -> None:
-    step = Step(small("luffy", baseline="on", prefix={"min_ratio": 0.5, "max_ratio": 0.5}), std=False)
+def test_a_baseline_of_rollouts_leaves_prefixed_ones_out(small: Callable[..., Algorithm]) -> None:
+    step = Step(small("luffy", luffy={"baseline": "rollouts"}, prefix={"min_ratio": 0.5, "max_ratio": 0.5}))
     batch = step.mix(prompts(), SCORES)
     step.advantages(batch)
     assert values(batch)["a", ROLLOUT] == {1.0, 0.0}  # the three on-policy rows all failed: mean 0
     assert values(batch)["b", ROLLOUT] == {0.5, -0.5}
 
 
-def test_a_phase_has_a_baseline_of_its_own(small: Callable[..., Algorithm]) -> None:
-    """SFT, then RL with an SFT loss, which insists on baseline=on; the run's own says group."""
-    first = {"algorithm": "sft", "steps": 1, "fusion": {"demo": {"missing": "skip"}}, "actor": {"entropy_coeff": 0}}
-    root = small("sft_then_rl", phases=(first, {"algorithm": "rl_with_sft_loss", "fusion": {"baseline": "on"}}))
-    step = Step(root.phases[1].algorithm, std=False)
-    batch = step.mix(prompts(), SCORES)
-    step.advantages(batch)
-    assert values(batch)["a", ROLLOUT] == {0.66667, -0.33333}
+def test_a_phase_has_a_baseline_of_its_own(algorithm: Callable[..., Algorithm]) -> None:
+    """LUFFY compares a group with its demonstration; the RL with an SFT loss that follows compares rollouts alone."""
+    root = algorithm(
+        "algorithm=sft_then_rl",
+        "fusion.phases=[{algorithm: luffy, steps: 1}, {algorithm: rl_with_sft_loss}]",
+        f"actor_rollout_ref.rollout.n={N}",
+        f"data.max_response_length={RESPONSE}",
+    )
+    for phase, expected in zip(root.phases, ({0.5, -0.5}, {0.66667, -0.33333}), strict=True):
+        step = Step(phase.algorithm)
+        batch = step.mix(prompts(), SCORES)
+        step.advantages(batch)
+        assert values(batch)["a", ROLLOUT] == expected
 
 
 def test_online_sft_advantages_and_rewards(small: Callable[..., Algorithm]) -> None:
     # six tokens, log π_old - log π_ref = .2 each: k1 = 1.2; R - .1*1.2
-    step = Step(small("online_sft"), std=True)
+    step = Step(small("online_sft"))
     batch = step.mix(prompts(), SCORES)
     metrics = step.advantages(batch, old=-1.0, reference=-1.2)
     assert values(batch) == {("a", ROLLOUT): {0.88, -1.12}, ("b", ROLLOUT): {0.88, -1.12}}
@@ -260,7 +288,7 @@ def test_online_sft_advantages_and_rewards(small: Callable[..., Algorithm]) -> N
 
 def test_online_sft_keeps_a_penalty_beside_the_verdict(small: Callable[..., Algorithm]) -> None:
     """The reward manager's score is the verdict (`acc`) and a penalty; ±1 replaces the verdict alone."""
-    step = Step(small("online_sft"), std=True)
+    step = Step(small("online_sft"))
     rollouts = generated(prompts(), [(NO_PREFIX,) * N] * 2, SCORES)
     rollouts.batch["rm_scores"][:, 5] -= 0.25
     step.mix_rollouts(Prompts(prompts(), {}, []), rollouts)
@@ -273,7 +301,7 @@ def test_online_sft_keeps_a_penalty_beside_the_verdict(small: Callable[..., Algo
 
 
 def test_solved_rows_are_those_of_the_success_field(small: Callable[..., Algorithm]) -> None:
-    step = Step(small("srft"), std=True, ranks=3)
+    step = Step(small("srft"), ranks=3)
     batch = step.mix(prompts(), {"a": [1.0, 0.5, 0.0, 0.0], "b": [1.0, 1.5, 0.0, 0.9]})
     assert values(batch, "solved") == {
         ("a", ROLLOUT): {1.0, 0.0},
@@ -283,7 +311,7 @@ def test_solved_rows_are_those_of_the_success_field(small: Callable[..., Algorit
     }
     assert int(batch.batch["solved"].sum()) == 1 + 1 + 2  # at least the threshold: 1 of a, its demonstration, 1 and 1.5 of b
     assert torch.equal(batch.batch["solved"] + batch.batch["unsolved"], torch.ones(len(batch)))
-    by_field = Step(small("srft", success_key="acc"), std=True).mix(prompts(), SCORES)
+    by_field = Step(small("srft", success_key="acc")).mix(prompts(), SCORES)
     assert int(by_field.batch["solved"].sum()) == 1 + 1 + 2
 
 
@@ -292,7 +320,7 @@ def test_uniform_numbers_belong_to_prompt_and_step(small: Callable[..., Algorith
     built = small("luffy", shaping={"name": "reject"})
 
     def drawn(**keys: int) -> dict[str, list]:
-        batch = Step(built, std=False, **keys).mix(prompts(), SCORES)
+        batch = Step(built, **keys).mix(prompts(), SCORES)
         uids = batch.non_tensor_batch["uid"]
         return {uid: batch.batch["uniforms"][list(uids).index(uid)].tolist() for uid in "ab"}
 
@@ -303,7 +331,7 @@ def test_uniform_numbers_belong_to_prompt_and_step(small: Callable[..., Algorith
 
 
 def test_teacher_probabilities_stand_on_the_demonstration(small: Callable[..., Algorithm]) -> None:
-    batch = Step(small("luffy", shaping={"name": "target_prob"}), std=False).mix(prompts(), SCORES)
+    batch = Step(small("luffy", shaping={"name": "target_prob"})).mix(prompts(), SCORES)
     (row,) = np.flatnonzero(batch.non_tensor_batch[KIND_COLUMN] == DEMONSTRATION)
     assert batch.batch["target_probs"][row].tolist() == [0.5] * 5 + [1.0] * 3  # five tokens; EOS has none of its own
 
@@ -312,7 +340,7 @@ def test_teacher_probabilities_stand_on_the_demonstration(small: Callable[..., A
 def test_a_batch_without_demonstrations_has_the_stream_too(small: Callable[..., Algorithm], name: str, targets: tuple) -> None:
     """HPT's gate found every prompt solved; LUFFY's prompts had no target."""
     built = small(name, shaping={"name": "target_prob"})
-    batch = Step(built, std=False).mix(prompts(targets), {"a": [1.0, 1.0, 1.0, 0.0], "b": [0.0, 1.0, 1.0, 0.0]})
+    batch = Step(built).mix(prompts(targets), {"a": [1.0, 1.0, 1.0, 0.0], "b": [0.0, 1.0, 1.0, 0.0]})
     assert not (batch.non_tensor_batch[KIND_COLUMN] == DEMONSTRATION).any()
     named = {stream for term in built.terms for stream in term.streams}
     assert named - STAGES <= set(batch.batch.keys())
@@ -334,7 +362,7 @@ def test_chord_skips_prompts_without_a_target_if_told_to(small: Callable[..., Al
 def test_a_prompt_that_cannot_be_graded_is_masked_and_counted(small: Callable[..., Algorithm], name: str) -> None:
     """Its rollouts score 0 because its ground truth is unusable, not because they are wrong: nothing of it is trained."""
     built = small(name)
-    step = Step(built, std=False)
+    step = Step(built)
     found = step.demonstrator.read(prompts(), step.step)[0] if step.demonstrator else {}
     solved = {"a": [0.0] * N, "b": [0.0, 1.0, 1.0, 0.0]}
     rollouts = generated(prompts(), [(NO_PREFIX,) * built.experience.rollouts(uid in found) for uid in "ab"], solved)
