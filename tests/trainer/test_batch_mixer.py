@@ -41,10 +41,9 @@ def small(settings: Callable[..., Settings]) -> Callable[..., Algorithm]:
     """small("luffy", shaping={"name": "reject"}): the composed algorithm at n = 4 and a horizon of 8 tokens."""
 
     def build(name: str, **fusion: Any) -> Algorithm:
-        changes = {"group_size": N, "horizon": RESPONSE, **fusion}
-        if name == "uft":
-            changes["uft"] = {"max_new_tokens": 4, **fusion.get("uft", {})}
-        return ALGORITHMS[name](settings(f"algorithm={name}").changed(changes, {}, "test"))
+        plain = settings(f"algorithm={name}")
+        hints = {"uft": {"max_new_tokens": 4, **fusion.pop("uft", {})}} if "uft" in plain.fusion.own else {}
+        return ALGORITHMS[name](plain.changed({"group_size": N, "horizon": RESPONSE, **hints, **fusion}, {}, "test"))
 
     return build
 
@@ -135,7 +134,7 @@ SCORES = {"a": [1.0, 0.0, 0.0, 0.0], "b": [0.0, 1.0, 1.0, 0.0]}
 
 def weights(batch: DataProto) -> set[str]:
     """The streams of the plan's coefficients."""
-    return {name for name in batch.batch.keys() if name.endswith("_weight")}
+    return {name for name in dict(batch.batch.items()) if name.endswith("_weight")}
 
 
 def values(batch: DataProto, name: str = "advantages") -> dict[tuple[str, int], set[float]]:
@@ -162,7 +161,7 @@ def test_every_stream_that_a_term_names_is_in_the_batch(small: Callable[..., Alg
     built = small(name, **({"prefix": {"min_ratio": 0.5, "max_ratio": 0.5}} if name == "prefix_rft" else {}))
     for ranks, mini_batches in ((1, 1), (2, 2)):
         step = Step(built, ranks=ranks, mini_batches=mini_batches)
-        batch = step.mix(prompts(hints=name == "uft"), SCORES)
+        batch = step.mix(prompts(hints=built.experience.needs_hint), SCORES)
         named = {stream for term in built.terms for stream in term.streams}
         assert named - STAGES - {"scores"} <= set(batch.batch.keys())
         assert len(batch) % (ranks * mini_batches) == 0 or KIND_COLUMN not in batch.non_tensor_batch
@@ -180,7 +179,8 @@ def test_every_stream_that_a_term_names_is_in_the_batch(small: Callable[..., Alg
 @pytest.mark.parametrize("name", sorted(filter(one_phase, ALGORITHMS)))
 def test_only_coefficients_that_a_term_reads_are_shipped(small: Callable[..., Algorithm], name: str) -> None:
     """HPT's gate weighs every term; the terms of all others weigh their rows alike, and members go by token class."""
-    batch = Step(small(name), ranks=3).mix(prompts(hints=name == "uft"), SCORES)
+    built = small(name)
+    batch = Step(built, ranks=3).mix(prompts(hints=built.experience.needs_hint), SCORES)
     gated = name.partition("_released")[0] == "hpt"
     assert weights(batch) == ({"rl_weight", "off_weight", "sft_weight"} if gated else set())
 
@@ -276,25 +276,53 @@ def test_a_phase_has_a_baseline_of_its_own(algorithm: Callable[..., Algorithm]) 
         assert values(batch)["a", ROLLOUT] == expected
 
 
-def test_online_sft_advantages_and_rewards(small: Callable[..., Algorithm]) -> None:
+@pytest.mark.parametrize("form", ["analytic", "pseudo"])
+def test_online_sft_advantages_and_rewards(small: Callable[..., Algorithm], form: str) -> None:
     # six tokens, log π_old - log π_ref = .2 each: k1 = 1.2; R - .1*1.2
-    step = Step(small("online_sft"))
+    step = Step(small("online_sft", online_sft={"form": form}))
     batch = step.mix(prompts(), SCORES)
     metrics = step.advantages(batch, old=-1.0, reference=-1.2)
     assert values(batch) == {("a", ROLLOUT): {0.88, -1.12}, ("b", ROLLOUT): {0.88, -1.12}}
-    assert values(batch, "scores") == {("a", ROLLOUT): {1.0, -1.0}, ("b", ROLLOUT): {1.0, -1.0}}
+    assert ("scores" in batch.batch) == (form == "pseudo")  # whose loss reads R; the analytic one has it in its advantage
+    if form == "pseudo":
+        assert values(batch, "scores") == {("a", ROLLOUT): {1.0, -1.0}, ("b", ROLLOUT): {1.0, -1.0}}
     assert metrics["fusion/kl_seq"] == pytest.approx(1.2)
 
 
 def test_online_sft_keeps_a_penalty_beside_the_verdict(small: Callable[..., Algorithm]) -> None:
     """The reward manager's score is the verdict (`acc`) and a penalty; ±1 replaces the verdict alone."""
-    step = Step(small("online_sft"))
+    step = Step(small("online_sft", online_sft={"form": "pseudo"}))
     rollouts = generated(prompts(), [(NO_PREFIX,) * N] * 2, SCORES)
     rollouts.batch["rm_scores"][:, 5] -= 0.25
     step.mix_rollouts(Prompts(prompts(), {}, []), rollouts)
     batch = step.mixed.batch
     step.advantages(batch)
-    assert values(batch, "scores")["a", ROLLOUT] == {0.75, -1.25}
+    assert values(batch, "scores")["a", ROLLOUT] == values(batch)["a", ROLLOUT] == {0.75, -1.25}
+
+
+def test_what_verls_estimator_computed_stands(small: Callable[..., Algorithm]) -> None:
+    """... except on padding, which is in no group and is scored as if it were one."""
+    step = Step(small("ppo"), ranks=3)
+    rollouts = generated(prompts(), [(NO_PREFIX,) * N] * 2, SCORES)
+    rollouts.non_tensor_batch["gold_ok"] = np.array([float(uid != "a") for uid in rollouts.non_tensor_batch["uid"]])
+    step.mix_rollouts(Prompts(prompts(), {}, []), rollouts)
+    batch = step.mixed.batch
+    batch.batch["token_level_scores"] = batch.batch["token_level_rewards"] = batch.batch["rm_scores"]
+    batch.batch["advantages"], batch.batch["returns"] = (torch.full((6, RESPONSE), value) for value in (0.7, 0.9))
+    assert set_advantages(step.built, step.mixed, batch) == {}
+    padding = torch.from_numpy(batch.non_tensor_batch[KIND_COLUMN] == PADDING)
+    assert padding.sum() == 2  # 4 rows on 3 ranks
+    for name, value in (("advantages", 0.7), ("returns", 0.9)):
+        assert torch.equal(batch.batch[name], torch.where(padding.unsqueeze(-1), 0.0, torch.tensor(value)).expand(6, RESPONSE))
+
+
+def test_a_stream_that_an_advantage_reads_must_be_there(small: Callable[..., Algorithm]) -> None:
+    step = Step(small("online_sft"))
+    batch = step.mix(prompts(), SCORES)
+    batch.batch["token_level_scores"] = batch.batch["token_level_rewards"] = batch.batch["rm_scores"]
+    batch.batch["old_log_probs"] = torch.zeros(batch.batch["responses"].shape)
+    with pytest.raises(KeyError, match=r"algorithm=online_sft needs \['ref_log_prob'\]"):
+        set_advantages(step.built, step.mixed, batch)
 
 
 # --- streams of single terms -----------------------------------------------------------------------------------------

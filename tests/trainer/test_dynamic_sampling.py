@@ -53,7 +53,7 @@ def test_the_first_groups_that_differ_are_kept() -> None:
     spread = {"a": False, "b": True, "c": False, "d": True, "e": True}
     chosen = DynamicSampling(2, None, 10).select(plan, spread)
     assert [group.uid for group in chosen] == list("abcde"), "every prompt that was drawn stays on record"
-    assert {group.uid: (group.kept, group.on_weight) for group in chosen} == {
+    assert {group.uid: (group.kept, group.weight("rl")) for group in chosen} == {
         **dict.fromkeys("ace", (0, 0.0)),
         **dict.fromkeys("bd", (2, 1.0)),
     }
@@ -106,14 +106,12 @@ def test_a_field_that_the_reward_does_not_return_is_named() -> None:
         DynamicSampling(2, "accuracy", 10).replenish(generated(a=(0, 1)), lambda: None)
 
 
-def config(**node: object):
-    return OmegaConf.create({"algorithm": {"filter_groups": node or None}, "data": {"train_batch_size": 16}})
-
-
 def test_settings() -> None:
-    found = DynamicSampling.from_config(config(enable=True, metric="acc", max_num_gen_batches=3))
+    """`algorithm.filter_groups`, of the run or of a phase; the step says how many groups it wants."""
+    found = DynamicSampling.from_node({"enable": True, "metric": "acc", "max_num_gen_batches": 3}, wanted=16)
     assert (found.wanted, found.metric, found.max_batches) == (16, "acc", 3)
-    assert DynamicSampling.from_config(config(enable=False, metric=None, max_num_gen_batches=0)) is None
-    assert DynamicSampling.from_config(config()) is None
+    assert DynamicSampling.from_node({"enable": False, "metric": None, "max_num_gen_batches": 0}, wanted=16) is None
+    assert DynamicSampling.from_node(None, wanted=16) is None
+    node = OmegaConf.create({"enable": True, "metric": None, "max_num_gen_batches": 0})
     with pytest.raises(ValueError, match=r"algorithm\.filter_groups\.max_num_gen_batches=0"):
-        DynamicSampling.from_config(config(enable=True, metric=None, max_num_gen_batches=0))
+        DynamicSampling.from_node(node, wanted=16)

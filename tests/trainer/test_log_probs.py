@@ -12,7 +12,7 @@ from verl import DataProto
 
 from unify_posttrain.algorithms import Algorithm, Settings
 from unify_posttrain.algorithms.srft import SRFT
-from unify_posttrain.experience.mixer import DEMONSTRATION, PADDING, ROLLOUT
+from unify_posttrain.experience.rows import DEMONSTRATION, PADDING, ROLLOUT
 from unify_posttrain.trainer.fusion_trainer import FusionTrainer
 from unify_posttrain.trainer.log_probs import BATCH_ENTROPY, LOG_PROB_METRICS, ROLLOUT_PROB_METRICS, LogProbs, batch_entropy
 from unify_posttrain.trainer.mixed_batch import KIND_COLUMN
@@ -51,8 +51,8 @@ class Stages(FusionTrainer):
         self.metrics, self.timing_raw = {}, {}
         self.workers = Workers()
         self.port = LegacyPort(self.workers, self.workers, ranks)
-        self.log_probs = LogProbs.from_config(config, self.port, mini_batches, reference)
-        self.step = Step(step, algorithm)
+        self.log_probs = LogProbs.from_config(config, self.port, reference)
+        self.step = Step(step, algorithm, mini_batches)
 
     @property
     def asked(self) -> list[list[str]]:
