@@ -111,8 +111,10 @@ def make_batch(rows: int, demonstrations: int, padding: int = 0, seed: int = 0, 
         "old_log_probs": -4 + torch.randn(rows, RESPONSE, generator=generator),
         "ref_log_prob": -4 + torch.randn(rows, RESPONSE, generator=generator),
         "advantages": advantage * response_mask,
-        "rl_weight": torch.where(kinds == 0, torch.rand(rows, generator=generator) + 0.5, 0.0),
-        "sft_weight": torch.where(demo, 1.0, 0.0),
+        # As the plan gives them: whatever a row is; which terms train it is a matter of its tokens.
+        "rl_weight": torch.where(kinds != 2, torch.rand(rows, generator=generator) + 0.5, 0.0),
+        "off_weight": torch.where(kinds != 2, 0.5, 0.0),
+        "sft_weight": torch.where(kinds != 2, 1.0, 0.0),
         "solved": solved,
         "unsolved": 1 - solved,
         "scores": 2 * solved - 1,
@@ -121,7 +123,7 @@ def make_batch(rows: int, demonstrations: int, padding: int = 0, seed: int = 0, 
         "target_probs": torch.rand(rows, RESPONSE, generator=torch.Generator().manual_seed(seed)),
     }
     uids = object_column([f"group-{row // 4}" for row in range(rows)])
-    meta = {"temperature": 1.0, "mini_batches": 1, "term_scales": {"rl": 0.75, "sft": 0.25}, "pad_token_id": 0}
+    meta = {"temperature": 1.0, "mini_batches": 1, "term_scales": {"rl": 0.75, "off": 0.5, "sft": 0.25}, "pad_token_id": 0}
     return DataProto.from_dict(tensors=tensors, non_tensors={"uid": uids}, meta_info=meta)
 
 

@@ -18,6 +18,7 @@ from .actor_kit import RESPONSE, gradient_distance, make_actor, make_batch, make
 HPT = ("algorithm=hpt", "fusion.clip=ppo", "actor_rollout_ref.actor.use_kl_loss=true")
 LUFFY = ("algorithm=luffy", "fusion.agg.rl=token-mean")
 ALL_AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "sum-norm")
+WEIGHTS = ("rl_weight", "off_weight", "sft_weight")
 TOLERANCE = 1e-6
 
 
@@ -72,7 +73,7 @@ def test_order_of_rows_and_padding_rows_change_nothing(mode) -> None:
     assert gradient_distance(permuted, reference) < TOLERANCE
     # The same ten rows and two copies that are masked out: what the mixer appends to make the batch divisible.
     padded = batch.select_idxs(np.array([*range(10), 0, 1]))
-    for name in ("response_mask", "prefix_mask", "rl_weight", "sft_weight"):
+    for name in ("response_mask", "prefix_mask", *WEIGHTS):
         padded.batch[name][10:] = 0
     (with_padding,), _ = update(padded, *flags)
     assert gradient_distance(with_padding, reference) < TOLERANCE
@@ -85,7 +86,7 @@ def test_no_algorithm_depends_on_micro_batches_order_or_padding(name) -> None:
 
     def gradients(rows: list[int], micro: int, silent: tuple[int, ...] = ()):
         batch = make_batch(rows=14, demonstrations=5, hints=4).select_idxs(np.array(rows))
-        for stream in ("response_mask", "prefix_mask", "rl_weight", "sft_weight"):
+        for stream in ("response_mask", "prefix_mask", *WEIGHTS):
             batch.batch[stream][list(silent)] = 0
         batch.meta_info["mini_batches"] = 2
         actor.gradients, actor.config.ppo_micro_batch_size_per_gpu = [], micro
@@ -203,7 +204,8 @@ def test_demonstrations_matter_if_and_only_if_they_are_there() -> None:
     assert all(torch.equal(hpt[name], dr_grpo[name]) for name in dr_grpo), "empty terms must not touch a bit of the gradient"
     (one,), _ = update(_unweighted(1), "algorithm=hpt")
     silent = _unweighted(1)
-    silent.batch["sft_weight"][:] = 0.0
+    for name in ("off_weight", "sft_weight"):  # the terms of a demonstration
+        silent.batch[name][:] = 0.0
     (none,), _ = update(silent, "algorithm=hpt")
     assert gradient_distance(one, none) > 1e-2
 
@@ -243,10 +245,11 @@ def test_non_finite_gradient_is_skipped_and_its_groups_are_named(caplog, limit) 
 
 
 def test_missing_stream_names_it_and_the_algorithm() -> None:
-    batch = make_batch(rows=4, demonstrations=1)
-    del batch.batch["sft_weight"]
-    with pytest.raises(KeyError, match=r"hpt.*sft_weight"):
-        make_actor("algorithm=hpt").update_policy(batch)
+    for name in WEIGHTS:
+        batch = make_batch(rows=4, demonstrations=1)
+        del batch.batch[name]
+        with pytest.raises(KeyError, match=rf"hpt needs \['{name}'\]"):
+            make_actor("algorithm=hpt").update_policy(batch)
 
 
 @pytest.mark.parametrize("name, tokens", [("hpt", "demo"), ("uft", "hint")])

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from unify_posttrain.algorithms import Algorithm, Phase
 from unify_posttrain.workers.fusion_worker import FusionWorker
-from unify_posttrain.workers.optimizers import HeldRate, load_moments, make_schedule, restart, save_moments
+from unify_posttrain.workers.optimizers import HeldRate, load_moments, make_schedule, optim_of, restart, save_moments
 
 from .actor_kit import start_group
 
@@ -21,7 +21,7 @@ OPTIM = {"lr": 1e-6, "lr_warmup_steps": -1, "lr_warmup_steps_ratio": 0.0, "lr_sc
 
 
 def optim(**keys: object) -> SimpleNamespace:
-    return SimpleNamespace(**{**OPTIM, "num_cycles": 0.5, **keys})
+    return SimpleNamespace(**{**OPTIM, "num_cycles": 0.5, "weight_decay": 0.01, "betas": (0.9, 0.999), **keys})
 
 
 def sgd(lr: float = 1.0) -> torch.optim.Optimizer:
@@ -51,14 +51,26 @@ def test_online_sft_schedule(algorithm: Callable[..., Algorithm]) -> None:
 
 
 def test_a_phase_has_its_own_rate_and_length(algorithm: Callable[..., Algorithm]) -> None:
-    """SFT, then GRPO: 5e-5 after a tenth of its steps, without decay; then the run's own rate."""
-    first, second = algorithm("algorithm=sft_then_rl").phases
-    optimizer = sgd()
-    found = rates(optimizer, make_schedule(optimizer, first, optim(lr=1e-6), total=20), steps=20)
+    """SFT, then GRPO: as conf/algorithm/sft.yaml has it, 5e-5 after a tenth of its steps, without decay; then GRPO's own rate."""
+    first, second = algorithm("algorithm=sft_then_rl", "model=qwen2_5_math_7b").phases  # the tiny model brings a rate of its own
+    run, optimizer = optim(lr=1e-6), sgd()
+    found = rates(optimizer, make_schedule(optimizer, first, optim_of(first, run), total=20), steps=20)
     assert found[:3] == pytest.approx([0.0, 2.5e-5, 5e-5])  # warm-up over int(.1*20) = 2 steps
     assert found[3:] == pytest.approx([5e-5] * 17)
-    restart(optimizer, second.lr)
-    assert rates(optimizer, make_schedule(optimizer, second, optim(lr=7.0), total=5), steps=3) == pytest.approx([second.lr] * 3)
+    its_own = optim_of(second, optim(lr=7.0))
+    restart(optimizer, its_own)
+    assert rates(optimizer, make_schedule(optimizer, second, its_own, total=5), steps=3) == pytest.approx([1e-6] * 3)
+
+
+def test_a_phase_begins_with_its_own_optimizer_and_the_runs_for_the_rest(algorithm: Callable[..., Algorithm]) -> None:
+    phase, _ = algorithm("algorithm=sft_then_rl", "fusion.phases=[{algorithm: sft, steps: 3, lr: 2e-5}, {algorithm: grpo}]").phases
+    run = optim(lr=1e-6, num_cycles=0.75, min_lr_ratio=0.3, weight_decay=0.4)
+    assert phase.optim["lr"] == 2e-5  # its own key goes before its file's
+    found = optim_of(phase, run)
+    for name, value in vars(run).items():
+        assert getattr(found, name) == phase.optim.get(name, value), name
+    whole = optim_of(Phase(phase.algorithm), run)  # of a run that has no phases
+    assert vars(whole) == vars(run)
 
 
 @pytest.mark.parametrize(
@@ -124,13 +136,14 @@ def test_restart_forgets_the_moments_and_keeps_the_object() -> None:
     train(module, optimizer, 3)
     state = optimizer.state
     assert len(state) == 4
-    restart(optimizer, 0.02)
+    restart(optimizer, optim(lr=0.02, weight_decay=0.3, betas=[0.8, 0.95]))  # betas come as a list from a configuration
     assert optimizer.state is state and not state
-    assert [(group["lr"], group["initial_lr"]) for group in optimizer.param_groups] == [(0.02, 0.02)]
+    (group,) = optimizer.param_groups
+    assert (group["lr"], group["initial_lr"], group["weight_decay"], group["betas"]) == (0.02, 0.02, 0.3, (0.8, 0.95))
     # it goes on exactly as a new optimizer on the same weights would
     other, _ = adam()
     other.load_state_dict(module.state_dict())
-    fresh = torch.optim.AdamW(other.parameters(), lr=0.02)
+    fresh = torch.optim.AdamW(other.parameters(), lr=0.02, weight_decay=0.3, betas=(0.8, 0.95))
     for mine, theirs in zip(train(module, optimizer, 2), train(other, fresh, 2), strict=True):
         assert torch.equal(mine, theirs)
 
