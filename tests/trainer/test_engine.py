@@ -9,7 +9,7 @@ from verl import DataProto
 
 from unify_posttrain.experience.rows import object_column
 from unify_posttrain.experience.rules import NO_PREFIX, ResponsePrefix
-from unify_posttrain.rollout.agent_loop import PREFIX_COLUMN, SEED_COLUMN, rollout_seeds
+from unify_posttrain.rollout.agent_loop import NEW_TOKENS_COLUMN, PREFIX_COLUMN, SEED_COLUMN, rollout_seeds
 from unify_posttrain.trainer.engine import Engine, rollout_requests, seed_rows, with_rollouts
 
 GIVEN = ResponsePrefix((7, 8), trained=True, share=0.5)
@@ -82,6 +82,14 @@ def test_a_request_per_rollout_with_a_seed_and_a_prefix_of_its_own() -> None:
     assert list(columns[PREFIX_COLUMN]) == [[], [7, 8], []]
     plain = rollout_requests(rows(), [(NO_PREFIX,)] * 3, seed=4, step=5)
     assert PREFIX_COLUMN not in plain.non_tensor_batch
+
+
+def test_a_limit_on_new_tokens_is_a_column_of_every_request() -> None:
+    """That of the experience rule; without one there is no column, and validation has none either."""
+    limited = rollout_requests(rows(), PREFIXES, seed=4, step=5, max_new_tokens=6)
+    assert limited.non_tensor_batch[NEW_TOKENS_COLUMN].tolist() == [6, 6, 6]
+    for plain in (rollout_requests(rows(), PREFIXES, seed=4, step=5), seed_rows(rows(), 4, 5, validate=True)):
+        assert NEW_TOKENS_COLUMN not in plain.non_tensor_batch
 
 
 def test_validation_draws_from_seeds_of_its_own() -> None:
