@@ -76,14 +76,16 @@ def dumped(step: int, text: str) -> list[dict[str, Any]]:
         if not count:
             rows.append(
                 base | {"output": "worked", "score": 1.0, "acc": 1.0, "row_kind": "demonstration", "advantage": 0.0,
-                "rl_weight": 0.0, "sft_weight": 1.0, "segments": [["demo", f"worked{text}<end>"]], "demonstration": None}
+                "rl_weight": 0.0, "off_weight": 0.0, "sft_weight": 1.0,
+                "segments": [["demo", f"worked{text}<end>"]], "demonstration": None}
             )  # fmt: skip
             continue
         for rollout in range(N):
             score = float(rollout < count)
             rows.append(
                 base | {"output": "tried", "score": score, "acc": score, "row_kind": "rollout", "advantage": score - count / N,
-                "rl_weight": 1.0, "sft_weight": 0.0, "segments": [["hint", "given "], ["on", f"tried{text}<end>"]],
+                "rl_weight": 1.0, "off_weight": 0.0, "sft_weight": 0.0,
+                "segments": [["hint", "given "], ["on", f"tried{text}<end>"]],
                 "demonstration": None if rollout else "worked"}
             )  # fmt: skip
     return [*rows, rows[0] | {"row_kind": "padding", "segments": [], "advantage": None, "uid": "padding-0"}]

@@ -143,7 +143,7 @@ def test_the_trainer_writes_what_the_page_reads(tmp_path: Path, dumps: bool) -> 
     rollouts = batch(["a\x01", "wrong\x01", "bad"], [[1] * 2, [1] * 6, [1] * 3], [[0], [0], [0]], ["a", "b", "b"])
     rollouts.batch["rm_scores"] = rollouts.batch["token_level_scores"] * torch.tensor([[1.0], [0.0], [0.25]])
     plan = gate([1, 0], 2, strategy="switch", switch_gate=0, uids=["a", "b"])
-    trainer.step = Step(3, None, prompts=Prompts(prompts, {}, []), dropped=trainer.dump.dropped(rollouts, plan))
+    trainer.step = Step(3, None, 1, prompts=Prompts(prompts, {}, []), dropped=trainer.dump.dropped(rollouts, plan))
     trainer._fit_dump_data(mixed())
     if not dumps:
         assert not list(tmp_path.iterdir()) and set(trainer.reward_extra_infos_dict) == {"acc"}

@@ -38,7 +38,7 @@ def test_rollouts_by_step_and_prompt(tmp_path: Path, make_run: Callable[..., Pat
     assert [(prompt["zone"], prompt["solved"]) for prompt in first] == [("sft", 0), ("rl", 1), ("sft", 0)]
     routed, kept = first[:2]
     assert routed["rollouts"] == [] and routed["demonstrations"][0]["segments"] == [["demo", "worked<end>", 0, 0.0]]
-    assert routed["demonstrations"][0]["weights"] == {"rl_weight": 0.0, "sft_weight": 1.0}
+    assert routed["demonstrations"][0]["weights"] == {"rl_weight": 0.0, "off_weight": 0.0, "sft_weight": 1.0}
     assert [row["score"] for row in kept["rollouts"]] == [1, 0, 0, 0] and kept["of"] == 4
     assert kept["rollouts"][0]["segments"] == [["hint", "given ", 0, None], ["on", "tried<end>", 0, 0.75]]  # 1 - 1/4
     assert kept["rollouts"][0]["fields"] == {"acc": "1"}

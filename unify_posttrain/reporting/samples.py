@@ -122,7 +122,8 @@ def _fields(row: Mapping[str, Any]) -> dict[str, str]:
     """What else the reward says of a row, as text."""
     found = {}
     for name, value in row.items():
-        if name not in (*VERL_FIELDS, *OWN_FIELDS) and isinstance(value, str | int | float) and len(found) < MOST_FIELDS:
+        known = name in (*VERL_FIELDS, *OWN_FIELDS) or name.endswith(WEIGHT)
+        if not known and isinstance(value, str | int | float) and len(found) < MOST_FIELDS:
             found[name] = f"{value:.6g}" if isinstance(value, float) else str(value)[:80]
     return found
 
