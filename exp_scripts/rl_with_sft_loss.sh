@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# RL with an SFT loss, the baseline of LUFFY (arXiv 2504.14945): PPO's clip on rollouts, likelihood on the demonstration.
+# RL with an SFT loss, the baseline of LUFFY (arXiv 2504.14945): rollouts unclipped, likelihood on the demonstration.
 # Data: Elliott/Openr1-Math-46k-8192 (46k problems with traces); reward: math-verify on the text after the thoughts.
 # Not run here: needs 8 GPUs. What can be set: common.sh.
 

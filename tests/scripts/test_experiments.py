@@ -50,7 +50,7 @@ PUBLISHED: dict[tuple[str, str | None], dict[str, object]] = {
     ("grpo", QWEN_1_5B): {"actor_rollout_ref.model.path": "Qwen/Qwen2.5-Math-1.5B"},
     ("grpo", LLAMA): {"actor_rollout_ref.model.path": "meta-llama/Llama-3.1-8B"} | LLAMA_DATA,
     ("sft_then_rl", None): {"trainer.total_training_steps": 500},
-    ("rl_with_sft_loss", None): {"data.reward_impl_version": 3, "fusion.baseline": "on"},
+    ("rl_with_sft_loss", None): {"data.reward_impl_version": 3, "fusion.clip": "none", "fusion.sft_loss_coef": 1.0},
     ("dr_grpo", None): {"algorithm.norm_adv_by_std_in_grpo": False},
     ("dapo", None): {"data.max_response_length": 20480, "reward.reward_kwargs.overlong_buffer_cfg.len": 4096},
     ("ppo", None): {"algorithm.adv_estimator": "gae"},
@@ -58,7 +58,7 @@ PUBLISHED: dict[tuple[str, str | None], dict[str, object]] = {
     ("dft", None): {"fusion.sft_form": "dft"},
     ("dft", QWEN_1_5B): {"fusion.sft_form": "dft"},
     ("psft", None): {"fusion.sft_form": "psft"},
-    ("prefix_rft", None): {"fusion.prefix.entropy_top": 0.2},
+    ("prefix_rft", None): {"fusion.prefix_rft.entropy_top": 0.2},
 }
 
 

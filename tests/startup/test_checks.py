@@ -67,7 +67,8 @@ def test_good_input_passes_and_is_described(compose, algorithm) -> None:
     report = check_data(config)
     assert (report.train_rows, report.train_dropped, report.val_rows) == (64, 0, 12)
     text = describe_run(config, report)
-    rollouts = {"hpt": 128, "luffy": 112, "sft": 0, "grpo": 128, "dr_grpo": 128, "ppo": 128}[algorithm]
+    # 16 x 8; a prompt without a target gets eight rollouts of LUFFY too (fusion.demo.missing=rl), and the plan says the most
+    rollouts = {"hpt": 128, "luffy": 128, "sft": 0, "grpo": 128, "dr_grpo": 128, "ppo": 128}[algorithm]
     assert f"16 prompts -> {rollouts} rollouts" in text and "nothing was started" in text
     assert ("\ncritic  " in text) == (algorithm == "ppo")
 
@@ -86,7 +87,7 @@ def test_good_input_passes_and_is_described(compose, algorithm) -> None:
         (["data.train_batch_size=15"], r"train_batch_size=15 must be a multiple of .*ppo_mini_batch_size=8"),
         (["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=48"], r"64 rows.*ppo_micro_batch_size_per_gpu=48 does not divide"),
         (["trainer.n_gpus_per_node=3", "algorithm=grpo"], r"cannot be dealt to 3 ranks"),
-        (["+fusion.shapping=1"], r"fusion\.shapping is unknown; did you mean fusion\.shaping"),
+        (["+fusion.shapping=1"], r"fusion\.shapping is unknown to algorithm=hpt; did you mean fusion\.shaping\?"),
         (["fusion.agg.rl=mean"], r"fusion\.agg.*'mean'.*token-mean"),
         (["actor_rollout_ref.actor.loss_agg_mode=token-mean"], r"set fusion\.agg\.rl"),
         (["fusion.clip=always"], r"fusion\.clip='always'.*none, ppo"),

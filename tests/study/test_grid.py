@@ -46,8 +46,16 @@ def test_an_algorithms_own_overrides_win_over_common_ones() -> None:
 def test_one_rate_for_every_optimizer_of_the_shipped_study() -> None:
     """A phase or a second optimizer with a rate of its own would be a search that the others did not get."""
     grid = shipped()
-    keys = ["fusion.phases.0.lr", "fusion.phases.0.fusion.lr_schedule.min_lr", "fusion.phases.1.lr"]
-    assert set(effective_settings(grid.run("arithmetic", "sft_then_rl", 0, 3e-4), keys).values()) == {3e-4}
+    run = grid.run("arithmetic", "sft_then_rl", 0, 3e-4)
+    rates = [f"fusion.phases.{phase}.optim.lr" for phase in (0, 1)]
+    assert set(effective_settings(run, rates).values()) == {3e-4}
+    # neither has a schedule of ours, whose floor would be a rate too
+    schedules = [f"fusion.phases.{phase}.fusion.lr_schedule" for phase in (0, 1)]
+    assert set(effective_settings(run, schedules).values()) == {None}
+    assert effective_settings(run, ["fusion.phases.1.algorithm", "fusion.phases.2"]) == {
+        "fusion.phases.1.algorithm": "grpo",
+        "fusion.phases.2": None,
+    }
     relift = ["fusion.relift.lr", "fusion.relift.sft_data_size"]
     assert list(effective_settings(grid.run("arithmetic", "relift", 0, 3e-4), relift).values()) == [3e-4, 16]
 
