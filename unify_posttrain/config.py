@@ -20,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
-from unify_posttrain.phase_files import expand_phases
+from unify_posttrain.phase_files import expand_phases, file_chain
 from unify_posttrain.sweeps import sweep_job
 from unify_posttrain.typos import ConfigurationError, check_additions, did_you_mean, dotted_keys, explain_error, with_hint
 
@@ -173,11 +173,30 @@ def expand(config: DictConfig, overrides: Sequence[str], config_name: str = "tra
 
 
 @cache
-def known_keys(config_name: str) -> tuple[str, ...]:
-    """Every dotted key of a command's configuration without overrides; of the training configuration also our groups."""
-    train = config_name == "train"
-    config = _compose((), config_name) if train else OmegaConf.load(conf_dir() / f"{config_name}.yaml")
-    return (*dotted_keys(OmegaConf.to_container(config)), *(GROUPS if train else ()))
+def known_keys(config_name: str) -> dict[str, tuple[str, ...]]:
+    """Every dotted key of a command's configuration, and the algorithms that it belongs to; none: all.
+
+    Of the training configuration also our groups, and what the files of conf/algorithm add to the rest.
+    """
+    if config_name != "train":
+        return dict.fromkeys(dotted_keys(OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{config_name}.yaml"))), ())
+    composed = dict.fromkeys((*dotted_keys(OmegaConf.to_container(_compose((), config_name))), *GROUPS), ())
+    declared = set(dotted_keys(OmegaConf.to_container(OmegaConf.load(conf_dir() / "train.yaml"))))
+    owners: dict[str, list[str]] = {}
+    for path in sorted(path for path in (conf_dir() / "algorithm").glob("*.yaml") if not path.stem.endswith("_released")):
+        for file in file_chain(path.parent, path.stem):
+            for key in dotted_keys(OmegaConf.to_container(OmegaConf.load(file))):
+                if key.startswith(("fusion.", "trainer.")) and key not in declared and path.stem not in owners.setdefault(key, []):
+                    owners[key].append(path.stem)
+    common = composed.keys() - owners.keys() | {key for key in owners if key.startswith("trainer.") and key in _verl_keys()}
+    return {**dict.fromkeys(sorted(common), ()), **{key: tuple(names) for key, names in owners.items() if key not in common}}
+
+
+@cache
+def _verl_keys() -> frozenset[str]:
+    """Dotted keys of verl's trainer node, which an algorithm's file may set and every run has."""
+    node = OmegaConf.load(Path(_verl_conf()) / "ppo_trainer.yaml")
+    return frozenset(f"trainer.{key}" for key in node.trainer)
 
 
 def run_command(main: Callable[[], None], config_name: str = "train") -> None:

@@ -150,7 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _print(algorithm: dict[str, Any], console: Console) -> None:
     """All as `Text`: brackets of a formula are no markup."""
-    console.print(Text(f"{algorithm['algorithm']} ({algorithm['paper']})", style="bold"))
+    paper = f" ({algorithm['paper']})" if algorithm["paper"] else ""
+    console.print(Text(algorithm["algorithm"] + paper, style="bold"))
     console.print(Text(f"rows       {algorithm['rows']}"))
     console.print(Text(f"advantage  {algorithm['advantage']}"))
     terms = [

@@ -75,13 +75,16 @@ def with_hint(message: str) -> str:
     return message + did_you_mean(get_close_matches(found["value"], found["known"].split(", "), n=1))
 
 
-def explain_error(error: CompactHydraException, overrides: Sequence[str], known: Callable[[], Sequence[str]]) -> str:
+Known = Mapping[str, Sequence[str]]  # dotted key -> choices of `algorithm` that it belongs to; empty: it exists whatever the choice
+
+
+def explain_error(error: CompactHydraException, overrides: Sequence[str], known: Callable[[], Known]) -> str:
     """What Hydra says about a command line, in one line and with the nearest keys.
 
     Args:
         error: what composing or parsing raised.
         overrides: the command line, to repeat the mistaken argument as it was written.
-        known: the dotted keys that exist; called only if a key does not.
+        known: the dotted keys that exist, and those of other algorithms; called only if a key does not exist.
     """
     text = " ".join(str(error).split())
     if isinstance(error, OverrideParseException):
@@ -122,8 +125,11 @@ def check_additions(overrides: Sequence[str], declared: Sequence[str], node: str
             raise ValueError(f"{key} is unknown, and {node} takes no new keys{did_you_mean(nearest(key, declared))}")
 
 
-def _unknown_key(key: str, overrides: Sequence[str], known: Sequence[str]) -> str:
-    near = did_you_mean(nearest(key, [each for each in known if each != key]))
+def _unknown_key(key: str, overrides: Sequence[str], known: Known) -> str:
+    if owners := known.get(key):
+        return f"{key} does not exist here: only algorithm={' or '.join(owners)} reads it"
+    owned = {each: f"{each} (algorithm={' or '.join(known[each])})" if known[each] else each for each in known}
+    near = did_you_mean([owned[each] for each in nearest(key, [each for each in known if each != key])])
     written = next((each for each in overrides if each.lstrip("+~").partition("=")[0] == key), f"{key}=…")
     if written.startswith("~"):
         return f"{written}: there is no {key} to delete{near or '; see --cfg job'}"

@@ -251,10 +251,10 @@ SFT_PHASE = {"algorithm": "sft", "steps": 3}
         ([{**SFT_PHASE, "stall": 2}, {"algorithm": "grpo"}], r"fusion\.phases\[0\] must say when it ends: either steps or stall"),
         ([{**SFT_PHASE, "steps": 0}, {"algorithm": "grpo"}], r"fusion\.phases\[0\]: steps, stall and lr must be positive"),
         ([SFT_PHASE, {"algorithm": "grpo", "lr": -1e-6}], r"fusion\.phases\[1\]: steps, stall and lr must be positive"),
-        ([{**SFT_PHASE, "fusion": {"demo": {"missing": "rl"}}}, {"algorithm": "grpo"}], r"missing=rl needs rollouts, algorithm=sft"),
+        ([{**SFT_PHASE, "fusion": {"demo": {"missing": "rl"}}}, {"algorithm": "grpo"}], r"missing=rl needs rollouts"),
         ([SFT_PHASE, {"algorithm": "grpo", "fusion": {"clop": "ppo"}}], r"fusion\.phases\[1\]\.fusion\.clop cannot be set"),
         ([SFT_PHASE, {"algorithm": "grpo", "fusion": {"agg": {"rll": 1}}}], r"fusion\.phases\[1\]\.fusion\.agg\.rll cannot be set"),
-        ([SFT_PHASE, {"algorithm": "grpo", "fusion": {"seed": 3}}], r"fusion\.phases\[1\]\.fusion\.seed=3: it holds for the whole run"),
+        ([SFT_PHASE, {"algorithm": "grpo", "fusion": {"seed": 3}}], r"phases\[1\]\.fusion\.seed=3: it holds for the whole run"),
         ([SFT_PHASE, {"algorithm": "grpo", "actor": {"clap": 1}}], r"fusion\.phases\[1\]\.actor\.clap cannot be set"),
     ],
 )  # fmt: skip
@@ -290,7 +290,7 @@ ALONE = sorted(name for name, cls in ALGORITHMS.items() if not cls.single_phase)
 
 @pytest.mark.parametrize("name", ALONE)
 def test_a_phase_is_the_algorithm_alone(settings: Callable[..., Settings], composed: Callable, name: str) -> None:
-    """A name means its conf file: terms, rows, advantage, settings, rates, steps and clip of a phase are those of `algorithm=NAME`."""
+    """A name means its conf file: terms, rows, advantage, settings, rates and steps of a phase are those of `algorithm=NAME`."""
     wide = (
         "data.train_batch_size=32",
         "data.max_response_length=64",

@@ -33,8 +33,8 @@ PHASES = {
 def phases() -> str:
     entries = []
     for number, (name, (steps, overrides)) in enumerate(PHASES.items()):
-        parts = [f"algorithm:{name}", *([f"steps:{steps}"] if number + 1 < len(PHASES) else []), *([overrides] if overrides else [])]
-        entries.append(f"{{{','.join(parts)}}}")
+        length = f"steps:{steps}" if number + 1 < len(PHASES) else ""
+        entries.append(f"{{{','.join(part for part in (f'algorithm:{name}', length, overrides) if part)}}}")
     return f"fusion.phases=[{','.join(entries)}]"
 
 

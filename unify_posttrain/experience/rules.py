@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -229,7 +229,7 @@ class DemonstrationBesideGroup(Experience):
     expert_share: float | None = None
     seed: int = 0
     missing: str = "rl"
-    weights: Callable[[Group], Mapping[str, float]] | None = None
+    weights: Callable[[Group], Mapping[str, float]] | None = field(default=None, compare=False)  # functions have no equality
     needs_target: bool = True
 
     @property

@@ -80,7 +80,8 @@ def _missing_lines(missing: Sequence[Missing]) -> list[str]:
 
 def _algorithm_lines(algorithm: Algorithm) -> list[str]:
     """The terms, phase by phase."""
-    lines = [f"algorithm    {algorithm.name} ({algorithm.paper})"]
+    paper = f" ({algorithm.paper})" if algorithm.paper else ""
+    lines = [f"algorithm    {algorithm.name}{paper}"]
     for phase in algorithm.phases:
         until = f"{phase.steps} steps" if phase.steps else f"until {phase.stall} validations stall" if phase.stall else "to the end"
         which = "terms" if len(algorithm.phases) == 1 else f"{phase.algorithm.name}, {until}: terms"
