@@ -83,7 +83,14 @@ PUBLISHED: dict[tuple[str, str | None], dict[str, object]] = {
     ("sft_then_rl", None): {"trainer.total_training_steps": 500},
     ("rl_with_sft_loss", None): {"data.reward_impl_version": 3, "fusion.clip": "none"} | LUFFY_VALIDATION,
     ("dr_grpo", None): {"data.reward_impl_version": 3, "algorithm.norm_adv_by_std_in_grpo": False} | LUFFY_VALIDATION,
-    ("dapo", None): {"data.max_response_length": 20480, "reward.reward_kwargs.overlong_buffer_cfg.len": 4096},
+    ("dapo", None): {
+        "data.train_batch_size": 512,
+        "data.max_response_length": 20480,
+        "reward.reward_kwargs.overlong_buffer_cfg.len": 4096,
+        "algorithm.filter_groups.metric": "acc",
+        "actor_rollout_ref.rollout.n": 16,
+        f"{ACTOR}.ppo_mini_batch_size": 32,
+    },
     ("ppo", None): {"algorithm.adv_estimator": "gae"},
     ("chord", None): {
         "fusion.chord.expert_share": 0.2,
