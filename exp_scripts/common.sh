@@ -5,9 +5,11 @@
 #   python -m unify_posttrain.prepare task=openr1_math                # the data that the plan names
 #   exp_scripts/hpt.sh [override ...]                                 # the first published model
 #   exp_scripts/hpt.sh model=qwen2_5_math_1_5b [override ...]         # another one, with the settings published for it
+#   exp_scripts/hpt.sh algorithm=hpt_released [override ...]          # the same data and model, the balance of the released code
 #
 # --help prints a script's header, --dry-run stands for +dry_run=true, everything else is handed on. Later overrides win over the
-# script's. These can be given as overrides (model=, task=, hardware=) or in the environment:
+# script's. These can be given as overrides (algorithm=, model=, task=, hardware=) or in the environment:
+# ALGORITHM               a choice of conf/algorithm, most often the script's own with _released; it gets a folder of its own
 # MODEL, HARDWARE         a choice of conf/model, conf/hardware (default node_8gpu)
 # TASK                    a choice of conf/task; TASK=custom needs the three below
 # TRAIN_FILES, VAL_FILES  parquet files instead of the task's (docs/data.md); several: '[a.parquet,b.parquet]'. The published
@@ -21,15 +23,44 @@ set -euo pipefail
 
 arguments=() # of the user, for unify_posttrain.train
 settings=()  # published for MODEL
+released=()  # published for MODEL where its numbers depend on the balance: settings of ALGORITHM=NAME_released
 models=()    # that settings are published for, the first one is the default
 
-# Runs in math on Llama: the question alone as plain text (conf/model/llama3_1_8b.yaml), asking for a box, no system prompt. Rows of
-# their own, hence a folder of their own.
+# Prompts of HPT's released runs, which are those of its LUFFY and SRFT runs, too. Rows of their own, hence a folder of their own.
+# Qwen: the stored system message is dropped, and the tokenizer's own template brings its default one (to reason step by step and to
+# put the answer into a box). No think tag is opened.
 # shellcheck disable=SC2016,SC2034  # Hydra resolves it, not the shell; used by the scripts
-llama_data=(
+hpt_prompts_qwen=(
+    'prepare.task.folder=${oc.env:UNIFY_HOME,outputs}/data/openr1_math_no_system'
+    prepare.task.system=none
+    actor_rollout_ref.model.custom_chat_template=null
+)
+# Llama: plain text without a first token (conf/model/llama3_1_8b.yaml), the question followed by a sentence that asks for a box.
+# shellcheck disable=SC2016,SC2034
+hpt_prompts_llama=(
     'prepare.task.folder=${oc.env:UNIFY_HOME,outputs}/data/openr1_math_llama'
     prepare.task.system=none
     prepare.task.template=boxed
+)
+
+# Validation during training, as the released scripts do it, each on its benchmark files (VAL_FILES).
+# shellcheck disable=SC2034
+hpt_validation=(
+    trainer.test_freq=10
+    trainer.val_before_train=true
+    actor_rollout_ref.rollout.val_kwargs.do_sample=true
+    actor_rollout_ref.rollout.val_kwargs.temperature=0.6
+    actor_rollout_ref.rollout.val_kwargs.top_p=0.95
+    actor_rollout_ref.rollout.val_kwargs.n=8
+)
+# shellcheck disable=SC2034
+luffy_validation=( # and ReLIFT's
+    trainer.test_freq=10
+    trainer.val_before_train=false
+    actor_rollout_ref.rollout.val_kwargs.do_sample=true
+    actor_rollout_ref.rollout.val_kwargs.temperature=0.6
+    actor_rollout_ref.rollout.val_kwargs.top_p=1.0
+    actor_rollout_ref.rollout.val_kwargs.n=1
 )
 
 # read_arguments [argument ...]
@@ -42,6 +73,7 @@ read_arguments() {
                 exit 0
                 ;;
             --dry-run | +dry_run=true) dry_run=1 ;;
+            algorithm=*) ALGORITHM=${argument#*=} ;;
             model=*) MODEL=${argument#*=} ;;
             task=*) TASK=${argument#*=} ;;
             hardware=*) HARDWARE=${argument#*=} ;;
@@ -58,11 +90,25 @@ published() {
     [[ ${MODEL:-${models[0]}} != "$1" ]] || settings=("${@:2}")
 }
 
+# published_released MODEL [override ...]: what of it is another number under ALGORITHM=NAME_released; after its `published`
+published_released() {
+    [[ ${MODEL:-${models[0]}} != "$1" ]] || released=("${@:2}")
+}
+
 # run_experiment ALGORITHM TASK [override ...]: becomes the training process, so that signals reach it
 run_experiment() {
-    local algorithm=$1 task=${TASK:-$2} model=${MODEL:-${models[0]}} script=${0##*/} setting given=() data=()
-    # Runs of different models have folders of their own: hpt, hpt-llama3_1_8b, …
-    [[ $model == "${models[0]}" ]] && script=${script%.sh} || script=${script%.sh}-$model
+    local algorithm=${ALGORITHM:-$1} task=${TASK:-$2} model=${MODEL:-${models[0]}} script=${0##*/} setting given=() data=()
+    # Runs of different algorithms and models have folders of their own: hpt, hpt_released, hpt-llama3_1_8b, …
+    script=${script%.sh}
+    case $algorithm in
+        "$1") ;;
+        "$1"_released) script=$algorithm${script#"$1"} settings+=(${released[@]+"${released[@]}"}) ;;
+        *)
+            script+=-$algorithm
+            echo "${0##*/}: nothing is published here for algorithm=$algorithm (published: $1, $1_released where it exists)" >&2
+            ;;
+    esac
+    [[ $model == "${models[0]}" ]] || script+=-$model
     [[ $script == "$algorithm" ]] || given+=(trainer.experiment_name="$script")
     case " ${models[*]} " in
         *" $model "*) ;;

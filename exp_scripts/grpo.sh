@@ -11,7 +11,7 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh" "$@"
 
-published qwen2_5_math_7b
-published qwen2_5_math_1_5b
-published llama3_1_8b "${llama_data[@]}"
+published qwen2_5_math_7b "${hpt_prompts_qwen[@]}"
+published qwen2_5_math_1_5b "${hpt_prompts_qwen[@]}"
+published llama3_1_8b "${hpt_prompts_llama[@]}"
 run_experiment grpo openr1_math

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # HPT (arXiv 2509.04419): rollouts where the model succeeds, a demonstration where it does not.
-# Data: Elliott/Openr1-Math-46k-8192 (46k problems with traces); reward: the last boxed answer. The released preparation also
-# drops the stored system prompt: prepare.task.system=none, here and for unify_posttrain.prepare.
+# Data: Elliott/Openr1-Math-46k-8192 (46k problems with traces); reward: the last boxed answer. Prompts and validation are those of
+# the released code (common.sh). algorithm=hpt_released has its balance of the terms: L_RL + λ L_SFT, sums over L_max x 8 ranks.
 # Published, average over AIME24/25, AMC, MATH-500, Minerva, Olympiad (avg@32 on AIME/AMC, T 0.6):
 #   exp_scripts/hpt.sh                                                                        52.7
 #     AIME24 33.0, AIME25 21.9, AMC 69.4, MATH-500 89.2, Minerva 46.0, Olympiad 56.9
@@ -14,7 +14,8 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh" "$@"
 
-published qwen2_5_math_7b
-published qwen2_5_math_1_5b fusion.sft_loss_coef=0.3
-published llama3_1_8b trainer.switch_gate=2 fusion.max_grad_norm=null "${llama_data[@]}"
-run_experiment hpt openr1_math
+published qwen2_5_math_7b "${hpt_prompts_qwen[@]}"
+published qwen2_5_math_1_5b fusion.sft_loss_coef=0.3 "${hpt_prompts_qwen[@]}"
+published_released qwen2_5_math_1_5b fusion.sft_loss_coef=1.2 # 0.3 x M, conf/algorithm/hpt_released.yaml
+published llama3_1_8b trainer.switch_gate=2 fusion.max_grad_norm=null "${hpt_prompts_llama[@]}"
+run_experiment hpt openr1_math "${hpt_validation[@]}"

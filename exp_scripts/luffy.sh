@@ -9,13 +9,14 @@
 #   exp_scripts/luffy.sh data.reward_impl_version=6            by the HPT paper               49.8
 #   exp_scripts/luffy.sh model=qwen2_5_math_1_5b               by the HPT paper               34.7
 #   exp_scripts/luffy.sh model=llama3_1_8b                     by the HPT paper               13.2
-# Not run here: needs 8 GPUs. What can be set: common.sh.
+# algorithm=luffy_released has the balance of the released script. Not run here: needs 8 GPUs. What can be set: common.sh.
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh" "$@"
 
-published qwen2_5_math_7b data.reward_impl_version=3
-published qwen2_5_math_1_5b
-published llama3_1_8b "${llama_data[@]}"
+# The 7B run is LUFFY's own, the others are the HPT paper's.
+published qwen2_5_math_7b data.reward_impl_version=3 "${luffy_validation[@]}"
+published qwen2_5_math_1_5b "${hpt_prompts_qwen[@]}" "${hpt_validation[@]}"
+published llama3_1_8b "${hpt_prompts_llama[@]}" "${hpt_validation[@]}"
 run_experiment luffy openr1_math

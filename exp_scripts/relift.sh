@@ -5,8 +5,8 @@
 # AIME24 28.3, AIME25 22.9, AMC 65.1, MATH-500 87.9, MMLU-Pro 53.9, Olympiad 57.3.
 #   exp_scripts/relift.sh
 #   exp_scripts/relift.sh model=qwen2_5_math_1_5b              a script was released, no number is known here
-# Its scripts clip gradients at 0.7; entropy 1e-4 of the fine-tuning loss is the paper's best, theirs have 1e-3
-# (fusion.relift.entropy_coeff=1e-3).
+# Three epochs, about 1070 steps. Its scripts clip gradients at 0.7; entropy 1e-4 of the fine-tuning loss is the paper's best,
+# theirs have 1e-3. algorithm=relift_released has that and their balance of policy gradient and entropy.
 # Not run here: needs 8 GPUs. What can be set: common.sh.
 
 set -euo pipefail
@@ -17,4 +17,7 @@ published qwen2_5_math_7b
 published qwen2_5_math_1_5b
 run_experiment relift openr1_math \
     data.reward_impl_version=3 \
-    actor_rollout_ref.actor.grad_clip=0.7
+    actor_rollout_ref.actor.grad_clip=0.7 \
+    trainer.total_epochs=3 \
+    trainer.total_training_steps=null \
+    "${luffy_validation[@]}"

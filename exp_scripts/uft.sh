@@ -7,6 +7,7 @@
 #   exp_scripts/uft.sh                                                   30.93 (RL alone: 32.15)
 #   exp_scripts/uft.sh model=qwen2_5_0_5b                                 9.45 (RL alone: 3.25)
 #   exp_scripts/uft.sh model=qwen2_5_1_5b                                no number is known here
+# The response holds the hint and 1024 new tokens; algorithm=uft_released samples no more than those, as the released code.
 # Its variants: fusion.uft.hint_mode=stage, r3 (with fusion.uft.hint_coef=0), none (RL alone).
 # Not run here: needs 8 GPUs. What can be set: common.sh.
 
@@ -28,7 +29,7 @@ run_experiment uft convert \
     prepare.task.constants.data_source=countdown \
     'data.val_files=${prepare.task.folder}/validation.parquet' \
     data.max_prompt_length=256 \
-    data.max_response_length=1024 \
+    data.max_response_length=2048 \
     "actor_rollout_ref.model.custom_chat_template='{%- for message in messages -%}{{- message.content -}}{%- endfor -%}'" \
     reward.custom_reward_function.path="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/uft_reward.py" \
     trainer.save_freq=100

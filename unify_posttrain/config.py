@@ -147,7 +147,7 @@ def compose_config(overrides: Sequence[str] = (), config_name: str = "train") ->
     try:
         config = _compose(overrides, config_name)
     except CompactHydraException as error:
-        raise ConfigurationError(explain_error(error, overrides, lambda: known_keys(config_name))) from error
+        raise ConfigurationError(explain_error(error, overrides, lambda: known_keys(config_name, _chosen(overrides)))) from error
     expand(config, overrides, config_name)
     return config
 
@@ -173,10 +173,14 @@ def expand(config: DictConfig, overrides: Sequence[str], config_name: str = "tra
 
 
 @cache
-def known_keys(config_name: str) -> dict[str, tuple[str, ...]]:
-    """Every dotted key of a command's configuration, and the algorithms that it belongs to; none: all.
+def known_keys(config_name: str, algorithm: str | None = None) -> dict[str, tuple[str, ...]]:
+    """Every dotted key of a command's configuration, and which other algorithms it belongs to; none: it exists.
 
     Of the training configuration also our groups, and what the files of conf/algorithm add to the rest.
+
+    Args:
+        config_name: the command's primary file.
+        algorithm: the choice of the command line; None: the default one.
     """
     if config_name != "train":
         return dict.fromkeys(dotted_keys(OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{config_name}.yaml"))), ())
@@ -189,7 +193,18 @@ def known_keys(config_name: str) -> dict[str, tuple[str, ...]]:
                 if key.startswith(("fusion.", "trainer.")) and key not in declared and path.stem not in owners.setdefault(key, []):
                     owners[key].append(path.stem)
     common = composed.keys() - owners.keys() | {key for key in owners if key.startswith("trainer.") and key in _verl_keys()}
-    return {**dict.fromkeys(sorted(common), ()), **{key: tuple(names) for key, names in owners.items() if key not in common}}
+    chosen = _default_choice("algorithm") if algorithm is None else algorithm.removesuffix("_released")
+    others = {key: () if chosen in names else tuple(names) for key, names in owners.items() if key not in common}
+    return {**dict.fromkeys(sorted(common), ()), **others}
+
+
+def _default_choice(group: str) -> str:
+    return next(each[group] for each in OmegaConf.load(conf_dir() / "train.yaml").defaults if group in each)
+
+
+def _chosen(overrides: Sequence[str]) -> str | None:
+    """The algorithm that a command line names."""
+    return next((each.partition("=")[2] for each in overrides if each.startswith("algorithm=")), None)
 
 
 @cache
@@ -219,7 +234,7 @@ def run_command(main: Callable[[], None], config_name: str = "train") -> None:
     except CompactHydraException as error:
         if given == "1":
             raise
-        sys.exit(f"error: {explain_error(error, arguments, lambda: known_keys(config_name))}")
+        sys.exit(f"error: {explain_error(error, arguments, lambda: known_keys(config_name, _chosen(arguments)))}")
     except SystemExit as stop:
         sys.exit(with_hint(stop.code) if isinstance(stop.code, str) else stop.code)
     finally:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from unify_posttrain import prepare
 from unify_posttrain.config import compose_config
+from unify_posttrain.evaluate import compose_evaluation
 from unify_posttrain.tasks import GENERATED, PREPARERS
 
 CHAT = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}]
@@ -98,15 +99,23 @@ def test_the_think_template_opens_the_answer(model: str, word_tokenizer: str) ->
 
 
 def test_llama_reads_plain_text(word_tokenizer: str) -> None:
+    """No first token, no line break after the cue, and the sentence that asks for a box behind the question."""
     template = plain("model=llama3_1_8b")["actor_rollout_ref"]["model"]["custom_chat_template"]
     assert rendered(template, word_tokenizer, CHAT[1:], add_generation_prompt=True) == (
-        "Question: Q\nAnswer: Let us think step by step.\n"
+        "Question:\nQ\nAnswer:\nLet us think step by step."
     )
-    assert rendered(template, word_tokenizer, CHAT) == "S\n\nQuestion: Q\n"
+    assert rendered(template, word_tokenizer, CHAT) == "S\n\nQuestion:\nQ\n"
     compiled = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
-    assert compiled.render(messages=CHAT[1:], bos_token="<bos>", eos_token="<eos>") == "<bos>Question: Q\n"
+    assert compiled.render(messages=CHAT[1:], bos_token="<bos>", eos_token="<eos>") == "Question:\nQ\n"
     turns = [CHAT[1], {"role": "assistant", "content": "A"}]
-    assert compiled.render(messages=turns, bos_token="", eos_token="<eos>") == "Question: Q\nAnswer: A<eos>\n"
+    assert compiled.render(messages=turns, bos_token="", eos_token="<eos>") == "Question:\nQ\nAnswer:\nA<eos>\n"
+    assert plain("task=openr1_math")["prepare"]["task"]["prompts"]["template"]["boxed"].startswith("{question}\n")
+
+
+def test_evaluation_has_the_prompts_of_training_under_names() -> None:
+    templates = compose_evaluation(["model=m", "benchmarks=[aime24]"]).define.templates
+    for name, model in (("think", "qwen2_5_math_7b"), ("question_answer", "llama3_1_8b")):
+        assert templates[name] == plain(f"model={model}")["actor_rollout_ref"]["model"]["custom_chat_template"]
 
 
 def test_the_run_s_template_is_the_one_that_lengths_are_counted_with() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,49 +17,123 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "exp_scripts"
 EXPERIMENTS = sorted(path.stem for path in SCRIPTS.glob("*.sh") if path.stem not in ("common", "cpu_study"))
 FILES = {"TRAIN_FILES": "/data/train.parquet", "VAL_FILES": "/data/val.parquet", "REWARD_FILE": "/data/reward.py"}
 QWEN_7B, QWEN_1_5B, LLAMA = "qwen2_5_math_7b", "qwen2_5_math_1_5b", "llama3_1_8b"
-LLAMA_DATA = {"prepare.task.system": "none", "prepare.task.template": "boxed"}
+LLAMA_PROMPTS = {"prepare.task.system": "none", "prepare.task.template": "boxed"}
+HPT_PROMPTS = {"prepare.task.system": "none", "actor_rollout_ref.model.custom_chat_template": None}
+VALIDATION = {
+    "trainer.test_freq": 10,
+    **{f"actor_rollout_ref.rollout.val_kwargs.{k}": v for k, v in (("do_sample", True), ("temperature", 0.6))},
+}
+TOP_P, SAMPLES = (f"actor_rollout_ref.rollout.val_kwargs.{key}" for key in ("top_p", "n"))
+HPT_VALIDATION = VALIDATION | {"trainer.val_before_train": True, TOP_P: 0.95, SAMPLES: 8}
+LUFFY_VALIDATION = VALIDATION | {"trainer.val_before_train": False, TOP_P: 1.0, SAMPLES: 1}
+OPTIM, ACTOR = "actor_rollout_ref.actor.optim", "actor_rollout_ref.actor"
 # script, model (None: the script's own) -> what was published with it
 PUBLISHED: dict[tuple[str, str | None], dict[str, object]] = {
-    ("hpt", None): {"fusion.hpt.switch_gate": 0, "fusion.sft_loss_coef": 1.0, "fusion.max_grad_norm": 80},
-    ("hpt", QWEN_1_5B): {"fusion.hpt.switch_gate": 0, "fusion.sft_loss_coef": 0.3, "fusion.max_grad_norm": 80},
-    ("hpt", LLAMA): {"fusion.hpt.switch_gate": 2, "fusion.sft_loss_coef": 1.0, "fusion.max_grad_norm": None} | LLAMA_DATA,
-    ("hpt_released", None): {"fusion.hpt.switch_gate": 0, "fusion.sum_norm_divisor": 8},
-    ("hpt_released", QWEN_1_5B): {"fusion.sft_loss_coef": 0.3, "fusion.sum_norm_divisor": 8},
-    ("hpt_released", LLAMA): {"fusion.hpt.switch_gate": 2, "fusion.max_grad_norm": None} | LLAMA_DATA,
-    ("luffy", None): {"data.reward_impl_version": 3, "fusion.clip": "none", "fusion.shaping.name": "p_div_p"},
-    ("luffy", QWEN_1_5B): {"data.reward_impl_version": 6},
-    ("luffy", LLAMA): {"data.reward_impl_version": 6} | LLAMA_DATA,
-    ("relift", None): {"data.reward_impl_version": 3, "actor_rollout_ref.actor.grad_clip": 0.7, "fusion.relift.sft_data_size": 128},
-    ("relift", QWEN_1_5B): {"data.reward_impl_version": 3, "actor_rollout_ref.actor.grad_clip": 0.7},
-    ("srft", None): {"data.reward_impl_version": 6, "algorithm.norm_adv_by_std_in_grpo": True},
-    ("uft", None): {"actor_rollout_ref.model.path": "Qwen/Qwen2.5-3B", "data.max_prompt_length": 256, "data.train_batch_size": 256},
+    ("hpt", None): {"fusion.hpt.switch_gate": 0, "fusion.sft_loss_coef": 1.0, "fusion.max_grad_norm": 80}
+    | HPT_PROMPTS
+    | HPT_VALIDATION,
+    ("hpt", QWEN_1_5B): {"fusion.hpt.switch_gate": 0, "fusion.sft_loss_coef": 0.3, "fusion.max_grad_norm": 80} | HPT_PROMPTS,
+    ("hpt", LLAMA): {"fusion.hpt.switch_gate": 2, "fusion.sft_loss_coef": 1.0, "fusion.max_grad_norm": None} | LLAMA_PROMPTS,
+    ("luffy", None): {"data.reward_impl_version": 3, "fusion.clip": "none", "fusion.shaping.name": "p_div_p"} | LUFFY_VALIDATION,
+    ("luffy", QWEN_1_5B): {"data.reward_impl_version": 6} | HPT_PROMPTS | HPT_VALIDATION,
+    ("luffy", LLAMA): {"data.reward_impl_version": 6} | LLAMA_PROMPTS | HPT_VALIDATION,
+    ("relift", None): {
+        "data.reward_impl_version": 3,
+        f"{ACTOR}.grad_clip": 0.7,
+        "fusion.relift.sft_data_size": 128,
+        "trainer.total_epochs": 3,
+        "trainer.total_training_steps": None,
+    }
+    | LUFFY_VALIDATION,
+    ("relift", QWEN_1_5B): {"data.reward_impl_version": 3, f"{ACTOR}.grad_clip": 0.7, "trainer.total_epochs": 3},
+    ("srft", None): {"data.reward_impl_version": 6, "algorithm.norm_adv_by_std_in_grpo": True} | HPT_PROMPTS | HPT_VALIDATION,
+    # The hint stands in the response: room for it and 1024 new tokens.
+    ("uft", None): {
+        "actor_rollout_ref.model.path": "Qwen/Qwen2.5-3B",
+        "data.max_response_length": 2048,
+        "data.train_batch_size": 256,
+    },
     ("uft", "qwen2_5_0_5b"): {"actor_rollout_ref.model.path": "Qwen/Qwen2.5-0.5B", "actor_rollout_ref.rollout.n": 4},
-    ("uft", "qwen2_5_1_5b"): {"actor_rollout_ref.model.path": "Qwen/Qwen2.5-1.5B", "data.max_response_length": 1024},
+    ("uft", "qwen2_5_1_5b"): {"actor_rollout_ref.model.path": "Qwen/Qwen2.5-1.5B", "fusion.uft.max_new_tokens": 1024},
     # ceil(50000 / 128) = 391 steps; 30000 / 16 = 1875
     ("online_sft", None): {"trainer.total_training_steps": 391, "data.max_response_length": 3072, "actor_rollout_ref.rollout.n": 8},
     ("online_sft_tldr", None): {
         "trainer.total_training_steps": 1875,
         "actor_rollout_ref.rollout.n": 4,
-        "actor_rollout_ref.actor.optim.lr": 3e-6,
+        f"{OPTIM}.lr": 3e-6,
         "fusion.lr_schedule.min_lr": 1e-7,
         "fusion.online_sft.task": "model",
         "trainer.experiment_name": "online_sft_tldr",
     },
-    ("sft", None): {"actor_rollout_ref.actor.optim.lr": 5e-5, "data.train_batch_size": 64, "trainer.total_epochs": 3},
-    ("sft", QWEN_1_5B): {"actor_rollout_ref.model.path": "Qwen/Qwen2.5-Math-1.5B"},
-    ("grpo", None): {"actor_rollout_ref.model.path": "Qwen/Qwen2.5-Math-7B", "fusion.clip": "ppo"},
-    ("grpo", QWEN_1_5B): {"actor_rollout_ref.model.path": "Qwen/Qwen2.5-Math-1.5B"},
-    ("grpo", LLAMA): {"actor_rollout_ref.model.path": "meta-llama/Llama-3.1-8B"} | LLAMA_DATA,
+    ("sft", None): {
+        f"{OPTIM}.lr": 5e-5,
+        f"{OPTIM}.lr_warmup_steps_ratio": 0.1,
+        f"{OPTIM}.lr_scheduler_type": "cosine",
+        f"{OPTIM}.min_lr_ratio": 0.1,
+        f"{OPTIM}.weight_decay": 0,
+        f"{OPTIM}.betas": [0.9, 0.95],
+        "data.train_batch_size": 64,
+        "actor_rollout_ref.rollout.max_model_len": 16384,
+        "trainer.total_epochs": 3,
+    },
+    ("sft", QWEN_1_5B): {"actor_rollout_ref.model.path": "Qwen/Qwen2.5-Math-1.5B", f"{OPTIM}.min_lr_ratio": 0.1},
+    ("grpo", None): {"actor_rollout_ref.model.path": "Qwen/Qwen2.5-Math-7B", "fusion.clip": "ppo"} | HPT_PROMPTS,
+    ("grpo", QWEN_1_5B): {"actor_rollout_ref.model.path": "Qwen/Qwen2.5-Math-1.5B"} | HPT_PROMPTS,
+    ("grpo", LLAMA): {"actor_rollout_ref.model.path": "meta-llama/Llama-3.1-8B"} | LLAMA_PROMPTS,
     ("sft_then_rl", None): {"trainer.total_training_steps": 500},
-    ("rl_with_sft_loss", None): {"data.reward_impl_version": 3, "fusion.clip": "none", "fusion.sft_loss_coef": 1.0},
-    ("dr_grpo", None): {"algorithm.norm_adv_by_std_in_grpo": False},
-    ("dapo", None): {"data.max_response_length": 20480, "reward.reward_kwargs.overlong_buffer_cfg.len": 4096},
+    ("rl_with_sft_loss", None): {"data.reward_impl_version": 3, "fusion.clip": "none"} | LUFFY_VALIDATION,
+    ("dr_grpo", None): {"data.reward_impl_version": 3, "algorithm.norm_adv_by_std_in_grpo": False} | LUFFY_VALIDATION,
+    ("dapo", None): {
+        "data.train_batch_size": 512,
+        "data.max_response_length": 20480,
+        "reward.reward_kwargs.overlong_buffer_cfg.len": 4096,
+        "algorithm.filter_groups.metric": "acc",
+        "actor_rollout_ref.rollout.n": 16,
+        f"{ACTOR}.ppo_mini_batch_size": 32,
+    },
     ("ppo", None): {"algorithm.adv_estimator": "gae"},
-    ("chord", None): {"fusion.chord.expert_share": 0.2},
-    ("dft", None): {"fusion.sft_form": "dft"},
-    ("dft", QWEN_1_5B): {"fusion.sft_form": "dft"},
+    ("chord", None): {
+        "fusion.chord.expert_share": 0.2,
+        "actor_rollout_ref.model.path": "Qwen/Qwen2.5-7B-Instruct",
+        "data.max_response_length": 10240,
+    },
+    ("dft", None): {
+        "fusion.sft_form": "dft",
+        "data.train_batch_size": 256,
+        "actor_rollout_ref.rollout.max_model_len": 2048,
+        "prepare.task.split": "train[:100000]",
+        f"{OPTIM}.lr_scheduler_type": "cosine",
+        f"{OPTIM}.min_lr_ratio": 0.0,
+        "trainer.total_epochs": 1,
+    },
+    ("dft", QWEN_7B): {"fusion.sft_form": "dft", "actor_rollout_ref.model.override_config.rope_theta": 10000.0},
     ("psft", None): {"fusion.sft_form": "psft"},
     ("prefix_rft", None): {"fusion.prefix_rft.entropy_top": 0.2},
+}
+# script, model -> the same under algorithm=NAME_released
+RELEASED: dict[tuple[str, str | None], dict[str, object]] = {
+    ("hpt", None): {"fusion.sft_loss_coef": 4.0, f"{ACTOR}.entropy_coeff": 0.004, "fusion.max_grad_norm": 80, f"{OPTIM}.lr": 5e-6},
+    ("hpt", QWEN_1_5B): {"fusion.sft_loss_coef": 1.2},  # 0.3 x 4 micro-batches
+    ("hpt", LLAMA): {"fusion.hpt.switch_gate": 2, "fusion.max_grad_norm": None, "fusion.sft_loss_coef": 4.0},
+    ("luffy", None): {f"{ACTOR}.entropy_coeff": 0.004, "fusion.entropy_on": "all", f"{OPTIM}.lr": 1e-6},
+    ("relift", None): {
+        "fusion.relift.dedup": False,
+        "fusion.relift.entropy_coeff": 1e-3,
+        f"{ACTOR}.grad_clip": 0.7,
+        "trainer.total_epochs": 3,
+        "trainer.total_training_steps": None,
+    },
+    ("srft", None): {"algorithm.norm_adv_by_std_in_grpo": False, "fusion.srft.counts": "released", "fusion.srft.demo_weight": 2.0},
+    ("rl_with_sft_loss", None): {"fusion.clip": "none", "fusion.sft_loss_coef": 4.0},
+    ("dr_grpo", None): {"fusion.clip": "ppo", "fusion.dual_clip": None, f"{ACTOR}.clip_ratio_high": 0.2},
+    ("uft", None): {"fusion.uft.limit_new_tokens": True, "fusion.uft.max_new_tokens": 1024, "fusion.dual_clip": None},
+    ("chord", None): {
+        "data.train_batch_size": 96,
+        f"{ACTOR}.ppo_mini_batch_size": 96,
+        "data.max_response_length": 10240,
+        "fusion.dual_clip": 3.0,
+        f"{ACTOR}.entropy_coeff": 0,
+    },
 }
 
 
@@ -90,14 +165,35 @@ def plan(config: DictConfig) -> str:
     return describe_run(config, *check_data_if_there(config))
 
 
-def test_every_algorithm_has_its_experiment_and_every_experiment_its_expectation() -> None:
-    from unify_posttrain.algorithms import ALGORITHMS
+def test_every_method_has_its_experiment_and_every_experiment_its_expectation() -> None:
+    """Of every method in the index of papers. A released balance is no experiment of its own: it shares the method's script."""
+    from unify_posttrain.algorithms import METHODS
+    from unify_posttrain.algorithms import RELEASED as BALANCES
 
-    assert set(ALGORITHMS) <= set(EXPERIMENTS)
+    index = (SCRIPTS.parent / "PAPERS.md").read_text()
+    assert {method.name for method in METHODS if f"| `{method.name}` |" in index} <= set(EXPERIMENTS)
+    assert not [name for name in EXPERIMENTS if name.endswith("_released")]
     assert {name for name, _ in PUBLISHED} == set(EXPERIMENTS)
+    assert {name for name, _ in RELEASED} == {method.name for method in BALANCES}
     for name in EXPERIMENTS:  # every `published MODEL` is expected above
         lines = [line.split()[1] for line in (SCRIPTS / f"{name}.sh").read_text().splitlines() if line.startswith("published ")]
         assert lines and set(lines[1:]) == {model for script, model in PUBLISHED if script == name and model}
+
+
+def check_plan(done: subprocess.CompletedProcess, expected: Mapping[str, object], experiment: str, home: Path) -> None:
+    assert not done.stderr
+    config = composed(done)
+    for key, value in expected.items():
+        assert OmegaConf.select(config, key, throw_on_missing=True) == value, key
+    if config.data.reward_impl_version is not None:
+        assert config.reward.custom_reward_function.reward_kwargs.version == config.data.reward_impl_version
+    assert config.trainer.n_gpus_per_node == 8 and config.actor_rollout_ref.rollout.name == "vllm"
+    assert config.trainer.experiment_name == experiment
+    text = plan(config)
+    assert f"data.train_files: {home}" in text and "not read, see below" in text
+    assert f"write it by: python -m unify_posttrain.prepare task={config.prepare.task.name}" in text
+    assert "nothing was started" in text
+    assert not list(home.glob("runs"))
 
 
 @pytest.mark.slow
@@ -108,19 +204,26 @@ def test_published_runs_are_planned_without_gpu_data_or_weights(
     monkeypatch.setenv("UNIFY_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     done = run(name, tmp_path, "--dry-run", *([f"model={model}"] if model else []), UNIFY_HOME=str(tmp_path))
-    assert not done.stderr
-    config = composed(done)
-    for key, value in PUBLISHED[name, model].items():
-        assert OmegaConf.select(config, key, throw_on_missing=True) == value, key
-    if config.data.reward_impl_version is not None:
-        assert config.reward.custom_reward_function.reward_kwargs.version == config.data.reward_impl_version
-    assert config.trainer.n_gpus_per_node == 8 and config.actor_rollout_ref.rollout.name == "vllm"
-    assert config.trainer.experiment_name == (f"{name}-{model}" if model else name)
-    text = plan(config)
-    assert f"data.train_files: {tmp_path}" in text and "not read, see below" in text
-    assert f"write it by: python -m unify_posttrain.prepare task={config.prepare.task.name}" in text
-    assert "nothing was started" in text
-    assert not list(tmp_path.glob("runs"))
+    check_plan(done, PUBLISHED[name, model], f"{name}-{model}" if model else name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "model"), RELEASED)
+def test_released_balances_share_the_methods_script(
+    name: str, model: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNIFY_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--dry-run", f"algorithm={name}_released", *([f"model={model}"] if model else [])]
+    done = run(name, tmp_path, *arguments, UNIFY_HOME=str(tmp_path))
+    assert done.stdout.splitlines().count(f"algorithm={name}_released") == 1
+    check_plan(done, RELEASED[name, model], f"{name}_released-{model}" if model else f"{name}_released", tmp_path)
+
+
+def test_another_algorithm_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    done = run("hpt", tmp_path, ALGORITHM="grpo")
+    assert {"algorithm=grpo", "trainer.experiment_name=hpt-grpo"} <= set(done.stdout.splitlines())
+    assert "hpt.sh: nothing is published here for algorithm=grpo" in done.stderr
 
 
 @pytest.mark.slow

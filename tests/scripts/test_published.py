@@ -1,0 +1,32 @@
+"""docs/published.md is up to date, and every difference from a published run has a reason."""
+
+from __future__ import annotations
+
+from tests import published
+from unify_posttrain.algorithms import METHODS, RELEASED
+
+
+def test_every_difference_has_a_reason_and_every_reason_a_difference() -> None:
+    assert published.faults(published.runs(published.read())) == []
+
+
+def test_the_page_is_up_to_date() -> None:
+    """After a change of conf/, exp_scripts/ or docs/published.yaml: python -m tests.published --write."""
+    assert published.PAGE.read_text(encoding="utf-8") == published.render(published.read())
+
+
+def test_faults_are_found() -> None:
+    row = published.Row
+    rows = (row("a", 1, 2, None), row("b", 1, 1, "because"), row("c", 1, 2, "because"), row("d", 1, 1.0, None))
+    run = published.Run("R", "m", "S", "C", rows, ())
+    assert [fault.partition(" is ")[0] for fault in published.faults([run])] == ["R: a", "R: b"]
+
+
+def test_all_methods_are_there_and_have_a_script() -> None:
+    data = published.read()
+    listed = {entry["method"] for entry in data["runs"]}
+    assert listed | set(data["unknown"]) == {method.name for method in METHODS} and not listed & set(data["unknown"])
+    assert all((published.ROOT / "exp_scripts" / f"{name}.sh").is_file() for name in listed | set(data["unknown"]))
+    balances = {method.name for method in RELEASED}
+    assert balances <= listed
+    assert {entry["method"] for entry in data["runs"] if f"algorithm={entry['method']}_released" in entry["command"]} == balances
