@@ -173,14 +173,14 @@ def expand(config: DictConfig, overrides: Sequence[str], config_name: str = "tra
 
 
 @cache
-def known_keys(config_name: str, algorithm: str | None = None) -> dict[str, tuple[str, ...]]:
+def known_keys(config_name: str, algorithms: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
     """Every dotted key of a command's configuration, and which other algorithms it belongs to; none: it exists.
 
     Of the training configuration also our groups, and what the files of conf/algorithm add to the rest.
 
     Args:
         config_name: the command's primary file.
-        algorithm: the choice of the command line; None: the default one.
+        algorithms: the choices of the command line; none: the default one.
     """
     if config_name != "train":
         return dict.fromkeys(dotted_keys(OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{config_name}.yaml"))), ())
@@ -193,18 +193,16 @@ def known_keys(config_name: str, algorithm: str | None = None) -> dict[str, tupl
                 if key.startswith(("fusion.", "trainer.")) and key not in declared and path.stem not in owners.setdefault(key, []):
                     owners[key].append(path.stem)
     common = composed.keys() - owners.keys() | {key for key in owners if key.startswith("trainer.") and key in _verl_keys()}
-    chosen = _default_choice("algorithm") if algorithm is None else algorithm.removesuffix("_released")
-    others = {key: () if chosen in names else tuple(names) for key, names in owners.items() if key not in common}
+    chosen = {name.removesuffix("_released") for name in algorithms or _chosen(())}
+    others = {key: () if chosen & set(names) else tuple(names) for key, names in owners.items() if key not in common}
     return {**dict.fromkeys(sorted(common), ()), **others}
 
 
-def _default_choice(group: str) -> str:
-    return next(each[group] for each in OmegaConf.load(conf_dir() / "train.yaml").defaults if group in each)
-
-
-def _chosen(overrides: Sequence[str]) -> str | None:
-    """The algorithm that a command line names."""
-    return next((each.partition("=")[2] for each in overrides if each.startswith("algorithm=")), None)
+def _chosen(overrides: Sequence[str]) -> tuple[str, ...]:
+    """The algorithm that a command line names, or those of its sweep; the default one if it names none."""
+    named = [choice for each in overrides if each.startswith("algorithm=") for choice in _choices(each)]
+    default = (each["algorithm"] for each in OmegaConf.load(conf_dir() / "train.yaml").defaults if "algorithm" in each)
+    return tuple(named) or (next(default),)
 
 
 @cache
@@ -248,5 +246,6 @@ def _check_arguments(arguments: Sequence[str], config_name: str) -> None:
     """Mistakes that Hydra would not see, or would explain by verl's files; only the training configuration has any."""
     if config_name == "train":
         check_choices(arguments)
-        declared = OmegaConf.to_container(OmegaConf.load(conf_dir() / "train.yaml"))
-        check_additions(arguments, list(dotted_keys(declared)))
+        files = [file for name in _chosen(arguments) for file in file_chain(conf_dir() / "algorithm", name)]
+        declared = [OmegaConf.to_container(OmegaConf.load(path)) for path in (conf_dir() / "train.yaml", *files)]
+        check_additions(arguments, list(dict.fromkeys(key for node in declared for key in dotted_keys(node))))
