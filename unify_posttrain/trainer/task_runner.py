@@ -1,7 +1,7 @@
 """verl's task runner with our worker and trainer; `run` starts Ray and trains.
 
 verl runs its task runner on a Ray actor. Ours runs in the process that the user started: one process less imports verl, what is
-logged is not relayed, and the scheduler's signals reach the trainer (`trainer.signals`).
+logged is not relayed, and the scheduler's signals reach the trainer (`runs.signals`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RedactedTracking(tracking.Tracking):
 
 
 def run(config: DictConfig) -> None:
-    """Train. The configuration must have passed `trainer.checks`; it is resolved here, once, and saved in the run folder."""
+    """Train. The configuration must have passed `startup.checks`; it is resolved here, once, and saved in the run folder."""
     auto_set_device(config)
     config = migrate_legacy_reward_impl(config)
     OmegaConf.resolve(config)
