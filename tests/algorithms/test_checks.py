@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from unify_posttrain.algorithms import ALGORITHMS, FusionConfig, Settings, build_algorithm
+from unify_posttrain.algorithms import ALGORITHMS, FusionConfig, Phase, Settings, build_algorithm
 from unify_posttrain.objective import SHAPES, PseudoLikelihood, Shaped
 from unify_posttrain.startup.checks import check_config
 
@@ -288,27 +288,27 @@ def test_any_algorithms_may_follow_each_other(settings: Callable[..., Settings])
 ALONE = sorted(name for name, cls in ALGORITHMS.items() if not cls.single_phase)
 
 
+@pytest.fixture(scope="module")
+def every_phase(settings: Callable[..., Settings]) -> dict[str, Phase]:
+    """One run in which every algorithm that can be a phase is one, by name."""
+    entries = [{"algorithm": name, **({"steps": 1} if name != ALONE[-1] else {})} for name in ALONE]
+    run = ALGORITHMS["sft_then_rl"](settings("algorithm=sft_then_rl", f"fusion.phases={spelled(entries)}"))
+    return {name: phase for name, phase in zip(ALONE, run.phases, strict=True)}
+
+
 @pytest.mark.parametrize("name", ALONE)
-def test_a_phase_is_the_algorithm_alone(settings: Callable[..., Settings], composed: Callable, name: str) -> None:
+def test_a_phase_is_the_algorithm_alone(every_phase: dict[str, Phase], composed: Callable, name: str) -> None:
     """A name means its conf file: terms, rows, advantage, settings, rates and steps of a phase are those of `algorithm=NAME`."""
-    wide = (
-        "data.train_batch_size=32",
-        "data.max_response_length=64",
-        "actor_rollout_ref.rollout.n=4",
-        "trainer.total_training_steps=9",
-    )
-    phases = f"fusion.phases={spelled([{'algorithm': name, 'steps': 4}, {'algorithm': name}])}"
-    run = ALGORITHMS["sft_then_rl"](settings("algorithm=sft_then_rl", phases, *wide))
+    wide = ("actor_rollout_ref.rollout.n=8",) if name.startswith("uft") else ()  # its file's 4 hold for a whole run
     config = composed(f"algorithm={name}", *wide)
-    alone = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
-    actor = config.actor_rollout_ref.actor
-    for phase in run.phases:
-        mine = phase.algorithm
-        assert type(mine) is type(alone) and mine.settings == alone.settings
-        assert (mine.terms, mine.experience, mine.advantage) == (alone.terms, alone.experience, alone.advantage)
-        assert {key: actor.optim[key] for key in phase.optim} == phase.optim
-        assert phase.mini_batches == 32 // actor.ppo_mini_batch_size
-        assert (phase.grad_clip, phase.filter_groups) == (actor.grad_clip, config.algorithm.filter_groups)
+    actor, phase = config.actor_rollout_ref.actor, every_phase[name]
+    alone = build_algorithm(OmegaConf.to_container(actor, resolve=True))
+    mine = phase.algorithm
+    assert type(mine) is type(alone) and mine.settings == alone.settings
+    assert (mine.terms, mine.experience, mine.advantage) == (alone.terms, alone.experience, alone.advantage)
+    assert {key: actor.optim[key] for key in phase.optim} == phase.optim
+    assert phase.mini_batches == config.data.train_batch_size // actor.ppo_mini_batch_size
+    assert (phase.grad_clip, phase.filter_groups) == (actor.grad_clip, config.algorithm.filter_groups)
 
 
 def test_what_a_phase_cannot_have_is_said(settings: Callable[..., Settings]) -> None:

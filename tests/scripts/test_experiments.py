@@ -170,7 +170,7 @@ def test_every_method_has_its_experiment_and_every_experiment_its_expectation() 
     from unify_posttrain.algorithms import METHODS
     from unify_posttrain.algorithms import RELEASED as BALANCES
 
-    index = (SCRIPTS.parent / "PAPERS.md").read_text()
+    index = (SCRIPTS.parent / "docs" / "papers.md").read_text()
     assert {method.name for method in METHODS if f"| `{method.name}` |" in index} <= set(EXPERIMENTS)
     assert not [name for name in EXPERIMENTS if name.endswith("_released")]
     assert {name for name, _ in PUBLISHED} == set(EXPERIMENTS)

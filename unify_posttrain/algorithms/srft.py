@@ -59,6 +59,7 @@ class SRFT(LUFFY):
     nodes: ClassVar[Mapping[str, type]] = {**LUFFY.nodes, "srft": SRFTSettings}
     srft: SRFTSettings
     own_metrics: ClassVar[Mapping[str, str | None]] = {
+        "fusion/neg_loss": "neg_loss",
         "fusion/srft_H": "entropy",
         "fusion/srft_w_sft": "sft_weight",
         "fusion/srft_w_on": "rl_weight",

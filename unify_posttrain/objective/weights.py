@@ -146,7 +146,7 @@ class TopEntropy:
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
-            raise ValueError(f"fusion.prefix.entropy_top={self.share} must lie in (0, 1], or be null for all tokens")
+            raise ValueError(f"fusion.prefix_rft.entropy_top={self.share} must lie in (0, 1], or be null for all tokens")
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> Tensor:
         entropy, demo = stream(tensors, "entropys", self).detach(), token_class(tensors, "demo")

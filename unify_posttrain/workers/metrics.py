@@ -11,7 +11,6 @@ from unify_posttrain.algorithms import ALGORITHMS, Algorithm
 # Always present, 0 when a term does not exist: loggers and readers need not know the algorithm.
 FUSION = {
     "fusion/rl_loss": "rl_loss",
-    "fusion/neg_loss": "neg_loss",
     "fusion/off_loss": "off_loss",
     "fusion/sft_loss": "sft_loss",
     "fusion/hint_loss": "hint_loss",
