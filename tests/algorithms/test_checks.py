@@ -293,7 +293,7 @@ def every_phase(settings: Callable[..., Settings]) -> dict[str, Phase]:
     """One run in which every algorithm that can be a phase is one, by name."""
     entries = [{"algorithm": name, **({"steps": 1} if name != ALONE[-1] else {})} for name in ALONE]
     run = ALGORITHMS["sft_then_rl"](settings("algorithm=sft_then_rl", f"fusion.phases={spelled(entries)}"))
-    return {name: phase for name, phase in zip(ALONE, run.phases, strict=True)}
+    return dict(zip(ALONE, run.phases, strict=True))
 
 
 @pytest.mark.parametrize("name", ALONE)
