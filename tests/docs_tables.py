@@ -3,8 +3,9 @@
     python -m tests.docs_tables            # which tables are stale
     python -m tests.docs_tables --write    # write them anew
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`. Columns that the code cannot know, such as the title of a paper,
-are written by hand and kept; a new row starts with the first line of a docstring in their place.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. What a group is trained on is the first
+sentence of the algorithm's class. Columns that the code cannot know, such as the title of a paper, are written by hand and kept; a
+new row starts with the first line of a docstring in their place.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from unify_posttrain.algorithms import ALGORITHMS, METHODS, Algorithm, build_algorithm
 from unify_posttrain.config import compose_config, conf_dir
 from unify_posttrain.experience import rules
+from unify_posttrain.explain import explain
 from unify_posttrain.objective import MODES, aggregation
 from unify_posttrain.rewards.grading import VERSIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-OBJECTIVES = ROOT / "docs" / "methods.md"  # the page whose words the README's table repeats
 
 Kept = Mapping[str, list[str]]  # first cell -> cells of that row as they stand
 
@@ -79,21 +80,34 @@ def paper(name: str, without_number: str | None = None) -> str:
 
 def objectives(rows: Kept) -> str:
     return table(
-        ("`algorithm=`", "what a group is trained on", "objective (tokens: mask, π_ref, Â)", "paper"),
-        [
-            [f"`{name}`", kept(rows, f"`{name}`", 1, first_line(cls)), kept(rows, f"`{name}`", 2, ""), paper(name)]
-            for name, cls in ordered(rows)
-        ],
+        ("`algorithm=`", "objective, term by term: tokens: mask, π_ref, Â [× token weight] [× coefficient]", "averaged"),
+        [[f"`{name}`", *objective(name)] for name, _ in ordered(rows)],
     )
 
 
-def algorithms(_: Kept) -> str:
-    """README's: the same words without the objective."""
-    rows = cells(blocks(OBJECTIVES.read_text(encoding="utf-8"))["objectives"])
+def objective(name: str) -> tuple[str, str]:
+    """Terms as configured, entropy and KL aside, and how they are averaged."""
+    explained = [row for row in explain([f"algorithm={name}"])["terms"] if row["pi_ref"] != "-" or "rl" in row["term"]]
+    texts = []
+    for row in explained:
+        weights = [weight for weight in row["weight"].split(" · ") if weight != "1" and not weight.endswith("_weight")]
+        factors = [*weights, *([f"{row['coefficient']:g}"] if row["coefficient"] != 1 else [])]
+        texts.append(f"{row['term']}, {row['tokens']}: {row['mask']}, {row['pi_ref']}, {' × '.join([row['advantage'], *factors])}")
+    return escaped("; ".join(texts)), escaped("; ".join(dict.fromkeys(row["aggregation"] for row in explained)))
+
+
+def algorithms(rows: Kept) -> str:
+    """README's: the words of the classes."""
     return table(
         ("`algorithm=`", "what a group is trained on", "paper"),
-        [[f"`{name}`", kept(rows, f"`{name}`", 1, first_line(cls)), paper(name)] for name, cls in ordered(rows)],
+        [[f"`{name}`", group(cls), paper(name)] for name, cls in ordered(rows)],
     )
+
+
+def group(cls: type[Algorithm]) -> str:
+    """The first sentence of a class."""
+    sentence = first_line(cls).partition(". ")[0]
+    return escaped(sentence[0].lower() + sentence[1:])
 
 
 def papers(rows: Kept) -> str:
@@ -224,7 +238,7 @@ def rendered(text: str) -> str:
 
 def stale() -> Iterator[tuple[Path, str]]:
     """Documents whose tables are not what the code says, with the text that they should have."""
-    for path in sorted(DOCUMENTS, key=lambda path: path != OBJECTIVES):  # README repeats words of this page
+    for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         new = rendered(text)
         if new != text:

@@ -83,17 +83,17 @@ def test_every_table_is_shown() -> None:
 
 def test_a_new_algorithm_gets_a_row_and_words_by_hand_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     class New(ALGORITHMS["grpo"]):  # type: ignore[misc]
-        """Something new."""
+        """Something new. More of it."""
 
         name, paper = "new", "arXiv 1234.56789"
 
     monkeypatch.setitem(ALGORITHMS, "new", New)
     monkeypatch.setattr(docs_tables, "DOCUMENTED", (*docs_tables.DOCUMENTED, "new"))
-    kept = {"`hpt`": ["`hpt`", "by hand", "too", "old"]}
+    kept = {"`hpt`": ["`hpt`", "a title by hand", "old", "old", "old", "old"]}
     assert next(name for name, _ in ordered(kept)) == "hpt"
-    rows = cells(TABLES["objectives"](kept))
-    assert rows["`hpt`"] == ["`hpt`", "by hand", "too", "[2509.04419](https://arxiv.org/abs/2509.04419)"]
-    assert rows["`new`"] == ["`new`", "Something new", "", "[1234.56789](https://arxiv.org/abs/1234.56789)"]
+    assert cells(TABLES["papers"](kept))["`hpt`"][1:3] == ["a title by hand", "[2509.04419](https://arxiv.org/abs/2509.04419)"]
+    found = cells(TABLES["algorithms"](kept))["`new`"]
+    assert found == ["`new`", "something new", "[1234.56789](https://arxiv.org/abs/1234.56789)"]
 
 
 # Links

@@ -31,7 +31,7 @@ class CHORDSettings:
 
 
 class CHORD(Algorithm):
-    """n rollouts and, beside them, demonstrations that no baseline sees."""
+    """Its rollouts and a demonstration, balanced by a schedule μ."""
 
     name = "chord"
     paper = "arXiv 2508.11408"

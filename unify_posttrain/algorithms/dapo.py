@@ -10,7 +10,7 @@ from unify_posttrain.algorithms.grpo import GRPO
 
 
 class DAPO(GRPO):
-    """GRPO's terms under DAPO's settings."""
+    """Its rollouts, if their rewards differ."""
 
     name = "dapo"
     paper = "arXiv 2503.14476"

@@ -10,7 +10,7 @@ from unify_posttrain.algorithms.sft import SFT
 
 
 class DFT(SFT):
-    """SFT's rows, likelihood weighted by the token's probability."""
+    """A demonstration, whose tokens weigh what the policy thinks of them; nothing is generated."""
 
     name = "dft"
     paper = "arXiv 2508.05629"

@@ -12,7 +12,7 @@ from unify_posttrain.algorithms.grpo import GRPO
 
 
 class DrGRPO(GRPO):
-    """GRPO's terms under Dr. GRPO's settings."""
+    """Its rollouts."""
 
     name = "dr_grpo"
     paper = "arXiv 2503.20783"

@@ -11,7 +11,7 @@ from unify_posttrain.objective import Term
 
 
 class GRPO(Algorithm):
-    """Rollouts only, clipped ratio, per-response mean."""
+    """Its rollouts."""
 
     name = "grpo"
     paper = "arXiv 2402.03300"

@@ -44,7 +44,7 @@ class HPTSettings:
 
 
 class HPT(Algorithm):
-    """DemonstrationIfUnsolved rollouts and demonstrations."""
+    """Its rollouts if any is solved (more than `switch_gate` of them), else a demonstration."""
 
     name = "hpt"
     paper = "arXiv 2509.04419"

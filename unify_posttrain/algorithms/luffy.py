@@ -44,7 +44,7 @@ class PrefixSettings:
 
 
 class LUFFY(Algorithm):
-    """n-1 rollouts and one demonstration per prompt, one mean over all their tokens."""
+    """n-1 rollouts and a demonstration, or parts of one to continue from."""
 
     name = "luffy"
     paper = "arXiv 2504.14945"

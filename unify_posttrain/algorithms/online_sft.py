@@ -92,7 +92,7 @@ class KLPenalised(Advantage):
 
 
 class OnlineSFT(Algorithm):
-    """Rollouts only, one update per batch, advantages per sequence."""
+    """Its rollouts, one update per batch."""
 
     name = "online_sft"
     paper = "Online SFT = RLHF"

@@ -11,7 +11,7 @@ from unify_posttrain.algorithms.grpo import GRPO
 
 
 class PPO(GRPO):
-    """Rollouts only, clipped ratio, token mean, advantages from a critic."""
+    """Its rollouts, any number."""
 
     name = "ppo"
     paper = "arXiv 1707.06347"

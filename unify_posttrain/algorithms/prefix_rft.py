@@ -23,7 +23,7 @@ class PrefixRFTSettings:
 
 
 class PrefixRFT(LUFFY):
-    """LUFFY's groups with a decaying prefix, Dr. GRPO's term on both token classes."""
+    """Rollouts, one of which continues a part of the demonstration (95 % → 5 %)."""
 
     name = "prefix_rft"
     paper = "arXiv 2507.01679"

@@ -10,7 +10,7 @@ from unify_posttrain.algorithms.sft import SFT
 
 
 class PSFT(SFT):
-    """SFT's rows under a clipped ratio."""
+    """A demonstration, under a clipped ratio; nothing is generated."""
 
     name = "psft"
     paper = "arXiv 2508.17784"

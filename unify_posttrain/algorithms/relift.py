@@ -38,7 +38,7 @@ class ReLIFTSettings:
 
 
 class ReLIFT(Algorithm):
-    """Dr. GRPO on rollouts; now and then a batch of demonstrations."""
+    """Its rollouts; now and then a batch of questions that were not solved."""
 
     name = "relift"
     paper = "arXiv 2506.07527"

@@ -15,7 +15,7 @@ from unify_posttrain.objective import Term
 
 
 class RLWithSFTLoss(Algorithm):
-    """Two losses, added up, on the rows of one group."""
+    """n-1 rollouts and a demonstration."""
 
     name = "rl_with_sft_loss"
     paper = "arXiv 2504.14945"

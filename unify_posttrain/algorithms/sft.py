@@ -12,7 +12,7 @@ from unify_posttrain.objective import Term
 
 
 class SFT(Algorithm):
-    """One demonstration per prompt and step; prompts without a usable target contribute nothing."""
+    """A demonstration; nothing is generated. Prompts without a usable target contribute nothing."""
 
     name = "sft"
     paper = "-"

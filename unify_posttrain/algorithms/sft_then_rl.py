@@ -21,7 +21,7 @@ COMPOSED = ("fusion", "actor", "optim", "mini_batches", "grad_clip", "filter_gro
 
 
 class SFTThenRL(Algorithm):
-    """A sequence of algorithms; `terms`, `advantage` and `experience` are the first one's."""
+    """Demonstrations, then rollouts: `fusion.phases`. `terms`, `advantage` and `experience` are the first phase's."""
 
     name = "sft_then_rl"
     paper = "arXiv 2604.23747"

@@ -52,7 +52,7 @@ class SRFTSettings:
 
 
 class SRFT(LUFFY):
-    """LUFFY's groups, four terms."""
+    """n-1 rollouts and a demonstration."""
 
     name = "srft"
     paper = "arXiv 2506.19767"

@@ -34,7 +34,7 @@ class UFTSettings:
 
 
 class UFT(Algorithm):
-    """n rollouts after a common hint; clipped surrogate on what is sampled, likelihood on what is given."""
+    """Rollouts that all start from a hint, which fades."""
 
     name = "uft"
     paper = "arXiv 2505.16984"
