@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from unify_posttrain.algorithms import ALGORITHMS, METHODS, Algorithm, build_algorithm
 from unify_posttrain.config import compose_config, conf_dir
 from unify_posttrain.experience import rules
-from unify_posttrain.explain import explain
+from unify_posttrain.explain import explain_config
 from unify_posttrain.objective import MODES, aggregation
 from unify_posttrain.rewards.grading import VERSIONS
 
@@ -87,7 +87,7 @@ def objectives(rows: Kept) -> str:
 
 def objective(name: str) -> tuple[str, str]:
     """Terms as configured, entropy and KL aside, and how they are averaged."""
-    explained = [row for row in explain([f"algorithm={name}"])["terms"] if row["pi_ref"] != "-" or "rl" in row["term"]]
+    explained = [row for row in explain_config(composed(f"algorithm={name}"))["terms"] if row["pi_ref"] != "-" or "rl" in row["term"]]
     texts = []
     for row in explained:
         weights = [weight for weight in row["weight"].split(" · ") if weight != "1" and not weight.endswith("_weight")]

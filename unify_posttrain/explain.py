@@ -57,9 +57,13 @@ def explain(overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: the configuration cannot be composed, or the algorithm refuses it.
     """
+    return explain_config(compose_config(overrides), overrides)
+
+
+def explain_config(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The same of a configuration that has been composed from these overrides."""
     from unify_posttrain.algorithms import build_algorithm
 
-    config = compose_config(overrides)
     algorithm = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
     parts = [(phase.algorithm, "" if len(algorithm.phases) == 1 else f"{phase.algorithm.name}: ") for phase in algorithm.phases]
     terms = [_row(term, part, prefix) for part, prefix in parts for term in part.terms]
