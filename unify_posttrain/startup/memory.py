@@ -15,7 +15,7 @@ from unify_posttrain.shapes import Shape
 
 FP32 = 4
 # Numbers of the size of the logits that live at the peak of one backward pass of log-probs, as multiples of the (N, V) logits in
-# the dtype of the forward pass. Counted by tests/startup/test_logits_memory.py:
+# the dtype of the forward pass, the head's own weights not among them. Counted by tests/startup/test_logits_memory.py:
 #   without entropy    2: the logits, whose memory flash-attention's cross entropy re-uses for their gradient, and dividing by the
 #                      temperature copies that
 #   compiled entropy   3: the logits and two gradients; the partitioner of torch.compile keeps no (N, V) number but the logits
