@@ -87,7 +87,9 @@ def objectives(rows: Kept) -> str:
 
 def objective(name: str) -> tuple[str, str]:
     """Terms as configured, entropy and KL aside, and how they are averaged."""
-    explained = [row for row in explain_config(composed(f"algorithm={name}"))["terms"] if row["pi_ref"] != "-" or "rl" in row["term"]]
+    explained = [
+        row for row in explain_config(composed(f"algorithm={name}"))["terms"] if row["pi_ref"] != "-" or "rl" in row["term"]
+    ]
     texts = []
     for row in explained:
         weights = [weight for weight in row["weight"].split(" · ") if weight != "1" and not weight.endswith("_weight")]

@@ -122,3 +122,10 @@ def test_printing_a_configuration_imports_neither_torch_nor_verl_nor_ray(tmp_pat
     assert {"hydra", "omegaconf"} <= imported  # the listing is what it is taken for
     assert not imported & {"torch", "verl", "ray", "transformers", "vllm"}
     assert list(tmp_path.iterdir()) == []  # and writes nothing
+
+
+def test_a_collective_operation_waits_longer_than_a_step_may_take() -> None:
+    """verl's 600 seconds would end the processes of a step that trainer.step_timeout still allows."""
+    timeouts = {given: compose_config([f"trainer.step_timeout={given}"]).actor_rollout_ref.nccl_timeout for given in (14400, 60)}
+    assert timeouts == {14400: 15000, 60: 660}
+    assert compose_config(["trainer.step_timeout=null"]).actor_rollout_ref.nccl_timeout == 7 * 24 * 3600

@@ -20,7 +20,7 @@ COMMANDS = ("train", "prepare", "export", "evaluate", "report", "explain", "quic
 # rooms of one layer do not know each other, commands excepted.
 LAYERS = (
     ("objective", "experience", "typos", "sweeps", "cpu_compat"),
-    ("phase_files",),
+    ("phase_files", "shapes"),
     ("config",),
     ("algorithms", "provenance"),
     ("measures", "rewards"),

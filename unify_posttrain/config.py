@@ -21,6 +21,7 @@ from hydra.errors import CompactHydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.phase_files import expand_phases, file_chain
+from unify_posttrain.shapes import bucket_mib, logits_chunk
 from unify_posttrain.sweeps import sweep_job
 from unify_posttrain.typos import ConfigurationError, check_additions, did_you_mean, dotted_keys, explain_error, with_hint
 
@@ -103,6 +104,9 @@ def register_resolvers() -> None:
         "threads_per_rank": lambda ranks: str(threads_per_rank(ranks)),  # an environment variable must be text
         "add": lambda *numbers: sum(numbers),
         "tokens_per_gpu": lambda prompt, response: 2 * (prompt + response),
+        "bucket_mib": bucket_mib,
+        "logits_chunk": logits_chunk,
+        "beyond": lambda limit, margin, never: never if limit is None else limit + margin,
         "sweep_job": sweep_job,
     }
     for name, function in resolvers.items():

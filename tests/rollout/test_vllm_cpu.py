@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -20,10 +21,11 @@ from verl.workers.rollout.replica import RolloutReplicaRegistry
 from unify_posttrain.rollout import register_engines, vllm_cpu_checks
 from unify_posttrain.rollout.vllm_cpu_checks import check_vllm_on_cpu
 from unify_posttrain.startup import checks
+from unify_posttrain.startup.memory_checks import check_bucket
 
 OURS = ("unify_posttrain.rollout.vllm_cpu", "unify_posttrain.rollout.vllm_cpu_server")
 ROLLOUT = "actor_rollout_ref.rollout"
-MODEL = {"hidden_size": 128, "num_attention_heads": 4, "vocab_size": 103, "max_position_embeddings": 512}
+MODEL = {"hidden_size": 128, "num_attention_heads": 4, "vocab_size": 103, "num_hidden_layers": 2, "max_position_embeddings": 512}
 
 
 @pytest.fixture
@@ -120,11 +122,9 @@ def test_sleep_mode_is_on_unless_it_is_switched_off(configured: Any, wheel: None
 )
 def test_models_that_do_not_suit(configured: Any, wheel: None, changes: dict[str, Any], message: str | None) -> None:
     config = configured({**MODEL, **changes})
-    if message is None:
+    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
         check_vllm_on_cpu(config)
-        return
-    with pytest.raises(ValueError, match=message):
-        check_vllm_on_cpu(config)
+        check_bucket(config)  # for engines on GPUs, too
 
 
 def test_an_extended_context_counts(configured: Any, wheel: None) -> None:

@@ -1,97 +1,199 @@
-"""The estimate of a rank's memory, against arithmetic by hand."""
+"""What lies in a rank's memory, against arithmetic by hand."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from unify_posttrain.startup import memory
-from unify_posttrain.startup.memory import ModelSize, memory_of_a_rank, model_size
+from unify_posttrain.algorithms import build_algorithm
+from unify_posttrain.startup.disk import checkpoints_of
+from unify_posttrain.startup.memory import RankPlan, parts_of, totals
+from unify_posttrain.startup.memory_plan import rank_plan
 
-NUMBERS = {"num_hidden_layers": 2, "hidden_size": 1000, "vocab_size": 50_000}
-ROWS = ("data.max_prompt_length=100", "data.max_response_length=900", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4")
-Estimate = Callable[..., str]
-
-
-def write_model(folder: Path, description: dict, size: int, sharded: bool = False) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(description))
-    if sharded:
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": size}}))
-    else:
-        with open(folder / "model.safetensors", "wb") as file:
-            file.truncate(size)  # sparse
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("description", "sharded", "parameters"),
-    [
-        ({**NUMBERS, "torch_dtype": "bfloat16"}, False, 100e6),
-        ({**NUMBERS, "dtype": "float32"}, True, 50e6),
-        ({"text_config": NUMBERS, "torch_dtype": "bfloat16", "hidden_size": 7}, True, 100e6),  # the language model's numbers
-    ],
-)
-def test_size_of_a_model(tmp_path: Path, description: dict, sharded: bool, parameters: float) -> None:
-    folder = write_model(tmp_path / "model", description, 200_000_000, sharded)
-    assert model_size(str(folder)) == ModelSize(parameters, 2, 1000, 50_000)
-
-
-def test_a_hub_id_is_looked_for_in_the_cache_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_model(tmp_path / "model", {**NUMBERS, "torch_dtype": "bfloat16"}, 200)
-    cached = {("org/there", "config.json"): str(folder / "config.json")}
-    monkeypatch.setattr(memory, "try_to_load_from_cache", lambda *asked: cached.get(asked))
-    assert model_size("org/there") == ModelSize(100, 2, 1000, 50_000)
-    assert model_size("org/absent") is None
-    assert model_size(str(tmp_path / "nowhere")) is None
-
-
-def test_what_has_no_size_is_no_error(tmp_path: Path) -> None:
-    assert model_size(str(tmp_path)) is None  # no weights
-    assert model_size(str(write_model(tmp_path / "other", {"n_layer": 2, "n_embd": 8, "vocab_size": 9}, 200))) is None
-    assert model_size("no such/model!") is None  # no name of the hub either
+ACTOR = "actor_rollout_ref.actor"
+PUBLISHED = ("algorithm=hpt", "model=qwen2_5_math_7b", "task=openr1_math", "hardware=node_8gpu")
+P, V, H, L, I = 7_615_616_512, 152_064, 3584, 28, 18_944  # noqa: E741 - the symbols of startup/memory.py
+N = 2 * (1024 + 8192)  # tokens of a forward pass: two whole rows
+GIB = 1 << 30
+Plan = Callable[..., RankPlan]
+Sizes = dict[str, tuple[float, float, float]]
 
 
 @pytest.fixture
-def estimate(tmp_path: Path, composed: Callable[..., DictConfig]) -> Estimate:
-    folder = write_model(tmp_path / "model", {**NUMBERS, "torch_dtype": "bfloat16"}, 2_000_000_000, sharded=True)  # 1e9 parameters
+def plan(composed: Callable[..., DictConfig]) -> Plan:
+    def build(*overrides: str) -> RankPlan:
+        config = composed(*overrides)
+        return rank_plan(config, build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True)))
 
-    def line(*overrides: str) -> str:
-        return memory_of_a_rank(composed("algorithm=hpt", f"actor_rollout_ref.model.path={folder}", *ROWS, *overrides))
+    return build
 
-    return line
+
+def sizes(plan: RankPlan) -> Sizes:
+    """Bytes by the beginning of a part's name: (update, critic's update, generation)."""
+    return {part.name: (part.update, part.critic, part.generation) for part in parts_of(plan)}
+
+
+def of(plan: RankPlan, name: str) -> tuple[float, float, float]:
+    (found,) = [values for key, values in sizes(plan).items() if key.startswith(name)]
+    return found
+
+
+def test_a_published_run_by_hand(plan: Plan) -> None:
+    """HPT on Qwen2.5-Math-7B with eight GPUs of 79 GiB. In GB:
+
+    weights        7.6156e9 x 4 bytes / 8                                   3.808      stay
+    gradients      the same                                                 3.808      until the update's end
+    Adam           twice that                                               7.616      stay
+    gathered       2 matrices of 152,064 x 3584, 2 bytes                    2.180
+    inputs         28 layers x 18,432 tokens x 3584 x 2 bytes               3.699
+    logits         3 x 1152 tokens x 152,064 x 4, and 152,064 x 3584 x 4    4.282      ~
+    a layer        18,432 x (4 x 18,944 + 6 x 3584) x 2 bytes               3.586      ~
+    reduced        2 x 152,064 x 3584 x (2 + 4) bytes                       6.540      ~ the largest of the three
+    context        1 GiB                                                    1.074      stays
+    engine         4 GiB asleep; 0.7 x 79 GiB awake                         4.295, 59.378
+    """
+    run = plan(*PUBLISHED)
+    share = P * 4 / 8
+    assert list(sizes(run).values()) == [
+        pytest.approx(expected)
+        for expected in (
+            (share, share, share),
+            (share, 0, 0),
+            (2 * share, 2 * share, 2 * share),
+            (2 * V * H * 2, 0, 0),
+            (L * N * H * 2, 0, 0),
+            (3 * 1152 * V * 4 + V * H * 4, 0, 0),
+            (N * (4 * I + 6 * H) * 2, 0, 0),
+            (2 * V * H * (2 + 4), 0, 0),
+            (GIB, GIB, GIB),
+            (4 * GIB, 4 * GIB, 0.7 * 79 * GIB),
+        )
+    ]
+    total = totals(parts_of(run))
+    assert total["update"] == pytest.approx(4 * share + 2 * V * H * 2 + L * N * H * 2 + 2 * V * H * 6 + 5 * GIB)
+    assert total["update"] / 1e9 == pytest.approx(33.0, abs=0.05)
+    assert total["generation"] == pytest.approx(3 * share + GIB + 0.7 * 79 * GIB)
+    assert total["generation"] / 1e9 == pytest.approx(71.9, abs=0.05)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "expected"),
+    ("overrides", "copies"),
     [
-        # float32, one rank: 1e9 x 16; 2 x 4 rows x 1000 tokens x 50,000 words x 4 bytes = 1.6e9; no checkpointing
-        (("hardware=cpu",), "17.6 GB per rank in the update: 16 GB of weights, gradients and moments, 1.6 GB of logits of 4000"),
-        (("hardware=cpu", "trainer.n_gpus_per_node=2"), "at least 9.6 GB per rank in the update: 8 GB of"),
-        # 2 x 500 x 50,000 x 4 = 0.2e9
-        (("hardware=cpu", "fusion.logits_chunk=500"), "0.2 GB of logits of 4000 tokens"),
-        # 2 layers x 4000 x 1000 x 4 = 0.032e9
-        (("hardware=cpu", "actor_rollout_ref.model.enable_gradient_checkpointing=true"), "0.032 GB of inputs of layers"),
-        # bfloat16, eight ranks: 16e9 / 8; tokens of a dynamic batch 2 x 3000 x 50,000 x 2 = 0.6e9; 2 x 3000 x 1000 x 2 = 0.012e9
-        (
-            ("hardware=node_8gpu", "actor_rollout_ref.actor.use_dynamic_bsz=true",
-             "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=3000"),
-            "at least 2.61 GB per rank in the update: 2 GB of weights, gradients and moments, 0.6 GB of logits of 3000 tokens, "
-            "0.012 GB of inputs of layers; generating, the engine takes 70% of the GPU",
-        ),
-        (("hardware=gpu_1", "actor_rollout_ref.model.lora_rank=8"), "4 GB of weights (adapters not counted)"),
-        # the tokens of a row are shared by two ranks: 2 x 2000 x 50,000 x 2
-        (("hardware=node_8gpu", "actor_rollout_ref.actor.use_dynamic_bsz=false",
-          "actor_rollout_ref.actor.ulysses_sequence_parallel_size=2"), "0.4 GB of logits of 2000 tokens"),
+        # 18,432 tokens x 152,064 words x 2 bytes = 5.6 GB
+        (("fusion.logits_chunk=null",), 3),  # entropy bonus, compiled: verl's default
+        (("fusion.logits_chunk=null", f"{ACTOR}.use_torch_compile=false"), 14),
+        (("fusion.logits_chunk=null", f"{ACTOR}.entropy_coeff=0", f"{ACTOR}.use_torch_compile=false"), 2),
     ],
-)  # fmt: skip
-def test_memory_of_a_rank(estimate: Estimate, overrides: tuple[str, ...], expected: str) -> None:
-    assert expected in estimate(*overrides)
+)
+def test_whole_logits(plan: Plan, overrides: tuple[str, ...], copies: int) -> None:
+    assert of(plan(*PUBLISHED, *overrides), "logits")[0] == copies * N * V * 2
 
 
-def test_nothing_is_estimated_from_nothing(estimate: Estimate) -> None:
-    assert "not on this disk" in estimate("actor_rollout_ref.model.path=nobody/nothing")
+def test_float32_logits_have_fewer_copies_of_twice_the_size(plan: Plan) -> None:
+    run = plan("model=qwen2_5_7b", "hardware=cpu", "algorithm=hpt", f"{ACTOR}.ppo_micro_batch_size_per_gpu=2")
+    assert of(run, "logits")[0] == 7 * 2 * (16 + 64) * V * 4
+    assert of(run, "28 layers")[0] == L * 2 * (16 + 64) * (4 * I + 6 * H) * 4  # without checkpointing everything is kept
+    assert of(run, "engine (hf)") == (P * 4,) * 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "weights", "moments"),
+    [
+        ((f"{ACTOR}.fsdp_config.param_offload=true",), (1, 0), (2, 2)),
+        ((f"{ACTOR}.fsdp_config.optimizer_offload=true",), (1, 1), (2, 0)),
+        ((f"{ACTOR}.strategy=fsdp2", f"{ACTOR}.fsdp_config.offload_policy=true"), (0, 0), (0, 0)),
+        ((f"{ACTOR}.fsdp_config.offload_policy=true",), (1, 1), (2, 2)),  # FSDP1 does not know it
+        (("trainer.nnodes=2",), (0.5, 0.5), (1, 1)),
+        (("trainer.nnodes=2", f"{ACTOR}.fsdp_config.fsdp_size=8"), (1, 1), (2, 2)),  # two copies
+        ((f"{ACTOR}.fsdp_config.model_dtype=bf16",), (0.5, 0.5), (1, 1)),
+    ],
+)
+def test_what_stays_on_the_gpu(plan: Plan, overrides: tuple[str, ...], weights: tuple, moments: tuple) -> None:
+    """(update, generation), in shares of P x 4 bytes / 8."""
+    run, share = plan(*PUBLISHED, *overrides), P * 4 / 8
+    assert of(run, "weights")[::2] == pytest.approx(tuple(share * each for each in weights))
+    assert of(run, "Adam")[::2] == pytest.approx(tuple(share * each for each in moments))
+
+
+def test_adapters_train_nothing_of_the_base_model(plan: Plan) -> None:
+    run = plan(*PUBLISHED, "actor_rollout_ref.model.lora_rank=8")
+    assert of(run, "weights")[0] == P * 4 / 8
+    assert not any(name.startswith(("gradients", "Adam")) for name in sizes(run))
+    assert of(run, "whole gradients")[0] == 0
+
+
+def test_a_frozen_tower_is_not_trained(plan: Plan) -> None:
+    vl = ("algorithm=hpt", "model=qwen2_5_vl_7b", "hardware=node_8gpu")
+    assert of(plan(*vl), "gradients")[0] == 8_292_166_656 * 4 / 8
+    frozen = plan(*vl, f"{ACTOR}.freeze_vision_tower=true")
+    assert of(frozen, "gradients")[0] == (8_292_166_656 - 676_550_144) * 4 / 8
+    assert of(frozen, "weights")[0] == 8_292_166_656 * 4 / 8
+
+
+def test_fsdp2_gathers_embedding_and_head_one_by_one(plan: Plan) -> None:
+    run = plan(*PUBLISHED, f"{ACTOR}.strategy=fsdp2")
+    assert of(run, "gathered")[0] == V * H * 2
+    assert of(run, "whole gradients")[0] == V * H * 6
+
+
+def test_second_moments_of_a_replayed_step(plan: Plan) -> None:
+    relift = ("algorithm=relift", *PUBLISHED[1:])
+    share = P * 4 / 8
+    assert of(plan(*relift), "moments of the replayed step") == (2 * share,) * 3  # 7.6 GB
+    assert "moments of the replayed step" not in sizes(plan(*relift, "fusion.relift.optimizer=shared"))
+    offloaded = plan(*relift, f"{ACTOR}.fsdp_config.optimizer_offload=true")  # the two optimizers take turns
+    assert of(offloaded, "moments of the replayed step") == (0, 0, 0)
+
+
+def test_a_critic_has_a_state_of_its_own(plan: Plan) -> None:
+    ppo = ("algorithm=ppo", *PUBLISHED[1:])
+    critic = P - V * H + H + 1  # a row of values and a bias in place of the output head
+    assert of(plan(*ppo), "critic") == pytest.approx((0, critic * 16 / 8, 0))  # offloaded while it does nothing
+    stays = plan(*ppo, *(f"critic.model.fsdp_config.{key}_offload=false" for key in ("param", "optimizer")))
+    assert of(stays, "critic") == pytest.approx((critic * 12 / 8, critic * 16 / 8, critic * 12 / 8))
+    total = totals(parts_of(stays))
+    share = P * 4 / 8
+    # The actor rests: weights and moments. The critic's embedding is gathered, its gradient the largest that comes and goes but for
+    # a layer: 152,064 x 3584 x 6 = 3.27 GB against 3.59 GB.
+    passing = V * H * 2 + L * N * H * 2 + N * (4 * I + 6 * H) * 2
+    assert total["critic"] == pytest.approx(3 * share + critic * 16 / 8 + passing + 5 * GIB)
+
+
+def test_the_reference_is_in_main_memory_on_gpus(plan: Plan) -> None:
+    kl = f"{ACTOR}.use_kl_loss=true"
+    assert of(plan(*PUBLISHED, kl), "reference policy") == (0, 0, 0)
+    assert not any(name.startswith("reference") for name in sizes(plan(*PUBLISHED)))
+    ranks = "trainer.n_gpus_per_node=2"
+    assert of(plan("algorithm=hpt", "model=qwen2_5_7b", "hardware=cpu", kl, ranks), "reference policy") == (P * 4 / 2,) * 3
+
+
+def test_an_engine_that_does_not_sleep_keeps_its_share(plan: Plan) -> None:
+    awake = 0.7 * 79 * GIB
+    run = plan(*PUBLISHED, "actor_rollout_ref.rollout.free_cache_engine=false")
+    assert of(run, "engine") == pytest.approx((awake,) * 3)
+
+
+def test_nothing_is_estimated_from_nothing(plan: Plan) -> None:
+    assert plan(*PUBLISHED, "actor_rollout_ref.model.path=nobody/nothing") is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "each", "written", "kept"),
+    [
+        ((), 12 * P, 10, 10),  # float32 weights and two moments, 91.4 GB, every 50 of 500 steps
+        (("trainer.max_actor_ckpt_to_keep=2",), 12 * P, 10, 2),
+        (("trainer.save_freq=200",), 12 * P, 3, 3),  # after steps 200, 400 and 500
+        (("trainer.save_freq=-1",), 12 * P, 0, 0),
+        ((f"{ACTOR}.checkpoint.save_contents=[model,hf_model,extra]",), 8 * P, 10, 10),
+        (("algorithm=relift",), 20 * P, 10, 10),
+        (("algorithm=ppo",), 12 * P + 12 * (P - V * H + H + 1), 10, 10),
+    ],
+)
+def test_checkpoints(
+    composed: Callable[..., DictConfig], plan: Plan, overrides: tuple[str, ...], each: int, written: int, kept: int
+) -> None:
+    overrides = tuple(dict.fromkeys((*PUBLISHED[1:], *overrides)))
+    saved = checkpoints_of(composed(*overrides), plan(*overrides), steps=500)
+    assert (saved.each, saved.written, saved.kept) == (pytest.approx(each), written, kept)

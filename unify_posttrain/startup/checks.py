@@ -18,6 +18,7 @@ from unify_posttrain.startup.batch_checks import check_batch
 from unify_posttrain.startup.critic_checks import check_critic
 from unify_posttrain.startup.forward_checks import check_fused_kernels
 from unify_posttrain.startup.inputs import missing_files, missing_model
+from unify_posttrain.startup.memory_checks import check_memory
 from unify_posttrain.startup.parallel_checks import check_parallelism
 from unify_posttrain.startup.reward_checks import check_reward
 
@@ -64,6 +65,7 @@ def check_config(config: DictConfig) -> Algorithm:
     check_parallelism(config)
     check_fused_kernels(config)
     _check_model(config)
+    check_memory(config, algorithm)
     _check_resume(config)
     return algorithm
 

@@ -8,9 +8,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.algorithms import Algorithm, build_algorithm
 from unify_posttrain.experience.row_plan import plan_rows
+from unify_posttrain.shapes import Shape
 from unify_posttrain.startup.data_checks import DataReport
+from unify_posttrain.startup.disk import checkpoints_of
 from unify_posttrain.startup.inputs import DOWNLOAD, Missing
-from unify_posttrain.startup.memory import memory_of_a_rank, model_size
+from unify_posttrain.startup.memory import MOMENTS, RankPlan, parts_of, totals
+from unify_posttrain.startup.memory_plan import actor_shape, critic_shape, rank_plan
+
+HEADS = {"update": "update", "critic": "critic's", "generation": "generation"}
 
 
 def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[Missing] = ()) -> str:
@@ -28,11 +33,12 @@ def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[
     rollouts = batch * max(rule.rollouts(given) for rule in rules for given in (True, False))
     rows = plan_rows(batch * max(rule.most_rows for rule in rules), ranks, mini_batches)
     width = config.data.max_prompt_length + config.data.max_response_length
+    plan = rank_plan(config, algorithm)
     lines = [
         *_algorithm_lines(algorithm),
-        f"model        {_model(config.actor_rollout_ref.model.path)}",
-        *([f"critic       {_model(config.critic.model.path)}, not counted below"] if algorithm.needs_critic else []),
-        f"memory       {memory_of_a_rank(config)}",
+        f"model        {_model(config.actor_rollout_ref.model.path, actor_shape(config))}",
+        *([f"critic       {_model(config.critic.model.path, critic_shape(config))}"] if algorithm.needs_critic else []),
+        *_memory_lines(plan, algorithm.needs_critic),
         f"engine       {config.actor_rollout_ref.rollout.name}, {config.actor_rollout_ref.actor.strategy}, {ranks} rank(s)",
         f"data         {_data(data)}",
         f"a step       {batch} prompts -> {rollouts} rollouts (n={n}) -> at most {rows.rows} rows in {mini_batches} "
@@ -41,6 +47,7 @@ def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[
         f"a row        at most {width} tokens; at most {rows.rows * width} tokens per step",
         f"steps        {_steps(config, data)}, validation every {config.trainer.test_freq}, "
         f"checkpoint every {config.trainer.save_freq}",
+        *_checkpoint_lines(config, plan, _number_of_steps(config, data)),
         f"run folder   {config.trainer.run_dir} (config.yaml, metrics.jsonl, gate.jsonl, samples/, checkpoints/)",
         *_missing_lines(missing),
         f"checks       passed{'' if data else ', those of the data wait for it'}; nothing was started",
@@ -48,9 +55,61 @@ def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[
     return "\n".join(lines) + "\n"
 
 
-def _model(path: str) -> str:
-    size = model_size(path)
-    return f"{path}, {size.parameters / 1e6:.2f} M parameters" if size else path
+def _model(path: str, shape: Shape | None) -> str:
+    return f"{path}, {shape.parameters / 1e6:.2f} M parameters" if shape and shape.parameters else path
+
+
+def _memory_lines(plan: RankPlan | None, critic: bool) -> list[str]:
+    """Every part of a rank's memory and their sum, a column for each moment."""
+    if plan is None:
+        return [
+            "memory       not estimated: the model's files are not on this disk or name their numbers otherwise, and no "
+            "conf/model file has the shape of a model of this name"
+        ]
+    parts, moments = parts_of(plan), [each for each in MOMENTS if each != "critic" or critic]
+    rows = [(f"{'~ ' if part.largest else ''}{part.name}", [getattr(part, each) for each in moments]) for part in parts]
+    rows.append(("at least (of ~ only the largest)", [totals(parts)[each] for each in moments]))
+    width = max(len(name) for name, _ in rows)
+    limit = (
+        f"{plan.accelerator.memory / 1e9:.1f} on {plan.accelerator.name}" if plan.accelerator else "accelerator=null: not checked"
+    )
+    head = f"GB of a rank ({limit})"
+    unknown = ["             the critic's own is not counted: its model is not known"] if critic and plan.critic is None else []
+    return [
+        f"memory       {head:<{width}}" + "".join(f"{HEADS[each]:>12}" for each in moments),
+        *(f"             {name:<{width}}" + "".join(f"{_gigabytes(size):>12}" for size in sizes) for name, sizes in rows),
+        *unknown,
+    ]
+
+
+def _gigabytes(size: float) -> str:
+    return "-" if not size else f"{size / 1e9:.2f}" if size >= 5e6 else f"{size / 1e9:.5f}"
+
+
+def _checkpoint_lines(config: DictConfig, plan: RankPlan | None, steps: int | None) -> list[str]:
+    """What they take of the disk."""
+    if plan is None or config.trainer.save_freq < 1:
+        return []
+    saved = checkpoints_of(config, plan, steps)
+    contents = ", ".join(f"{_round(size)} {name}" for name, size in saved.contents.items())
+    keep = config.trainer.get("max_actor_ckpt_to_keep")
+    kept = "all stay" if saved.kept is None else f"{saved.kept} of {saved.written} stay" if saved.written else f"{saved.kept} stay"
+    total = "" if saved.kept is None else f": {_round(saved.kept * saved.each)} GB"
+    # A new one is complete before an old one is deleted (Checkpoints.save).
+    some_go = saved.kept is not None and (saved.written is None or saved.kept < saved.written)
+    more = f", and {_round(saved.each)} GB more while one is written" if some_go else ""
+    return [
+        f"checkpoints  {_round(saved.each)} GB each ({contents}); {kept} (trainer.max_actor_ckpt_to_keep={_spelt(keep)})"
+        f"{total}{more}"
+    ]
+
+
+def _round(size: float) -> str:
+    return f"{size / 1e9:.0f}" if size >= 1e11 else f"{size / 1e9:.3g}"
+
+
+def _spelt(value: object) -> str:
+    return "null" if value is None else str(value)
 
 
 def _data(data: DataReport | None) -> str:
@@ -61,11 +120,15 @@ def _data(data: DataReport | None) -> str:
 
 
 def _steps(config: DictConfig, data: DataReport | None) -> str:
+    steps = _number_of_steps(config, data)
+    return f"{config.trainer.total_epochs} epochs of the data" if steps is None else str(steps)
+
+
+def _number_of_steps(config: DictConfig, data: DataReport | None) -> int | None:
+    """None: it depends on data that could not be read."""
     if config.trainer.total_training_steps:
-        return str(config.trainer.total_training_steps)
-    if data is None:
-        return f"{config.trainer.total_epochs} epochs of the data"
-    return str(data.train_rows // config.data.train_batch_size * config.trainer.total_epochs)
+        return int(config.trainer.total_training_steps)
+    return None if data is None else data.train_rows // config.data.train_batch_size * config.trainer.total_epochs
 
 
 def _missing_lines(missing: Sequence[Missing]) -> list[str]:

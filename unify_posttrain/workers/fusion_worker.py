@@ -53,13 +53,13 @@ class FusionWorker(PortableWorker):
                 actor_module=self.actor_module_fsdp,
                 actor_optimizer=self.actor_optimizer,
             )
-            chunk = self.actor.logits_chunk
-            if chunk is not None and hasattr(self, "ref_policy"):
-                self.ref_policy = ChunkedForward(self.config.ref, self.ref_module_fsdp, None, chunk)
             replay = self.actor.algorithm.replay_step
             if replay is not None and replay.separate:
                 optim = omega_conf_to_dataclass({**self.config.actor.optim, "lr": replay.lr})
                 self.replay_optimizer = build_optimizer(self.actor_module_fsdp.parameters(), optim)
+        chunk = self.config.actor.fusion.logits_chunk
+        if self._is_ref and chunk is not None:  # verl gives the reference a worker of its own, which has no actor
+            self.ref_policy = ChunkedForward(self.config.ref, self.ref_module_fsdp, None, chunk)
         # verl collects garbage several times a step; imports and the model live as long as the process: searched no more.
         gc.collect()
         gc.freeze()

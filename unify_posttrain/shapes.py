@@ -1,0 +1,158 @@
+"""The numbers of a model that its memory follows from: of its folder, or the public ones of `shape` in conf/model/NAME.yaml.
+
+Imports neither torch nor transformers: resolvers of `conf/` call this while a configuration is composed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+# config.json's names for ours; models that see hold their language model's numbers in `text_config`.
+NAMES = {"layers": "num_hidden_layers", "hidden": "hidden_size", "vocabulary": "vocab_size"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Numbers of a model's config.json and the count of its weights.
+
+    Attributes:
+        parameters: all weights, a tied embedding once; None: the weights are not on this disk.
+        layers, hidden, vocabulary: of the language model.
+        intermediate: width of its feed-forward part.
+        tied: whether the output head is the embedding.
+        vision: weights of the part that sees, which are among `parameters`.
+    """
+
+    parameters: int | None
+    layers: int
+    hidden: int
+    vocabulary: int
+    intermediate: int
+    tied: bool = False
+    vision: int = 0
+
+    @property
+    def embedding(self) -> int:
+        """Weights of the embedding, and of the output head if it is another matrix: of each."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def largest(self) -> int:
+        """Weights of the largest tensor: the embedding, or with few words a matrix of a layer (GPT-NeoX has q, k and v in one)."""
+        return self.hidden * max(self.vocabulary, self.intermediate, 3 * self.hidden)
+
+
+def model_shape(path: str, declared: Mapping[str, Any] | None = None) -> Shape | None:
+    """Of a folder; of a hub id whose files are in the local cache; else what is `declared` for a model of that name.
+
+    Args:
+        path: `actor_rollout_ref.model.path`, or a critic's.
+        declared: `shape` of the configuration: the numbers of the model `declared["name"]`. A folder on the disk wins over it, and
+            of a path that ends in another name it says nothing.
+
+    Returns:
+        None: nothing is known of this model.
+    """
+    found = _shape_on_disk(path)
+    if declared is None or Path(str(path)).name != Path(str(declared["name"])).name:
+        return found
+    public = _declared_shape(declared)
+    if found is None or replace(found, parameters=public.parameters, vision=public.vision) == public:
+        return public if found is None or found.parameters is None else replace(found, vision=public.vision)
+    return found
+
+
+def _declared_shape(declared: Mapping[str, Any]) -> Shape:
+    vision = declared.get("vision")
+    return Shape(
+        parameters=declared["parameters"],
+        layers=declared["layers"],
+        hidden=declared["hidden"],
+        vocabulary=declared["vocabulary"],
+        intermediate=declared["intermediate"],
+        tied=declared["tied"],
+        vision=vision["parameters"] if vision else 0,
+    )
+
+
+def _shape_on_disk(path: str) -> Shape | None:
+    """None: there is no config.json, or it uses other names."""
+    folder = Path(str(path)).expanduser()
+    if not folder.is_dir():
+        cached = _cached_description(str(path))
+        if cached is None:
+            return None
+        folder = cached.parent
+    if not (folder / "config.json").is_file():
+        return None
+    description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = {**description, **(description.get("text_config") or {})}
+    numbers = {ours: text.get(theirs) for ours, theirs in NAMES.items()}
+    if None in numbers.values():
+        return None
+    weights, stored = _weight_bytes(folder), 4 if "32" in str(description.get("dtype") or description.get("torch_dtype")) else 2
+    return Shape(
+        parameters=None if weights is None else weights // stored,
+        intermediate=text.get("intermediate_size") or 4 * numbers["hidden"],
+        tied=bool(text.get("tie_word_embeddings", False)),
+        **numbers,
+    )
+
+
+def _cached_description(name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:  # neither a folder nor a name that the hub could know
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _weight_bytes(folder: Path) -> int | None:
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file():
+        return int(json.loads(index.read_text(encoding="utf-8"))["metadata"]["total_size"])
+    return single.stat().st_size if single.is_file() else None
+
+
+# Resolvers
+
+
+def bucket_mib(shape: Mapping[str, Any] | None, path: str, least: int, width: int = 4) -> int:
+    """MiB of the buffer through which weights reach the engine. verl sends every tensor whole, in the dtype that is trained.
+
+    >>> qwen = dict(name="Qwen2.5-7B", parameters=7_615_616_512, layers=28, hidden=3584, vocabulary=152_064, intermediate=18_944)
+    >>> bucket_mib({**qwen, "tied": False}, "Qwen/Qwen2.5-7B", least=2048)  # 152,064 x 3584 x 4 bytes are 2079 MiB
+    2112
+
+    Args:
+        shape, path: see `model_shape`.
+        least: what it is at least, and what a model of unknown shape gets.
+        width: bytes of a weight.
+    """
+    known = model_shape(path, shape)
+    return least if known is None else max(least, -(-known.largest * width // (64 * MIB)) * 64)
+
+
+def logits_chunk(shape: Mapping[str, Any] | None, path: str, mib: int, unknown: int) -> int:
+    """Tokens whose logits take at most so many MiB, as `fusion.logits_chunk`: three float32 numbers per token and word
+    (`objective.log_probs`), in steps of 128 tokens.
+
+    >>> qwen = dict(name="Qwen2.5-7B", parameters=7_615_616_512, layers=28, hidden=3584, vocabulary=152_064, intermediate=18_944)
+    >>> logits_chunk({**qwen, "tied": False}, "Qwen/Qwen2.5-7B", mib=2048, unknown=1024)  # 2 GiB / (3 x 152,064 x 4) = 1176
+    1152
+
+    Args:
+        shape, path: see `model_shape`.
+        mib: the limit.
+        unknown: what a model of unknown shape gets.
+    """
+    known = model_shape(path, shape)
+    return unknown if known is None else max(128, mib * MIB // (3 * known.vocabulary * 4) // 128 * 128)

@@ -1,0 +1,143 @@
+"""From a composed configuration to the numbers that `startup.memory` adds up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from unify_posttrain.algorithms import Algorithm
+from unify_posttrain.rollout.vllm_cpu_checks import declares_ranks
+from unify_posttrain.shapes import Shape, model_shape
+from unify_posttrain.startup.memory import Accelerator, Engine, RankPlan, Trained
+
+GIB = 1 << 30
+
+
+def actor_shape(config: DictConfig) -> Shape | None:
+    """Of the model that is trained; None: nothing is known of it."""
+    return model_shape(config.actor_rollout_ref.model.path, declared_shape(config))
+
+
+def critic_shape(config: DictConfig) -> Shape | None:
+    """Of the critic, which has a value (a row of H weights and a bias) where the policy has an output head."""
+    shape = model_shape(config.critic.model.path, declared_shape(config))
+    if shape is None or shape.parameters is None:
+        return None
+    head = 0 if shape.tied else shape.embedding
+    return Shape(**{**vars(shape), "parameters": shape.parameters - head + shape.hidden + 1})
+
+
+def declared_shape(config: DictConfig) -> DictConfig | None:
+    """The node `shape` of conf/model/NAME.yaml; configurations of earlier runs have none."""
+    return OmegaConf.select(config, "shape")
+
+
+def rank_plan(config: DictConfig, algorithm: Algorithm) -> RankPlan | None:
+    """What a rank's memory follows from; None: the number of the model's weights is not known."""
+    shape = actor_shape(config)
+    if shape is None or shape.parameters is None:
+        return None
+    actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
+    algorithms = [phase.algorithm for phase in algorithm.phases]
+    trained = _trained(config, shape, actor.fsdp_config, model, _tokens(config), _frozen(config, shape))
+    replay = [each.replay_step for each in algorithms if each.replay_step is not None]
+    return RankPlan(
+        actor=trained,
+        critic=_critic(config) if algorithm.needs_critic else None,
+        engine=_engine(config, shape),
+        reference=_reference(config, trained) if _has_reference(config) else None,
+        entropy=actor.calculate_entropy or any(each.needs_entropy for each in algorithms),
+        compiled=actor.use_torch_compile,
+        chunk=actor.fusion.logits_chunk,
+        # FSDP1 keeps what is not a layer together; FSDP2 shards the embedding by itself unless it is the head, too.
+        root=2 if actor.strategy == "fsdp" and not shape.tied else 1,
+        replay=any(step.separate for step in replay),
+        accelerator=accelerator_of(config),
+    )
+
+
+def accelerator_of(config: DictConfig) -> Accelerator | None:
+    """The node `accelerator` of conf/hardware."""
+    node = OmegaConf.select(config, "accelerator")
+    return None if node is None else Accelerator(str(node.name), node.gib * GIB, node.worker_gib * GIB, node.asleep_gib * GIB)
+
+
+def width_of(dtype: Any) -> int:
+    """Bytes of a number of a dtype in verl's spelling (fp32, float32, bf16, bfloat16, …; null: fp32)."""
+    return 4 if dtype is None or "32" in str(dtype) else 2
+
+
+def _trained(config: DictConfig, shape: Shape, fsdp: DictConfig, model: DictConfig, tokens: int, frozen: int) -> Trained:
+    ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    size = fsdp.get("fsdp_size", -1)
+    precision = OmegaConf.select(fsdp, "mixed_precision.param_dtype")
+    return Trained(
+        shape=shape,
+        frozen=frozen,
+        shards=size if 0 < size < ranks else ranks,
+        width=width_of(fsdp.get("model_dtype")),
+        compute=width_of(precision or fsdp.get("dtype") or "bfloat16"),
+        param_offload=fsdp.param_offload,
+        optimizer_offload=fsdp.optimizer_offload,
+        offload_policy=fsdp.get("offload_policy", False) and config.actor_rollout_ref.actor.strategy == "fsdp2",
+        tokens=tokens,
+        checkpointing=model.enable_gradient_checkpointing,
+        activation_offload=model.get("enable_activation_offload", False),
+    )
+
+
+def _frozen(config: DictConfig, shape: Shape) -> int:
+    if _lora(config):
+        return shape.parameters
+    return shape.vision if config.actor_rollout_ref.actor.get("freeze_vision_tower", False) else 0
+
+
+def _lora(config: DictConfig) -> bool:
+    model = config.actor_rollout_ref.model
+    return model.get("lora_rank", 0) > 0 or bool(model.get("lora_adapter_path"))
+
+
+def _critic(config: DictConfig) -> Trained | None:
+    shape, critic = critic_shape(config), config.critic
+    if shape is None:
+        return None
+    tokens = critic.ppo_max_token_len_per_gpu
+    if not critic.use_dynamic_bsz:
+        row = config.data.max_prompt_length + config.data.max_response_length
+        tokens = critic.ppo_micro_batch_size_per_gpu * row // critic.ulysses_sequence_parallel_size
+    return _trained(config, shape, critic.model.fsdp_config, critic.model, tokens, 0)
+
+
+def _tokens(config: DictConfig) -> int:
+    """Of a forward pass of the actor's update, on one rank."""
+    actor = config.actor_rollout_ref.actor
+    if actor.use_dynamic_bsz:
+        return int(actor.ppo_max_token_len_per_gpu)  # per rank, Ulysses or not
+    row = config.data.max_prompt_length + config.data.max_response_length
+    return -(-actor.ppo_micro_batch_size_per_gpu * row // actor.ulysses_sequence_parallel_size)
+
+
+def _has_reference(config: DictConfig) -> bool:
+    """As `verl.trainer.ppo.utils.need_reference_policy`; with LoRA the base model is the reference."""
+    if _lora(config):
+        return False
+    return config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward
+
+
+def _reference(config: DictConfig, actor: Trained) -> float:
+    """Bytes on a rank: nothing on a GPU; without one it is sharded as the actor is (FusionWorker)."""
+    if not declares_ranks(config):
+        return 0.0
+    return actor.shape.parameters * width_of(config.actor_rollout_ref.ref.fsdp_config.get("model_dtype")) / actor.shards
+
+
+def _engine(config: DictConfig, shape: Shape) -> Engine:
+    rollout = config.actor_rollout_ref.rollout
+    limited = rollout.name != "hf" and not declares_ranks(config)
+    return Engine(
+        name=rollout.name,
+        share=rollout.gpu_memory_utilization if limited else None,
+        sleeps=rollout.free_cache_engine and rollout.get("enable_sleep_mode", True),
+        weights=shape.parameters * width_of(rollout.dtype) / rollout.tensor_model_parallel_size,
+    )
