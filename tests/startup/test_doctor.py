@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from unify_posttrain.config import compose_config
+from unify_posttrain.doctor import main
 from unify_posttrain.doctoring import gpus, host, looks, packages, planned, probes
 from unify_posttrain.doctoring.examination import examine
 from unify_posttrain.doctoring.findings import Finding, Status, green, red, worst, yellow
@@ -580,6 +581,37 @@ def test_the_command_with_a_run_that_cannot_start_here(tmp_path: Path) -> None:
 def test_mistakes_on_the_command_line(arguments: tuple[str, ...], message: str) -> None:
     done = doctor(*arguments)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and message in done.stderr
+
+
+def test_without_verl_the_machine_is_examined_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_: list[str]) -> DictConfig:
+        raise ModuleNotFoundError("verl is not installed; pip install verl==0.7.1\nmore")
+
+    monkeypatch.setattr("unify_posttrain.config.compose_config", broken)
+    monkeypatch.setattr("unify_posttrain.doctoring.examination.examine", lambda subject: [green("python", str(subject.config))])
+    monkeypatch.setattr(sys, "argv", ["doctor", "hardware=cpu", "--json"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    alone, configuration = json.loads(capsys.readouterr().out)["findings"]
+    assert stop.value.code == 1 and alone["found"] == "None"
+    assert configuration["status"] == "red" and configuration["found"] == "verl is not installed; pip install verl==0.7.1"
+
+
+@pytest.mark.slow
+def test_an_interpreter_without_the_environment() -> None:
+    command = [sys.executable, "-S", "-m", "unify_posttrain.doctor"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "is not installed for" in done.stderr and "make install" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_not_utf_8(tmp_path: Path) -> None:
+    """The remedies have characters that ASCII has not."""
+    done = doctor("hardware=cpu", PYTHONIOENCODING="ascii", UNIFY_HOME=str(tmp_path / "ü"), RAY_ADDRESS="127.0.0.1:1")
+    assert done.returncode == 1 and "ascii is not UTF-8" in done.stdout and not done.stderr
 
 
 @pytest.mark.slow

@@ -45,4 +45,4 @@ def as_json(findings: Sequence[Finding], seconds: float) -> str:
             {"name": each.name, "status": each.status.value, "found": each.found, "remedy": each.remedy} for each in findings
         ],
     }
-    return json.dumps(report, indent=2, ensure_ascii=False)
+    return json.dumps(report, indent=2)
