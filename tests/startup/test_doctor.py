@@ -409,7 +409,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_data_that_is_not_there() -> None:
     assert planned.check_data([], None).status is Status.GREEN
     finding = planned.check_data([("data.train_files: a.parquet", "prepare a"), ("b", "prepare b")], None)
-    assert finding == red("data", "data.train_files: a.parquet and 1 more does not exist", "prepare a")
+    assert finding == red("data", "not there: data.train_files: a.parquet and 1 more", "prepare a")
     assert planned.check_data([], "data.train_files: x does not exist; check the path").status is Status.RED
 
 
@@ -572,6 +572,25 @@ def test_the_command_with_a_run_that_cannot_start_here(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     shown = doctor(*overrides, UNIFY_HOME=str(tmp_path), RAY_ADDRESS="127.0.0.1:1")
     assert shown.returncode == 1 and "RAY_ADDRESS=127.0.0.1:1 does not answer; unset RAY_ADDRESS" in shown.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("driver", "cuda"), [("12.8", "green"), ("11.8", "red")])
+def test_the_command_on_a_machine_of_eight(tmp_path: Path, driver: str, cuda: str) -> None:
+    """nvidia-smi is a stand-in: its listing, its header, one process on GPU 3."""
+    smi = tmp_path / "nvidia-smi"
+    listing = "\n".join(f"{number}, GPU-{number}, NVIDIA H100 80GB HBM3, 81559, 4, 570.86.15" for number in range(8))
+    smi.write_text(
+        f"#!/bin/sh\ncase $1 in\n*query-gpu*) echo '{listing}' ;;\n*compute-apps*) echo 'GPU-3, 4711, 512' ;;\n"
+        f"*) echo '{HEADER.format(cuda=driver)}' ;;\nesac\n"
+    )
+    smi.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = doctor("hardware=node_8gpu", "--json", "--before-ray", PATH=path, UNIFY_HOME=str(tmp_path / "home"))
+    report = {each["name"]: each for each in json.loads(done.stdout)["findings"]}
+    assert (report["gpus"]["status"], report["cuda"]["status"]) == ("yellow", cuda)
+    assert report["gpus"]["found"] == "GPU 3: 4 MiB used by process 4711"
+    assert report["cuda"]["found"].endswith(f"driver 570.86.15 for {driver}")
 
 
 @pytest.mark.slow

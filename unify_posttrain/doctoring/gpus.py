@@ -84,7 +84,7 @@ def check_gpus(gpus: Gpus, chosen: str | None, needed: int | None, utilization: 
         return red(
             name,
             f"{len(seen)} visible{limit}, trainer.n_gpus_per_node={needed}",
-            "choose hardware=cpu, hardware=gpu_1 or another node, or ask the scheduler for GPUs",
+            "another node, more GPUs from the scheduler, or hardware=gpu_1 or hardware=cpu",
         )
     if not seen:
         if needed == 0:

@@ -111,7 +111,7 @@ def check_data(missing: Sequence[tuple[str, str]], mistake: str | None) -> Findi
     if mistake is not None:
         return red("data", mistake, "correct the path")
     if missing:
-        return red("data", some([what for what, _ in missing], shown=1) + " does not exist", missing[0][1])
+        return red("data", "not there: " + some([what for what, _ in missing], shown=1), missing[0][1])
     return green("data", "all files are there")
 
 
