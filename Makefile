@@ -6,11 +6,18 @@ STAMP := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
+GPU_VENV := .venv-gpu
+GPU_BIN := $(GPU_VENV)/bin
+GPU_STAMP := $(GPU_VENV)/.installed
+FLASH_ATTN_STAMP := $(GPU_VENV)/.flash-attn
+FLASH_ATTN_WHEEL ?=
+SKIP_FLASH_ATTN ?=
+CUDA_MAJOR = $(shell sed -n 's/^nvidia-cuda-runtime-cu\([0-9]*\)=.*/\1/p' constraints-gpu.txt)
 
 export TOKENIZERS_PARALLELISM := false
 export RAY_DEDUP_LOGS := 0
 
-.PHONY: install quickstart compare test test-fast test-vllm lint bench clean
+.PHONY: install install-gpu check-flash-attn quickstart compare test test-fast test-vllm lint bench clean
 
 install: $(STAMP)
 
@@ -30,6 +37,43 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	$(VLLM_BIN)/uv pip install --quiet --python $(VLLM_BIN)/python --compile-bytecode --no-deps -r constraints-vllm.txt -e .
 	$(VLLM_BIN)/python -c "import vllm"
 	@touch $(VLLM_STAMP)
+
+# vLLM's torch (2.9.0) is not the one of constraints.txt, which `make test` runs on (2.9.1): an environment of its own, so that the two
+# commands in one checkout do not undo each other. Two stages, because flash-attn is published as source only and asks
+# for torch while it is built: FLASH_ATTN_WHEEL=path-or-URL takes a wheel that somebody built, SKIP_FLASH_ATTN=1 leaves it out (what
+# that means: docs/installation.md). What the second stage lacks is said before the first one, which takes minutes.
+install-gpu: check-flash-attn   ## everything for GPUs (Linux, CUDA 12.8) into .venv-gpu, from constraints-gpu.txt
+	@$(MAKE) --no-print-directory $(GPU_STAMP) $(if $(filter 1,$(SKIP_FLASH_ATTN)),,$(FLASH_ATTN_STAMP))
+	@echo "installed into $(GPU_VENV)$(if $(filter 1,$(SKIP_FLASH_ATTN)), without flash-attn (docs/installation.md));" \
+		"next: . $(GPU_BIN)/activate && python -m unify_posttrain.doctor hardware=node_8gpu"
+
+check-flash-attn:
+	@nvcc=$${CUDA_HOME:+$$CUDA_HOME/bin/}nvcc; \
+	if [ "$(SKIP_FLASH_ATTN)" = 1 ] || [ -e $(FLASH_ATTN_STAMP) ]; then exit 0; fi; \
+	if [ -n "$(FLASH_ATTN_WHEEL)" ]; then \
+		case "$(FLASH_ATTN_WHEEL)" in *://*) exit 0 ;; esac; \
+		test -f "$(FLASH_ATTN_WHEEL)" || { echo "error: FLASH_ATTN_WHEEL=$(FLASH_ATTN_WHEEL) does not exist" >&2; exit 1; }; \
+	elif ! found=$$($$nvcc --version 2>/dev/null); then \
+		echo "error: flash-attn is built from source and $$nvcc (CUDA $(CUDA_MAJOR)) is not there; load a CUDA module, give" \
+			"FLASH_ATTN_WHEEL=a-wheel, or SKIP_FLASH_ATTN=1" >&2; exit 1; \
+	else \
+		major=$$(printf '%s' "$$found" | sed -n 's/.*release \([0-9]*\)\..*/\1/p'); \
+		test "$$major" = "$(CUDA_MAJOR)" || { echo "error: $$nvcc is of CUDA $$major, torch of CUDA $(CUDA_MAJOR): flash-attn" \
+			"cannot be built; set CUDA_HOME, give FLASH_ATTN_WHEEL=a-wheel, or SKIP_FLASH_ATTN=1" >&2; exit 1; }; \
+	fi
+
+$(GPU_STAMP): pyproject.toml constraints-gpu.txt
+	@test -x $(GPU_BIN)/python || $(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	$(GPU_BIN)/uv pip install --quiet --python $(GPU_BIN)/python --compile-bytecode -c constraints-gpu.txt -e '.[vllm,vl,slurm,dev]' \
+		wheel ninja
+	@touch $(GPU_STAMP)
+
+$(FLASH_ATTN_STAMP): $(GPU_STAMP)
+	$(GPU_BIN)/uv pip install --quiet --python $(GPU_BIN)/python --no-build-isolation --no-deps \
+		$(if $(FLASH_ATTN_WHEEL),'$(FLASH_ATTN_WHEEL)',-c constraints-gpu.txt flash-attn)
+	$(GPU_BIN)/uv pip install --quiet --python $(GPU_BIN)/python -c constraints-gpu.txt einops
+	@touch $(FLASH_ATTN_STAMP)
 
 quickstart: $(STAMP)   ## data, tiny base model, HPT on CPU, one table
 	$(BIN)/python -m unify_posttrain.quickstart

@@ -3,12 +3,13 @@
 #
 #   exp_scripts/hpt.sh --dry-run                                      # the plan, on any machine: no GPU, no data, no weights needed
 #   python -m unify_posttrain.prepare task=openr1_math                # the data that the plan names
+#   exp_scripts/hpt.sh --doctor                                       # whether this machine can run it (unify_posttrain.doctor)
 #   exp_scripts/hpt.sh [override ...]                                 # the first published model
 #   exp_scripts/hpt.sh model=qwen2_5_math_1_5b [override ...]         # another one, with the settings published for it
 #   exp_scripts/hpt.sh algorithm=hpt_released [override ...]          # the same data and model, the balance of the released code
 #
-# --help prints a script's header, --dry-run stands for +dry_run=true, everything else is handed on. Later overrides win over the
-# script's. These can be given as overrides (algorithm=, model=, task=, hardware=) or in the environment:
+# --help prints a script's header, --dry-run stands for +dry_run=true, --doctor examines the machine instead, everything else is
+# handed on. Later overrides win over the script's. Given as overrides (algorithm=, model=, task=, hardware=) or in the environment:
 # ALGORITHM               a choice of conf/algorithm, most often the script's own with _released; it gets a folder of its own
 # MODEL, HARDWARE         a choice of conf/model, conf/hardware (default node_8gpu)
 # TASK                    a choice of conf/task; TASK=custom needs the three below
@@ -22,6 +23,7 @@
 set -euo pipefail
 
 arguments=() # of the user, for unify_posttrain.train
+program=train
 settings=()  # published for MODEL
 released=()  # published for MODEL where its numbers depend on the balance: settings of ALGORITHM=NAME_released
 models=()    # that settings are published for, the first one is the default
@@ -72,6 +74,7 @@ read_arguments() {
                 sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
                 exit 0
                 ;;
+            --doctor) program=doctor ;;
             --dry-run | +dry_run=true) dry_run=1 ;;
             algorithm=*) ALGORITHM=${argument#*=} ;;
             model=*) MODEL=${argument#*=} ;;
@@ -134,7 +137,7 @@ run_experiment() {
         reward.custom_reward_function.path="$REWARD_FILE" reward.custom_reward_function.name=compute_score
         ++reward.custom_reward_function.reward_kwargs=null data.reward_impl_version=null
     )
-    exec "${PYTHON:-python}" -m unify_posttrain.train \
+    exec "${PYTHON:-python}" -m "unify_posttrain.$program" \
         algorithm="$algorithm" \
         model="$model" \
         task="$task" \

@@ -15,7 +15,7 @@ from unify_posttrain.algorithms import ALGORITHMS
 
 PACKAGE = Path(unify_posttrain.__file__).parent
 NAME = PACKAGE.name
-COMMANDS = ("train", "prepare", "export", "evaluate", "report", "explain", "quickstart")
+COMMANDS = ("train", "prepare", "export", "evaluate", "report", "explain", "quickstart", "doctor")
 # Rooms (folders and single modules) from low to high. A module imports its own room and rooms of lower layers, nothing else: two
 # rooms of one layer do not know each other, commands excepted.
 LAYERS = (
@@ -28,7 +28,7 @@ LAYERS = (
     ("tasks",),
     ("runs", "rollout"),
     ("startup", "workers"),
-    ("trainer",),
+    ("trainer", "doctoring"),
     ("evaluation", "study", "reporting"),
     COMMANDS,
 )

@@ -6,7 +6,8 @@
 # UNIFY_MODULES            modules to load: 'cuda/12.8 gcc/13'
 # UNIFY_SETUP              a file to source, for anything else (conda activate, export NCCL_SOCKET_IFNAME=ib0, …)
 # UNIFY_VENV               folder of a virtual environment; its python and ray are used. Else those of the PATH, or PYTHON
-# UNIFY_CONTAINER          image to run in, and UNIFY_CONTAINER_RUNTIME=pyxis | apptainer (default: apptainer for *.sif)
+# UNIFY_CONTAINER          image to run in (docs/containers): path.sif or docker://… with apptainer, anything else with pyxis;
+#                          UNIFY_CONTAINER_RUNTIME=pyxis | apptainer decides otherwise. docker://… is fetched by every node
 # UNIFY_MOUNTS             further mounts, 'from:to,from:to'; the checkout and UNIFY_HOME are mounted anyway
 # UNIFY_HOME               where data, models and runs are (default: outputs in the checkout); on a file system that all nodes share
 # UNIFY_ROOT               the checkout, if sbatch is not started in it
@@ -14,6 +15,7 @@
 # UNIFY_HEAD_ADDRESS       IPv4 address of the first node, if its name leads to the wrong network
 # UNIFY_RAY_PORT           first of three ports on every node (default: derived from the job's number, 20000 to 32492)
 # UNIFY_RAY_TIMEOUT        seconds until all nodes must be up (default 600)
+# UNIFY_SKIP_DOCTOR=1      begin although unify_posttrain.doctor would find something red on a node
 # UNIFY_MAX_REQUEUES       how often a job may be started again (default 20; Slurm's own restarts count)
 # RAY_TMPDIR, NCCL_*, WANDB_API_KEY, HF_TOKEN, …  reach all processes as they are, and nothing here prints them
 
@@ -69,12 +71,17 @@ load_software() {
 choose_container() {
     [[ -n ${UNIFY_CONTAINER:-} ]] || return 0
     local runtime=${UNIFY_CONTAINER_RUNTIME:-pyxis} mounts=$root:$root
-    [[ -n ${UNIFY_CONTAINER_RUNTIME:-} || $UNIFY_CONTAINER != *.sif ]] || runtime=apptainer
+    if [[ -z ${UNIFY_CONTAINER_RUNTIME:-} && ($UNIFY_CONTAINER == *.sif || $UNIFY_CONTAINER == *://*) ]]; then
+        runtime=apptainer
+    fi
     [[ ${UNIFY_HOME:-} != /* ]] || mounts+=,$UNIFY_HOME:$UNIFY_HOME
     [[ -z ${UNIFY_MOUNTS:-} ]] || mounts+=,$UNIFY_MOUNTS
     case $runtime in
         pyxis) step_options=(--container-image="$UNIFY_CONTAINER" --container-mounts="$mounts" --container-workdir="$root") ;;
-        apptainer) inside=(apptainer exec --nv --bind "$mounts" --pwd "$root" "$UNIFY_CONTAINER") ;;
+        apptainer)
+            type apptainer >/dev/null 2>&1 || die "UNIFY_CONTAINER=$UNIFY_CONTAINER needs apptainer; load it in UNIFY_MODULES"
+            inside=(apptainer exec --nv --bind "$mounts" --pwd "$root" "$UNIFY_CONTAINER")
+            ;;
         *) die "UNIFY_CONTAINER_RUNTIME=$runtime is unknown; choose pyxis or apptainer" ;;
     esac
 }
@@ -96,6 +103,43 @@ address_of() {
     address=$(getent ahostsv4 "$1" | awk '$1 !~ /^127\./ {print $1; exit}') || true
     [[ -n $address ]] || address=$(hostname -I 2>/dev/null | awk '{print $1}') || true
     printf '%s' "$address"
+}
+
+# --- before it runs -----------------------------------------------------------------------------------------------------------
+
+# check_nodes command …: the doctor on every node, told what the command will ask of it. Ends the job if something is red.
+check_nodes() {
+    [[ ${UNIFY_SKIP_DOCTOR:-} != 1 ]] || return 0
+    local checkup=(python -m unify_posttrain.doctor) names argument
+    if [[ ${1##*/} == python* && ${2:-} == -m && ${3:-} == unify_posttrain.train ]]; then
+        checkup=("$1" -m unify_posttrain.doctor "${@:4}")
+    elif [[ ${1##*/} == unify-train ]]; then
+        checkup+=("${@:2}")
+    elif [[ -f $1 ]] && grep -q 'common\.sh' "$1"; then
+        checkup=("$1" --doctor "${@:2}")
+    fi # another script may do anything with an option: the machine alone
+    for argument in "${@:2}"; do
+        case $argument in
+            -m) ;;
+            -*) checkup=(python -m unify_posttrain.doctor) ;; # an option of Hydra's
+        esac
+    done
+    checkup+=(--before-ray)
+    [[ ${checkup[0]} != python ]] || checkup[0]=$PYTHON
+    # In the foreground: it ends within 20 seconds, and a signal waits for that.
+    if [[ ${#nodes[@]} -eq 1 ]]; then
+        (on_head "${checkup[@]}") && return 0
+    else
+        names=$(
+            IFS=,
+            echo "${nodes[*]}"
+        )
+        (
+            export SLURM_LABELIO=1 # srun says which node a line is of
+            on "${#nodes[@]}" "$names" "${checkup[@]}"
+        ) && return 0
+    fi
+    [[ -n $stopping ]] || die "the doctor did not pass (above): correct what is red, or set UNIFY_SKIP_DOCTOR=1 to begin anyway"
 }
 
 # --- the Ray cluster ----------------------------------------------------------------------------------------------------------
@@ -266,6 +310,7 @@ train() {
         done
         command+=("$derived")
     done
+    check_nodes "${command[@]}"
     start_cluster
     run_driver "${command[@]}"
     finish

@@ -108,6 +108,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         "SLURM_CPUS_PER_TASK": "64",
         "SLURM_SUBMIT_DIR": str(ROOT),
         "UNIFY_RAY_TIMEOUT": "600",
+        "UNIFY_SKIP_DOCTOR": "1",  # only its own tests call it
     }
     cluster = Cluster(tmp_path, environment)
     yield cluster

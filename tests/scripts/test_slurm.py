@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -20,6 +21,8 @@ DERIVED = [
     "++ray_kwargs.ray_init.num_gpus=null",
 ]
 TRAIN = ("python", "-m", "unify_posttrain.train")
+DOCTOR = ("-m", "unify_posttrain.doctor")
+WITH_DOCTOR = {"UNIFY_SKIP_DOCTOR": ""}
 # 20000 + 4321 % 1250 * 10 = 20000 + 571 * 10
 PORT = 25710
 
@@ -33,7 +36,12 @@ def split(call: list[str]) -> tuple[dict[str, str], list[str]]:
 
 def runs(cluster: Cluster) -> list[list[str]]:
     """The training processes."""
-    return [call for call in cluster.calls("python") if call[:1] == ["-m"]]
+    return [call for call in cluster.calls("python") if call[:2] == list(TRAIN[1:])]
+
+
+def checkups(cluster: Cluster) -> list[list[str]]:
+    """What the doctor was told."""
+    return [call[2:] for call in cluster.calls("python") if call[:2] == list(DOCTOR)]
 
 
 def test_the_head_first_then_the_others_then_the_run(cluster: Cluster) -> None:
@@ -268,6 +276,82 @@ def test_a_container_of_apptainer_is_a_prefix(cluster: Cluster) -> None:
     calls = cluster.calls("apptainer")
     assert len(calls) == 3 and all(call[:7] == prefix for call in calls)
     assert split(cluster.calls("srun")[0])[1][0] == "apptainer"
+
+
+def test_an_image_with_an_address_is_run_by_apptainer(cluster: Cluster) -> None:
+    code, messages = cluster.run("train.sbatch", *TRAIN, UNIFY_CONTAINER="docker://unify_posttrain:gpu", DRIVER="exit:5")
+    assert code == 5, messages
+    assert [call[5:7] for call in cluster.calls("apptainer")] == [[str(ROOT), "docker://unify_posttrain:gpu"]] * 3
+    assert all("container-image" not in each for call in cluster.calls("srun") for each in call)
+
+
+def test_a_signal_goes_through_apptainer(cluster: Cluster) -> None:
+    job = cluster.start("train.sbatch", *TRAIN, UNIFY_CONTAINER="image.sif", DRIVER="listen")
+    cluster.wait_for((cluster.folder / "running").exists)
+    job.send_signal(signal.SIGUSR1)
+    assert cluster.end(job)[0] == 75
+    assert cluster.calls("signal") == [["SIGUSR1"]]
+
+
+def test_without_apptainer_the_job_ends_before_anything_starts(cluster: Cluster) -> None:
+    (cluster.folder / "bin" / "apptainer").unlink()
+    code, messages = cluster.run("train.sbatch", *TRAIN, UNIFY_CONTAINER="image.sif")
+    assert code == 1 and "UNIFY_CONTAINER=image.sif needs apptainer" in messages
+    assert not cluster.calls("srun") and not runs(cluster)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ((*TRAIN, "algorithm=luffy", ODD[0]), ["algorithm=luffy", ODD[0], *DERIVED]),
+        (("unify-train", "algorithm=luffy"), ["algorithm=luffy", *DERIVED]),
+        ((*TRAIN, "--config-dir", "x"), []),  # an option of Hydra's, which the doctor has not
+    ],
+)
+def test_the_doctor_comes_before_ray_and_is_told_what_will_run(cluster: Cluster, command: tuple[str, ...], told: list[str]) -> None:
+    program = cluster.folder / "bin" / "unify-train"
+    program.write_text('#!/bin/sh\nexec python -m unify_posttrain.train "$@"\n')
+    program.chmod(0o755)
+    code, messages = cluster.run("train.sbatch", *command, **WITH_DOCTOR)
+    assert code == 0, messages
+    assert checkups(cluster) == [[*told, "--before-ray"]]
+    calls = [json.loads(line) for line in (cluster.folder / "calls.jsonl").read_text().splitlines()]
+    order = [call["program"] for call in calls]
+    assert order.index("python") < order.index("ray") and calls[order.index("python")]["arguments"][:2] == list(DOCTOR)
+    assert len(runs(cluster)) == 1
+
+
+def test_an_experiment_script_hands_its_own_settings_to_the_doctor(cluster: Cluster) -> None:
+    code, messages = cluster.run("train.sbatch", "exp_scripts/hpt.sh", *ODD, **WITH_DOCTOR)
+    assert code == 0, messages
+    (told,), (arguments,) = checkups(cluster), runs(cluster)
+    assert told == [*arguments[2:], "--before-ray"]
+
+
+def test_the_doctor_of_another_script_sees_the_machine_alone(cluster: Cluster) -> None:
+    own = cluster.folder / "own.sh"
+    own.write_text('#!/bin/sh\nexec python -m unify_posttrain.train "$@"\n')
+    own.chmod(0o755)
+    assert cluster.run("train.sbatch", str(own), "algorithm=luffy", **WITH_DOCTOR)[0] == 0
+    assert checkups(cluster) == [["--before-ray"]]
+
+
+def test_the_doctor_looks_at_every_node_in_the_container(cluster: Cluster) -> None:
+    code, messages = cluster.run("train.sbatch", *TRAIN, UNIFY_CONTAINER="image.sif", **TWO, **WITH_DOCTOR)
+    assert code == 0, messages
+    options, command = split(cluster.calls("srun")[0])
+    assert (options["nodes"], options["ntasks"], options["nodelist"]) == ("2", "2", "node-a,node-b")
+    assert command[0] == "apptainer" and list(DOCTOR) == command[command.index("image.sif") + 2 :][:2]
+    assert len(checkups(cluster)) == 2
+
+
+@pytest.mark.parametrize("nodes", ["node-a", "node-a,node-b"])
+def test_something_red_ends_the_job_before_ray(cluster: Cluster, nodes: str) -> None:
+    code, messages = cluster.run("train.sbatch", *TRAIN, DOCTOR="1", SLURM_JOB_NODELIST=nodes, **WITH_DOCTOR)
+    assert code == 1 and "the doctor did not pass" in messages and "UNIFY_SKIP_DOCTOR=1" in messages
+    assert not cluster.calls("ray") and not runs(cluster)
+    assert ["requeue"] not in [call[:1] for call in cluster.calls("scontrol")]
+    assert cluster.run("train.sbatch", *TRAIN, DOCTOR="1", SLURM_JOB_NODELIST=nodes)[0] == 0  # skipped
 
 
 def test_a_job_array_trains_the_points_of_a_grid(cluster: Cluster) -> None:

@@ -16,6 +16,7 @@ from unify_posttrain.objective import CurrentPolicy, PolicyGradient
 from unify_posttrain.rollout.vllm_cpu_checks import check_vllm_on_cpu, declares_ranks
 from unify_posttrain.startup.batch_checks import check_batch
 from unify_posttrain.startup.critic_checks import check_critic
+from unify_posttrain.startup.environment_checks import check_environment
 from unify_posttrain.startup.forward_checks import check_fused_kernels
 from unify_posttrain.startup.inputs import missing_files, missing_model
 from unify_posttrain.startup.memory_checks import check_memory
@@ -49,6 +50,7 @@ def check_config(config: DictConfig) -> Algorithm:
         ValueError: a contradiction, an unknown value, or something that this release does not support.
     """
     _check_versions()
+    check_environment(config)
     for key in REQUIRED:
         if OmegaConf.is_missing(config, key) or OmegaConf.select(config, key) is None:
             raise ValueError(f"{key} is not set; give it on the command line: {key}=…")
