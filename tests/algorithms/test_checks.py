@@ -140,7 +140,7 @@ def test_absent_fusion_key_is_named(settings: Callable[..., Settings]) -> None:
         ("srft", "srft.neg_prob_floor", 1.0, r"fusion\.srft\.neg_prob_floor=1\.0"),
         ("srft", "clip", "ppo", r"fusion\.clip, fusion\.shaping\.on and .*algorithm=srft.*none"),
         ("srft", "shaping.on", "logp", r"fusion\.clip, fusion\.shaping\.on and .*algorithm=srft"),
-        ("prefix_rft", "prefix_rft.entropy_top", 0.0, r"fusion\.prefix\.entropy_top=0\.0"),
+        ("prefix_rft", "prefix_rft.entropy_top", 0.0, r"fusion\.prefix_rft\.entropy_top=0\.0"),
         ("relift", "relift.optimizer", "both", r"fusion\.relift\.optimizer='both'.*separate, shared"),
         ("relift", "relift.lr", 0.0, r"fusion\.relift\.lr=0\.0 must be > 0"),
         ("relift", "relift.grad_clip", -1.0, r"fusion\.relift\.grad_clip=-1\.0"),

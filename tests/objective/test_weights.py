@@ -163,8 +163,8 @@ def test_descriptions_tell_weights_apart() -> None:
         (lambda: AboveFloor(-0.1), r"fusion\.srft\.neg_prob_floor=-0\.1"),
         (lambda: ExpEntropy(0.1, 1, "row"), r"fusion\.srft\.entropy_scope='row'.*sequence, token, batch"),
         (lambda: ExpEntropy(0.1, 1, cap=0.0), r"fusion\.srft\.weight_cap=0\.0"),
-        (lambda: TopEntropy(0.0), r"fusion\.prefix\.entropy_top=0\.0"),
-        (lambda: TopEntropy(1.1), r"fusion\.prefix\.entropy_top=1\.1"),
+        (lambda: TopEntropy(0.0), r"fusion\.prefix_rft\.entropy_top=0\.0"),
+        (lambda: TopEntropy(1.1), r"fusion\.prefix_rft\.entropy_top=1\.1"),
     ],
 )
 def test_bad_numbers_are_refused(make: Callable, message: str) -> None:
