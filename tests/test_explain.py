@@ -118,7 +118,7 @@ def test_all_of_an_algorithms_own_settings_are_shown(name: str, composed: Callab
         "fusion.online_sft.clip_weight_value": "fusion.online_sft.form=pseudo",
         "fusion.online_sft.clip_logprob_min": "fusion.online_sft.form=pseudo",
         "fusion.online_sft.legacy": None,  # a permission, which checks read
-        "fusion.luffy.on_adv_weight": None,  # LUFFY's factors, which SRFT inherits and its terms do not have
+        "fusion.luffy.on_adv_weight": None,  # LUFFY's factors, which SRFT inherits and refuses
         "fusion.luffy.prefix_adv_weight": None,
         "fusion.online_sft.episodes": None,  # ... from which conf/ computes trainer.total_training_steps
     }

@@ -119,7 +119,10 @@ def _weight_bytes(folder: Path) -> int | None:
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.is_file():
         return int(json.loads(index.read_text(encoding="utf-8"))["metadata"]["total_size"])
-    return single.stat().st_size if single.is_file() else None
+    if not single.is_file():
+        return None
+    with open(single, "rb") as file:  # 8 bytes, a header of so many, the weights
+        return single.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
 
 
 # Resolvers

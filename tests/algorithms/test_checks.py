@@ -263,6 +263,23 @@ def test_phases_that_make_no_run(settings: Callable[..., Settings], phases: list
         ALGORITHMS["sft_then_rl"](settings("algorithm=sft_then_rl", f"fusion.phases={spelled(phases)}"))
 
 
+@pytest.mark.parametrize(
+    "fusion",
+    [
+        {"demo": {"overlong": "error"}},
+        {"demo": {"select": "random"}},
+        {"demo": {"max_length": 9}},
+        {"shaping": {"name": "target_prob"}},
+    ],
+)
+def test_targets_are_read_alike_in_all_phases(settings: Callable[..., Settings], fusion: dict) -> None:
+    """One reader serves the run; a phase that asks for another one would be ignored."""
+    (node, (key, value)) = next((name, next(iter(keys.items()))) for name, keys in fusion.items())
+    phases = [SFT_PHASE, {"algorithm": "luffy", "fusion": fusion}]
+    with pytest.raises(ValueError, match=rf"fusion\.phases\[1\]\.fusion\.{node}\.{key}={value}: .*whole run"):
+        ALGORITHMS["sft_then_rl"](settings("algorithm=sft_then_rl", f"fusion.phases={spelled(phases)}"))
+
+
 def test_phases_must_have_been_composed(settings: Callable[..., Settings]) -> None:
     raw = changed(settings("algorithm=sft_then_rl"), "phases", [{"algorithm": "sft", "steps": 1}, {"algorithm": "grpo"}])
     with pytest.raises(ValueError, match=r"fusion\.phases\[0\] was not composed \(it has no fusion\)"):

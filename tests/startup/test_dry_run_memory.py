@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
@@ -92,3 +93,11 @@ def test_what_is_not_known_is_said(lines: Lines) -> None:
     assert any("the critic's own is not counted: its model is not known" in line for line in critic)
     assert not any(line.startswith("checkpoints") for line in lines("algorithm=hpt", *NODE, "trainer.save_freq=-1"))
     assert any("accelerator=null: not checked" in line for line in lines("algorithm=hpt"))
+
+
+def test_the_manual_shows_what_is_printed(lines: Lines) -> None:
+    printed = lines("algorithm=hpt", *NODE)
+    begin, end = (next(i for i, line in enumerate(printed) if line.startswith(word)) for word in ("memory", "engine"))
+    manual = (Path(__file__).parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
+    assert "\n".join(printed[begin:end]) in manual
+    assert next(line for line in printed if line.startswith("checkpoints")) in manual

@@ -5,6 +5,7 @@ Two prompts of n = 4: `a` has a target, `b` has none. Tokens are small numbers, 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -80,12 +81,12 @@ class Step:
             encode, lambda messages: ("1", [1]), EOS, RESPONSE, with_probabilities=built.fusion.shaping.name == "target_prob"
         )
         needs_target = built.experience.needs_target
-        self.demonstrator = Demonstrator(reader, built.fusion, score_rows, 1, PROMPT, RESPONSE, PAD) if needs_target else None
+        self.demonstrator = Demonstrator(reader, score_rows, 1, PROMPT, RESPONSE, PAD) if needs_target else None
         self.mixer = BatchMixer(self.demonstrator, 1.0, log_probs=True)
 
     def mix(self, batch: DataProto, solved: dict[str, list[float]]) -> DataProto:
         """`solved`: uid -> scores of its rollouts, as many as the rule asks for (or more: the rest is not needed)."""
-        found = self.demonstrator.read(batch, self.step)[0] if self.demonstrator else {}
+        found = self.demonstrator.read(self.built.fusion, batch, self.step)[0] if self.demonstrator else {}
         prefixes = draw_response_prefixes(self.built.experience, batch, found, encode, self.step)
         for name in ("target", "target_probs"):
             batch.non_tensor_batch.pop(name, None)
@@ -391,7 +392,7 @@ def test_a_prompt_that_cannot_be_graded_is_masked_and_counted(small: Callable[..
     """Its rollouts score 0 because its ground truth is unusable, not because they are wrong: nothing of it is trained."""
     built = small(name)
     step = Step(built)
-    found = step.demonstrator.read(prompts(), step.step)[0] if step.demonstrator else {}
+    found = step.demonstrator.read(built.fusion, prompts(), step.step)[0] if step.demonstrator else {}
     solved = {"a": [0.0] * N, "b": [0.0, 1.0, 1.0, 0.0]}
     rollouts = generated(prompts(), [(NO_PREFIX,) * built.experience.rollouts(uid in found) for uid in "ab"], solved)
     usable = np.array([float(uid != "a") for uid in rollouts.non_tensor_batch["uid"]])
@@ -413,3 +414,18 @@ def test_a_prompt_that_cannot_be_graded_is_masked_and_counted(small: Callable[..
         "step": 7,
         "groups": [[30, 0, zones[0]], [31, 2, zones[1]]],
     }
+
+
+def test_the_step_s_algorithm_says_what_counts(small: Callable[..., Algorithm]) -> None:
+    """The demonstrator is the run's; what is solved, required or missing is a matter of the phase that a step belongs to."""
+    step, lenient = Step(small("hpt")), small("hpt").fusion
+    strict = dataclasses.replace(
+        lenient, success_threshold=2.0, demo=dataclasses.replace(lenient.demo, require_verified=True, missing="error")
+    )
+    found, _ = step.demonstrator.read(lenient, prompts((TARGET, TARGET)), 1)
+    assert set(found) == {"a", "b"} and all(step.demonstrator.solved(lenient, each) for each in found.values())
+    assert not any(step.demonstrator.solved(strict, each) for each in found.values())
+    assert step.demonstrator.read(strict, prompts((TARGET, TARGET)), 1)[0] == {}
+    assert set(step.demonstrator.read(lenient, prompts((None, TARGET)), 1)[0]) == {"b"}
+    with pytest.raises(ValueError, match="training row 30 has no usable target"):
+        step.demonstrator.read(strict, prompts((None, TARGET)), 1)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from unify_posttrain.algorithms.base import Algorithm, Phase
-from unify_posttrain.algorithms.settings import Settings
+from unify_posttrain.algorithms.settings import FusionConfig, Settings
 from unify_posttrain.experience.advantages import Advantage
 from unify_posttrain.experience.rules import Experience
 from unify_posttrain.objective import Term
@@ -37,6 +37,23 @@ class SFTThenRL(Algorithm):
         if len(entries) < 2:
             raise ValueError(f"fusion.phases has {len(entries)} entries; give two or more, or choose the algorithm itself")
         self._phases = tuple(self._phase(number, dict(entry), len(entries)) for number, entry in enumerate(entries))
+        for number, phase in enumerate(self._phases):
+            self._check_reading(f"fusion.phases[{number}].fusion", phase.algorithm.fusion)
+
+    def _check_reading(self, path: str, theirs: FusionConfig) -> None:
+        """Targets are read by one reader in the whole run: a phase cannot have it read them otherwise."""
+        ours = self.fusion
+        for key in ("overlong", "select", "max_length"):
+            if getattr(theirs.demo, key) != getattr(ours.demo, key):
+                raise ValueError(
+                    f"{path}.demo.{key}={getattr(theirs.demo, key)}: it holds for the whole run, which has "
+                    f"{getattr(ours.demo, key)}; set fusion.demo.{key} outside of the phases"
+                )
+        if (theirs.shaping.name == "target_prob") != (ours.shaping.name == "target_prob"):
+            raise ValueError(
+                f"{path}.shaping.name={theirs.shaping.name}: probabilities of targets are read in the whole run or not at all, and "
+                f"the run has {ours.shaping.name}; set fusion.shaping.name outside of the phases too"
+            )
 
     def _phase(self, number: int, entry: Mapping[str, Any], total: int) -> Phase:
         from unify_posttrain.algorithms import ALGORITHMS  # the registry holds this class too

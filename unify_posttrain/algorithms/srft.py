@@ -71,6 +71,11 @@ class SRFT(LUFFY):
             if value not in known:
                 raise ValueError(f"fusion.srft.{key}={value!r}; choose one of {', '.join(known)}")
         super().check()
+        for key in ("on_adv_weight", "prefix_adv_weight"):
+            if getattr(self.luffy, key) != 1:
+                raise ValueError(
+                    f"fusion.luffy.{key}={getattr(self.luffy, key)}: algorithm=srft weighs its terms by fusion.srft; set it to 1"
+                )
         shaping = self.fusion.shaping
         if self.fusion.clip != "none" or shaping.on != "none" or shaping.all_maximum is not None:
             raise ValueError(

@@ -153,12 +153,13 @@ def _check_demonstrations(config: DictConfig, phase: Phase) -> None:
 
 def _check_likelihood_temperature(config: DictConfig, algorithm: Algorithm) -> None:
     temperature = config.actor_rollout_ref.rollout.temperature
-    terms = [term for phase in algorithm.phases for term in (*phase.algorithm.terms, *phase.algorithm.replay_terms)]
+    strict = [phase.algorithm for phase in algorithm.phases if not phase.algorithm.fusion.allow_tempered_nll]
     likelihood = any(
         isinstance(term.loss, PolicyGradient) and isinstance(term.loss.reference, CurrentPolicy) and term.members.tokens != "on"
-        for term in terms
+        for each in strict
+        for term in (*each.terms, *each.replay_terms)
     )
-    if likelihood and temperature != 1 and not algorithm.fusion.allow_tempered_nll:
+    if likelihood and temperature != 1:
         raise ValueError(
             f"actor_rollout_ref.rollout.temperature={temperature} would also temper the likelihood of demonstrations; set it to 1, "
             "or fusion.allow_tempered_nll=true"

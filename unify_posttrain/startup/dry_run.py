@@ -29,9 +29,9 @@ def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[
     n, batch = config.actor_rollout_ref.rollout.n, config.data.train_batch_size
     mini_batches = batch // config.actor_rollout_ref.actor.ppo_mini_batch_size
     ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
-    rules = [phase.algorithm.experience for phase in algorithm.phases]
-    rollouts = batch * max(rule.rollouts(given) for rule in rules for given in (True, False))
-    rows = plan_rows(batch * max(rule.most_rows for rule in rules), ranks, mini_batches)
+    rules = [(phase.algorithm.experience, phase.mini_batches or mini_batches) for phase in algorithm.phases]
+    rollouts = batch * max(rule.rollouts(given) for rule, _ in rules for given in (True, False))
+    rows, mini_batches = max((plan_rows(batch * rule.most_rows, ranks, mini), mini) for rule, mini in rules)
     width = config.data.max_prompt_length + config.data.max_response_length
     plan = rank_plan(config, algorithm)
     lines = [

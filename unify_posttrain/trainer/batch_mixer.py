@@ -85,7 +85,7 @@ class BatchMixer:
         groups = []
         for uid in prompts.rows.non_tensor_batch["uid"]:
             demonstration = prompts.demonstrations.get(uid)
-            verified = demonstration is not None and self.demonstrator.solved(demonstration)
+            verified = demonstration is not None and self.demonstrator.solved(fusion, demonstration)
             groups.append(Group(uid, solved[uid], len(scores[uid]), demonstration is not None, verified))
         return {uid: np.array(values) for uid, values in scores.items()}, groups
 

@@ -29,7 +29,6 @@ class Demonstrator:
 
     Args:
         reader: see `make_reader`.
-        fusion: the `fusion` node.
         score_rows: rows with `rm_scores`-free tensors -> DataProto with `rm_scores` and reward columns (verl's reward loop).
         workers: reward workers, which verl wants to share the rows evenly.
         prompt_length, response_length, pad_id: packing.
@@ -38,14 +37,13 @@ class Demonstrator:
     def __init__(
         self,
         reader: DemonstrationReader,
-        fusion: FusionConfig,
         score_rows: Callable[[DataProto], DataProto],
         workers: int,
         prompt_length: int,
         response_length: int,
         pad_id: int,
     ) -> None:
-        self.reader, self.fusion, self.score_rows, self.workers = reader, fusion, score_rows, workers
+        self.reader, self.score_rows, self.workers = reader, score_rows, workers
         self.prompt_length, self.response_length, self.pad_id = prompt_length, response_length, pad_id
         self.scores: dict[tuple[int, int], Score] = {}
         self.reward_keys: list[str] = []
@@ -57,7 +55,6 @@ class Demonstrator:
         data = config.data
         return cls(
             make_reader(tokenizer, fusion, data.get("apply_chat_template_kwargs", {})),
-            fusion,
             score_rows,
             workers=config.reward.num_workers,
             prompt_length=data.max_prompt_length,
@@ -75,10 +72,15 @@ class Demonstrator:
         self.scores = {(row_id, target): score for row_id, target, score in state["scores"]}
         self.reward_keys = list(state["reward_keys"])
 
-    def read(self, batch: DataProto, step: int) -> tuple[dict[str, Demonstration], dict[str, float]]:
+    def read(self, fusion: FusionConfig, batch: DataProto, step: int) -> tuple[dict[str, Demonstration], dict[str, float]]:
         """Usable demonstrations of a prompt batch by uid, and how many were missing or overlong.
 
         Target columns are removed from the batch: they have no business in the agent loops or reward workers.
+
+        Args:
+            fusion: of the step's algorithm, which says what becomes of rows without a target and of wrong ones.
+            batch: prompts with target columns.
+            step: training step, for seeded draws.
 
         Raises:
             ValueError: a missing target under fusion.demo.missing=error; names the row.
@@ -94,17 +96,17 @@ class Demonstrator:
             missing, overlong = missing + reading.missing, overlong + reading.overlong
             if reading.demonstration is not None:
                 found[uid] = reading.demonstration
-            elif self.fusion.demo.missing == "error":
+            elif fusion.demo.missing == "error":
                 raise ValueError(f"training row {row_id} has no usable target; fix the data, or set fusion.demo.missing=rl or skip")
         self._score(batch, found)
-        if self.fusion.demo.require_verified:
-            found = {uid: demonstration for uid, demonstration in found.items() if self.solved(demonstration)}
+        if fusion.demo.require_verified:
+            found = {uid: demonstration for uid, demonstration in found.items() if self.solved(fusion, demonstration)}
         return found, {"fusion/demo_missing": float(missing), "fusion/demo_overlong": float(overlong)}
 
-    def solved(self, demonstration: Demonstration) -> bool:
-        """Whether the task's check counts the demonstration as a success."""
+    def solved(self, fusion: FusionConfig, demonstration: Demonstration) -> bool:
+        """Whether the task's check counts the demonstration as a success, by `fusion.success_key` of the step's algorithm."""
         score = self.scores[demonstration.key]
-        return score[self.fusion.success_key or "reward"] >= self.fusion.success_threshold
+        return score[fusion.success_key or "reward"] >= fusion.success_threshold
 
     def rows(self, batch: DataProto, picked: Sequence[tuple[str, Demonstration]], log_probs: bool) -> Rows:
         """Demonstration rows with every tensor and column that a rollout has.

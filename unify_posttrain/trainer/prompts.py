@@ -92,7 +92,7 @@ class PromptReader:
         metrics = {"fusion/demo_missing": 0.0, "fusion/demo_overlong": 0.0}
         if self.demonstrator is not None and experience.needs_target:
             with marked_timer("demonstrations", timing):
-                demonstrations, counted = self.demonstrator.read(batch, step)
+                demonstrations, counted = self.demonstrator.read(algorithm.fusion, batch, step)
             metrics.update(counted)
         prefixes = draw_response_prefixes(experience, batch, demonstrations, self._encode, step)
         drop_own_columns(batch)
