@@ -301,7 +301,7 @@ MINE, OTHERS = RayProcess("raylet", 41, "me"), RayProcess("gcs_server", 42, "you
 def test_what_is_left_of_ray(
     remains: dict, address: str | None, answers: bool, declares: bool | None, before: bool, status: str, remedy: str
 ) -> None:
-    finding = host.check_ray(host.RayRemains(**remains), "me", address, answers, declares, before)
+    finding = host.check_ray(host.RayRemains(**{"folder": "spool/ray", **remains}), "me", address, answers, declares, before)
     assert finding.status.value == status and remedy in finding.remedy and bool(finding.remedy) == bool(remedy)
 
 

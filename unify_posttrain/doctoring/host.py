@@ -70,15 +70,15 @@ class RayRemains:
     """What is left of Ray on this machine.
 
     Attributes:
-        processes: that run.
         folder, owner, writable: its temporary folder, whose it is ('' if it does not exist), and whether this user may write there.
+        processes: that run.
         session_owner: of the last session, '' if there is none.
         remembered: the address of a cluster that `ray start` left for every `ray.init`, '' without one.
         remembered_answers: whether something listens there.
     """
 
+    folder: str
     processes: Sequence[RayProcess] = ()
-    folder: str = "/tmp/ray"
     owner: str = ""
     writable: bool = True
     session_owner: str = ""

@@ -16,21 +16,12 @@ from verl.utils.torch_functional import get_constant_schedule_with_warmup, get_c
 
 from unify_posttrain.algorithms import Phase
 from unify_posttrain.algorithms.schedules import warmup_cosine
+from unify_posttrain.phase_files import OPTIM
 
 
 def optim_of(phase: Phase, run: Any) -> SimpleNamespace:
     """`actor.optim` of a phase: what its algorithm's file says, the run's for the rest."""
-    names = (
-        "lr",
-        "lr_warmup_steps",
-        "lr_warmup_steps_ratio",
-        "lr_scheduler_type",
-        "min_lr_ratio",
-        "num_cycles",
-        "weight_decay",
-        "betas",
-    )
-    return SimpleNamespace(**{name: phase.optim.get(name, getattr(run, name)) for name in names})
+    return SimpleNamespace(**{name: phase.optim.get(name, getattr(run, name)) for name in OPTIM})
 
 
 def restart(optimizer: Optimizer, optim: Any) -> None:
