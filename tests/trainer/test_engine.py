@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from omegaconf import OmegaConf
 from verl import DataProto
 
+from unify_posttrain.config import compose_config
 from unify_posttrain.experience.rows import object_column
 from unify_posttrain.experience.rules import NO_PREFIX, ResponsePrefix
 from unify_posttrain.rollout.agent_loop import NEW_TOKENS_COLUMN, PREFIX_COLUMN, SEED_COLUMN, rollout_seeds
-from unify_posttrain.trainer.engine import Engine, rollout_requests, seed_rows, with_rollouts
+from unify_posttrain.trainer.engine import Engine, request_seed, rollout_requests, seed_rows, with_rollouts
 
 GIVEN = ResponsePrefix((7, 8), trained=True, share=0.5)
 PREFIXES = [(NO_PREFIX, GIVEN), (), (NO_PREFIX,)]  # two rollouts of prompt a, none of b, one of c
@@ -90,6 +92,24 @@ def test_a_limit_on_new_tokens_is_a_column_of_every_request() -> None:
     assert limited.non_tensor_batch[NEW_TOKENS_COLUMN].tolist() == [6, 6, 6]
     for plain in (rollout_requests(rows(), PREFIXES, seed=4, step=5), seed_rows(rows(), 4, 5, validate=True)):
         assert NEW_TOKENS_COLUMN not in plain.non_tensor_batch
+
+
+@pytest.mark.parametrize(
+    ("flags", "seed"),
+    [
+        (["fusion.seed=4"], 4),
+        (["fusion.seed=4", "trainer.seed_rollouts=false"], None),
+        (["hardware=gpu_1"], None),  # vLLM draws in a Python loop for requests with seeds
+        (["hardware=node_8gpu"], None),
+        (["hardware=node_8gpu", "trainer.seed_rollouts=true"], 0),
+    ],
+)
+def test_seeds_per_request_are_a_switch(flags: list[str], seed: int | None) -> None:
+    assert request_seed(compose_config(flags)) == seed
+    requests = rollout_requests(rows(), PREFIXES, seed, step=5)
+    assert (SEED_COLUMN in requests.non_tensor_batch) == (seed is not None)
+    assert (SEED_COLUMN in seed_rows(rows(), seed, 5, validate=True).non_tensor_batch) == (seed is not None)
+    assert PREFIX_COLUMN in requests.non_tensor_batch
 
 
 def test_validation_draws_from_seeds_of_its_own() -> None:

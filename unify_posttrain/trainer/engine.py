@@ -66,16 +66,21 @@ class Engine:
         return rollouts
 
 
-def seed_rows(rows: DataProto, seed: int, step: int, validate: bool) -> DataProto:
-    """Give every request a seed of its own, in place; rows that belong to no prompt of a file get none."""
+def request_seed(config: Any) -> int | None:
+    """The seed that requests derive theirs from; None under `trainer.seed_rollouts=false`: the engine draws as it likes."""
+    return config.fusion.seed if config.trainer.seed_rollouts else None
+
+
+def seed_rows(rows: DataProto, seed: int | None, step: int, validate: bool) -> DataProto:
+    """Give every request a seed of its own, in place; without `seed`, or if a row belongs to no prompt of a file, there is none."""
     columns = rows.non_tensor_batch
-    if "row_id" in columns:
+    if seed is not None and "row_id" in columns:
         columns[SEED_COLUMN] = rollout_seeds(seed, step, columns["row_id"], validate=validate)
     return rows
 
 
 def rollout_requests(
-    rows: DataProto, prefixes: Sequence[tuple[ResponsePrefix, ...]], seed: int, step: int, max_new_tokens: int | None = None
+    rows: DataProto, prefixes: Sequence[tuple[ResponsePrefix, ...]], seed: int | None, step: int, max_new_tokens: int | None = None
 ) -> DataProto:
     """What the engine is asked for: a prompt's row once per response prefix, with a seed from (seed, step, prompt, number).
 

@@ -25,7 +25,7 @@ from unify_posttrain.trainer.batch_mixer import BatchMixer
 from unify_posttrain.trainer.checkpoints import Checkpoints
 from unify_posttrain.trainer.demonstrator import Demonstrator
 from unify_posttrain.trainer.dump import RolloutDump
-from unify_posttrain.trainer.engine import Engine, rollout_requests, seed_rows, with_rollouts
+from unify_posttrain.trainer.engine import Engine, request_seed, rollout_requests, seed_rows, with_rollouts
 from unify_posttrain.trainer.loader import TrainLoader
 from unify_posttrain.trainer.log_probs import LogProbs
 from unify_posttrain.trainer.mixed_batch import note_lengths, without_padding
@@ -123,9 +123,9 @@ class FusionTrainer(SeparateRayPPOTrainer):
         return batch
 
     def _get_gen_batch(self, batch: DataProto) -> DataProto:
-        """verl's, without target columns, and with a seed per row (validation rows are already repeated here)."""
+        """verl's, without target columns, and with a seed per row if they have one (validation rows are already repeated here)."""
         drop_own_columns(batch)
-        return seed_rows(super()._get_gen_batch(batch), self.fusion.seed, self.global_steps, validate=True)
+        return seed_rows(super()._get_gen_batch(batch), request_seed(self.config), self.global_steps, validate=True)
 
     def _fit_generate(self, batch: DataProto = None) -> DataProto:
         """Rollouts, as many per prompt as the experience rule asks for. Rows are balanced after mixing, not here."""
@@ -135,7 +135,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
             self.timing_raw["gen"] = 0.0
             return batch
         limit = self.step.algorithm.experience.max_new_tokens
-        requests = rollout_requests(self._get_gen_batch(batch), prefixes, self.fusion.seed, self.step.number, limit)
+        requests = rollout_requests(self._get_gen_batch(batch), prefixes, request_seed(self.config), self.step.number, limit)
         rollouts = self.engine.generate(requests, self.timing_raw, self.step.sampling is None, self.curr_step_profile)
         return with_rollouts(batch, rollouts, prefixes)
 
