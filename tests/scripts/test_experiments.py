@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from unify_posttrain.config import compose_config
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "exp_scripts"
-EXPERIMENTS = sorted(path.stem for path in SCRIPTS.glob("*.sh") if path.stem not in ("common", "cpu_study"))
+EXPERIMENTS = sorted(path.stem for path in SCRIPTS.glob("*.sh") if path.stem not in ("common", "cpu_study", "smoke_gpu"))
 FILES = {"TRAIN_FILES": "/data/train.parquet", "VAL_FILES": "/data/val.parquet", "REWARD_FILE": "/data/reward.py"}
 QWEN_7B, QWEN_1_5B, LLAMA = "qwen2_5_math_7b", "qwen2_5_math_1_5b", "llama3_1_8b"
 LLAMA_PROMPTS = {"prepare.task.system": "none", "prepare.task.template": "boxed"}
@@ -316,3 +316,23 @@ def test_headers_say_what_is_known(name: str, tmp_path: Path) -> None:
 def test_cpu_study_hands_its_arguments_on(tmp_path: Path) -> None:
     done = run("cpu_study", tmp_path, "algorithms=[hpt,grpo]", "seeds=[0]")
     assert done.stdout.splitlines() == ["-m", "unify_posttrain.study", "algorithms=[hpt,grpo]", "seeds=[0]"]
+
+
+def test_smoke_gpu_prepares_examines_and_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model through what real runs use: vLLM, rows without padding, FSDP. A dry run starts with the plan."""
+    monkeypatch.setenv("UNIFY_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    lines = run("smoke_gpu", tmp_path, "fusion.seed=3").stdout.splitlines()
+    modules = [lines[at + 1].removeprefix("unify_posttrain.") for at, line in enumerate(lines) if line == "-m"]
+    assert modules == ["prepare", "doctor", "train"]
+    given = lines[lines.index("unify_posttrain.train") + 1 :]
+    assert given == lines[lines.index("unify_posttrain.doctor") + 1 : lines.index("unify_posttrain.train") - 1]
+    for flag in ("+dry_run=true", "--dry-run"):
+        done = run("smoke_gpu", tmp_path, "fusion.seed=3", flag)
+        config = composed(done)
+        assert done.stdout.splitlines()[2:] == [*given, "+dry_run=true"] and config.fusion.seed == 3
+    assert config.actor_rollout_ref.rollout.name == "vllm" and config.actor_rollout_ref.model.use_remove_padding
+    assert config.actor_rollout_ref.actor.strategy == "fsdp" and config.trainer.device == "cuda"
+    assert "write it by: python -m unify_posttrain.prepare task=arithmetic model=tiny_qwen2" in plan(config)
+    shown = run("smoke_gpu", tmp_path, "--help").stdout
+    assert "Not run here: needs a GPU" in shown and "unify_posttrain.train" not in shown
