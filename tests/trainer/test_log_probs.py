@@ -187,6 +187,47 @@ def test_entropies_are_computed_only_if_they_are_read(
     batch.select(batch_keys=["responses"]).union(output)  # verl merges meta_info next and refuses differences
 
 
+# --- What the update overwrites -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "mini_batches", "asked"),
+    [
+        ("hpt", (), 1, []),  # the update puts its own in their place
+        ("hpt", (), 2, ["0", "2"]),  # ... not if it takes two optimizer steps
+        ("hpt", ("actor_rollout_ref.actor.ppo_epochs=2",), 1, ["0", "2"]),
+        ("psft", (), 1, ["1"]),  # ratios of demonstrations stay those of the start of the step
+        ("prefix_rft", (), 1, ["1"]),
+        ("online_sft", (), 1, ["0", "2"]),  # its advantage is made of them
+        ("dapo", ("algorithm.use_kl_in_reward=true",), 1, ["0", "2"]),  # its reward is
+        ("srft", ("fusion.srft.entropy_scope=batch",), 1, ["0", "1", "2"]),  # entropies come with them
+    ],
+)
+def test_what_the_update_overwrites_is_computed_only_where_it_is_read_before(
+    stages: Callable[..., Stages], name: str, overrides: tuple[str, ...], mini_batches: int, asked: list[str]
+) -> None:
+    it = stages(name, "trainer.old_log_prob_freq=0", *overrides, mini_batches=mini_batches)
+    batch = it._fit_compute_log_prob(rows(MIXED))
+    assert it.asked == ([asked] if asked else [])
+    assert batch.batch["old_log_probs"].shape == batch.batch["responses"].shape
+    assert not asked or set(it.metrics) >= {*LOG_PROB_METRICS, *ROLLOUT_PROB_METRICS}
+    assert asked or not {*LOG_PROB_METRICS, *ROLLOUT_PROB_METRICS} & set(it.metrics)  # not measured is not zero
+
+
+@pytest.mark.parametrize(("frequency", "computed"), [(0, []), (1, [1, 2, 3, 4, 5, 6, 7]), (3, [1, 4, 7])])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_they_are_measured_at_the_first_step_and_every_so_many_later(
+    stages: Callable[..., Stages], frequency: int, computed: list[int], mixed: bool
+) -> None:
+    asked = []
+    for step in range(1, 8):
+        it = stages("grpo", f"trainer.old_log_prob_freq={frequency}", step=step)
+        batch = it._fit_compute_log_prob(rows([ROLLOUT, ROLLOUT], mixed=mixed))
+        assert "old_log_probs" in batch.batch  # a term names the stream: it is shipped in any case
+        asked += [step] * bool(it.asked)
+    assert asked == computed
+
+
 # --- SRFT's batch entropy --------------------------------------------------------------------------------------------
 
 

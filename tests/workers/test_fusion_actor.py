@@ -104,6 +104,25 @@ def test_no_algorithm_depends_on_micro_batches_order_or_padding(name) -> None:
             assert found[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
 
 
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_old_log_probs_that_a_single_step_overwrites_are_read_by_nobody(name: str) -> None:
+    """What `trainer.old_log_prob_freq` stands on: with one optimizer step per batch nothing, to the last bit, depends on those of
+    sampled tokens. With two it does, if the algorithm reads any in its loss."""
+    computed, absent = (make_batch(rows=12, demonstrations=4, hints=4, padding=1) for _ in range(2))
+    absent.batch["old_log_probs"] = torch.where(absent.batch["prefix_mask"], absent.batch["old_log_probs"], 0.0)
+    flags = (f"algorithm={name}", *(("actor_rollout_ref.actor.ppo_mini_batch_size=8",) if name == "online_sft" else ()))
+    for mini_batches in (1, 2):
+        for batch in (computed, absent):
+            batch.meta_info["mini_batches"] = mini_batches
+        (gradients, metrics), (others, other_metrics) = update(computed, *flags), update(absent, *flags)
+        equal = metrics == other_metrics and all(
+            torch.equal(mine[key], other[key]) for mine, other in zip(gradients, others, strict=True) for key in mine
+        )
+        sampled = (term for term in make_actor(*flags).terms if term.members.tokens != "demo")
+        reads = any("old_log_probs" in term.loss.streams for term in sampled)
+        assert equal if mini_batches == 1 else not (reads and equal)
+
+
 def test_likelihood_gradient_is_that_of_mean_nll() -> None:
     """sft on four demonstrations: the gradient of transformers' own cross entropy over the same tokens."""
     batch = make_batch(rows=4, demonstrations=4)

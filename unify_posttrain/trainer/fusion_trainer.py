@@ -169,7 +169,8 @@ class FusionTrainer(SeparateRayPPOTrainer):
         return self._scored(self._fit_generate(self._fit_get_batch(self.train_dataloader.extra())))
 
     def _fit_compute_log_prob(self, batch: DataProto) -> DataProto:
-        batch, absent = self.log_probs.old(self.step.algorithm, batch, self.step.mini_batches, super()._fit_compute_log_prob)
+        step, stage = self.step, super()._fit_compute_log_prob
+        batch, absent = self.log_probs.old(step.algorithm, batch, step.mini_batches, step.number, stage)
         self.metrics.update(absent)
         return batch
 

@@ -30,16 +30,23 @@ Stage = Callable[[DataProto], DataProto]
 class LogProbs:
     """Runs verl's log-prob stages on the rows that need them.
 
+    With one optimizer step per batch the update takes the policy's own probabilities for those of the start of the step
+    (`objective.update.old_is_current`), so what is computed here for sampled tokens is overwritten: it serves `actor/entropy` and
+    the comparison of engine and actor alone, which need not be looked at in every step.
+
     Args:
         port: the workers.
         warmup: `trainer.critic_warmup`, before which the actor is not updated.
+        epochs: `actor_rollout_ref.actor.ppo_epochs`.
+        frequency: `trainer.old_log_prob_freq`: of the steps whose values would be overwritten, every how many-th computes them, the
+            first one included; 0: none.
         compared: rollouts carry the engine's log-probabilities, which verl's stage compares with the actor's.
         reference: rows that need the reference policy: `none`, `read` (by a term), or `all` (by verl, with
             `algorithm.use_kl_in_reward`).
     """
 
-    def __init__(self, port: ActorPort, warmup: int, compared: bool, reference: str) -> None:
-        self.port, self.warmup = port, warmup
+    def __init__(self, port: ActorPort, warmup: int, epochs: int, frequency: int, compared: bool, reference: str) -> None:
+        self.port, self.warmup, self.epochs, self.frequency = port, warmup, epochs, frequency
         self.compared, self.reference_rows = compared, reference
 
     @classmethod
@@ -47,30 +54,50 @@ class LogProbs:
         return cls(
             port,
             warmup=config.trainer.critic_warmup,
+            epochs=config.actor_rollout_ref.actor.ppo_epochs,
+            frequency=config.trainer.old_log_prob_freq,
             compared=bool(config.actor_rollout_ref.rollout.calculate_log_probs),
             reference=("all" if config.algorithm.use_kl_in_reward else "read") if use_reference else "none",
         )
 
-    def old(self, algorithm: Algorithm, batch: DataProto, mini_batches: int, stage: Stage) -> tuple[DataProto, dict[str, float]]:
+    def old(
+        self, algorithm: Algorithm, batch: DataProto, mini_batches: int, step: int, stage: Stage
+    ) -> tuple[DataProto, dict[str, float]]:
         """Old log-probabilities, and the mean entropy of each mini-batch where a term reads it.
 
         Args:
             mini_batches: optimizer steps of the training step.
+            step: its number.
             stage: verl's, which asks `present` for log-probabilities.
 
         Returns:
-            the batch, and the metrics of a stage that did not run.
+            the batch, and the metrics of a stage that did not run because the algorithm does not need it. What the algorithm only
+            does not need in this step is not measured, and so is not reported as 0 either.
         """
         reads_entropy = bool(algorithm.token_classes_reading(BATCH_ENTROPY))
         streams = ("old_log_probs", START_ENTROPYS) if reads_entropy else ("old_log_probs",)
         classes = algorithm.token_classes_reading("old_log_probs") | ({"trained"} if reads_entropy else set())
-        batch, ran = self._on_rows(batch, classes, streams, stage)
+        needed = rows_with(batch, classes)
+        read = self._read(algorithm, batch, classes, needed, mini_batches)
+        due = self.frequency > 0 and (step - 1) % self.frequency == 0
+        batch, ran = self._on_rows(batch, needed if due else read, streams, stage)
         entropys = batch.batch.pop(START_ENTROPYS) if START_ENTROPYS in batch.batch else None
         if reads_entropy:
             mask = batch.batch["response_mask"]
             batch.batch[BATCH_ENTROPY] = batch_entropy(entropys, mask, self.port.ranks, mini_batches)
         absent = (*LOG_PROB_METRICS, *(ROLLOUT_PROB_METRICS if self.compared else ()))
-        return batch, {} if ran else dict.fromkeys(absent, 0.0)
+        return batch, dict.fromkeys(absent, 0.0) if not (ran or bool(needed.any())) else {}
+
+    def _read(self, algorithm: Algorithm, batch: DataProto, classes: Collection[str], needed: Tensor, mini_batches: int) -> Tensor:
+        """(B,) which of the rows in need are read before they are overwritten, if they are: those with given tokens (`prefix_mask`),
+        which the update leaves alone, and all where the advantage, the KL in the reward or a batch entropy is made of them."""
+        elsewhere = "old_log_probs" in algorithm.advantage.streams or self.reference_rows == "all"
+        overwritten = mini_batches == 1 and self.epochs == 1 and not elsewhere
+        if not overwritten or algorithm.token_classes_reading(BATCH_ENTROPY):
+            return needed
+        if "prefix_mask" not in batch.batch:
+            return torch.zeros_like(needed)
+        return rows_with(batch, classes, batch.batch["prefix_mask"].bool())
 
     def present(self, algorithm: Algorithm, batch: DataProto, step: int) -> tuple[DataProto, float]:
         """Log-probabilities under the present policy: in place of the method that verl's stage calls.
@@ -98,21 +125,15 @@ class LogProbs:
             return batch
         if self.reference_rows == "all":
             return stage(batch)
-        return self._on_rows(batch, algorithm.token_classes_reading("ref_log_prob"), ("ref_log_prob",), stage)[0]
+        needed = rows_with(batch, algorithm.token_classes_reading("ref_log_prob"))
+        return self._on_rows(batch, needed, ("ref_log_prob",), stage)[0]
 
-    def _on_rows(
-        self, batch: DataProto, classes: Collection[str], streams: tuple[str, ...], stage: Stage
-    ) -> tuple[DataProto, bool]:
-        """Run a stage on the rows that have a token of these classes; the others get zeros, which nobody reads.
+    def _on_rows(self, batch: DataProto, needed: Tensor, streams: tuple[str, ...], stage: Stage) -> tuple[DataProto, bool]:
+        """Run a stage on the rows (B,) that need it; the others get zeros, which nobody reads.
 
         Returns:
             the batch, and whether the stage ran.
         """
-        if KIND_COLUMN not in batch.non_tensor_batch:
-            return stage(batch), True
-        needed = torch.zeros(len(batch), dtype=torch.bool)
-        for which in classes:
-            needed |= token_class(batch.batch, which).any(dim=-1)
         if bool(needed.all()):
             return stage(batch), True
         values = {stream: torch.zeros(batch.batch["responses"].shape, dtype=torch.float32) for stream in streams}
@@ -127,6 +148,18 @@ class LogProbs:
         for stream, value in values.items():
             batch.batch[stream] = value
         return batch, bool(needed.any())
+
+
+def rows_with(batch: DataProto, classes: Collection[str], among: Tensor | None = None) -> Tensor:
+    """(B,) whether a row has a token of one of the classes, `among` (B, T) of its tokens if given. A batch that was not mixed has
+    rollouts alone, and goes through verl's stage as a whole."""
+    if KIND_COLUMN not in batch.non_tensor_batch:
+        return torch.ones(len(batch), dtype=torch.bool)
+    needed = torch.zeros(len(batch), dtype=torch.bool)
+    for which in classes:
+        tokens = token_class(batch.batch, which)
+        needed |= (tokens if among is None else tokens & among).any(dim=-1)
+    return needed
 
 
 def batch_entropy(entropys: Tensor, response_mask: Tensor, ranks: int, mini_batches: int) -> Tensor:
