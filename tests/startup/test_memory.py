@@ -78,6 +78,18 @@ def test_a_published_run_by_hand(plan: Plan) -> None:
     assert total["generation"] / 1e9 == pytest.approx(71.9, abs=0.05)
 
 
+def test_a_reward_model_scores_while_the_engine_sleeps(plan: Plan) -> None:
+    served = ("reward.reward_model.enable=true", "reward.reward_model.rollout.gpu_memory_utilization=0.6")
+    alone, run = plan(*PUBLISHED), plan(*PUBLISHED, *served)
+    asleep, awake = 4 * GIB, 0.6 * 79 * GIB
+    assert of(run, "reward model: 60%") == (asleep,) * 3
+    before, after = totals(parts_of(alone)), totals(parts_of(run))
+    assert all(after[moment] == pytest.approx(before[moment] + asleep) for moment in ("update", "generation"))
+    assert after["scoring"] == pytest.approx(before["generation"] - 0.7 * 79 * GIB + asleep + awake)
+    own_pool = plan(*PUBLISHED, *served, "reward.reward_model.enable_resource_pool=true")
+    assert totals(parts_of(own_pool)) == before
+
+
 @pytest.mark.parametrize(
     ("overrides", "copies"),
     [

@@ -46,6 +46,21 @@ def test_a_version_without_a_reader_is_refused() -> None:
         check_reward(composed("data.reward_impl_version=6", *MATH, "reward.custom_reward_function.name=compute_dapo_score"))
 
 
+SHARED = ("task=tldr", "hardware=node_8gpu", "model=pythia_1b", "reward.reward_model.enable=true")
+
+
+def test_a_reward_model_that_shares_the_accelerators_gives_its_memory_back() -> None:
+    own_pool = ("reward.reward_model.enable_resource_pool=true", "reward.reward_model.n_gpus_per_node=1")
+    check_reward(composed(*SHARED))
+    with pytest.raises(ValueError, match=r"reward\.reward_model\.rollout\.name is not set; set it to vllm"):
+        check_reward(composed(*MATH, "reward.reward_model.enable=true"))
+    for key in ("reward.reward_model.rollout.free_cache_engine", "actor_rollout_ref.rollout.free_cache_engine"):
+        with pytest.raises(ValueError, match=rf"{key}=false: .*take turns.*enable_resource_pool=true".replace(".f", r"\.f")):
+            check_reward(composed(*SHARED, f"{key}=false"))
+        check_reward(composed(*SHARED, f"{key}=false", *own_pool))
+        check_reward(composed("task=tldr", "hardware=node_8gpu", "model=pythia_1b", f"{key}=false"))
+
+
 @pytest.mark.parametrize("path", ["pkg://verl.utils.reward_score.prime_math", "/somewhere/reward_score/prime_math/__init__.py"])
 def test_prime_math_is_never_reached_by_path(path: str) -> None:
     with pytest.raises(ValueError, match=r"evaluates model text.*unify_posttrain\.rewards\.math"):

@@ -42,9 +42,11 @@ class Parts:
         self.told.append("sleep")
 
 
-def engine(workers: int = 2) -> tuple[Engine, list[str]]:
+def engine(workers: int = 2, reward_model: bool = False) -> tuple[Engine, list[str]]:
     parts = Parts()
-    config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"agent": {"num_workers": workers}}}})
+    served = {"enable": reward_model, "enable_resource_pool": False}
+    rollout = {"agent": {"num_workers": workers}}
+    config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}, "reward": {"reward_model": served}})
     return Engine(config, parts, parts), parts.told
 
 
@@ -56,19 +58,39 @@ def rows() -> DataProto:
 def test_it_sleeps_once_and_wakes_only_to_be_used() -> None:
     it, told = engine()
     timing: dict[str, float] = {}
-    it.sleep()
+    it.sleep_replicas()
     it.receive_weights(False, 1, timing)
     assert not told and not it.awake and timing == {"update_weights": 0.0}
     it.receive_weights(True, 2, timing)
     assert told == ["weights 2"] and it.awake and timing["update_weights"] > 0
-    it.sleep()
-    it.sleep()
+    it.give_way()  # to nobody
+    it.wake(timing)
+    assert told == ["weights 2"] and it.awake
+    it.sleep_replicas()
+    it.sleep_replicas()
     assert told == ["weights 2", "sleep"] and not it.awake
+
+
+def test_it_takes_turns_with_a_reward_model() -> None:
+    """It wakes with the weights of the last step when it is asked to generate, and sleeps before anything is scored."""
+    it, told = engine(reward_model=True)
+    requests, timing = rollout_requests(rows(), PREFIXES, seed=0, step=5), {}
+    it.update_weights(4)  # verl, at the start of the run
+    it.give_way()  # demonstrations are scored
+    it.generate(requests, timing, sleep_after=False, profiled=False)
+    assert told == ["weights 4", "sleep", "weights 4", "generate 4", "sleep"] and timing["update_weights"] > 0
+    before = timing["update_weights"]
+    it.receive_weights(True, 5, timing)
+    assert not it.awake and timing["update_weights"] == before
+    it.wake(timing)
+    assert told[5:] == ["weights 5"] and timing["update_weights"] > before
 
 
 def test_requests_are_shared_evenly_and_padding_does_not_come_back() -> None:
     it, told = engine()
-    it.awake, timing = True, {}
+    it.update_weights(4)
+    told.clear()
+    timing: dict[str, float] = {}
     requests = rollout_requests(rows(), PREFIXES, seed=0, step=5)
     assert it.generate(requests, timing, sleep_after=False, profiled=False).batch["responses"].flatten().tolist() == [0, 1, 2]
     assert told == ["generate 4"] and it.awake and set(timing) == {"gen", "agent_loop/mean"}

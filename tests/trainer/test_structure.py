@@ -17,7 +17,7 @@ from unify_posttrain.trainer.fusion_trainer import FusionTrainer
 FOLDER = Path(fusion_trainer.__file__).parent
 MODULES = sorted(FOLDER.glob("*.py"))
 HOOK = re.compile(r"_fit_\w+")
-LINES = 250
+LINES = 260
 # Rooms that the trainer may know; commands, evaluation, reporting and the study are not among them.
 LOWER = ("algorithms", "experience", "objective", "measures", "runs", "startup", "rollout", "workers", "cpu_compat", "trainer")
 

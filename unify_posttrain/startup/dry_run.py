@@ -15,7 +15,7 @@ from unify_posttrain.startup.inputs import DOWNLOAD, Missing
 from unify_posttrain.startup.memory import MOMENTS, RankPlan, parts_of, totals
 from unify_posttrain.startup.memory_plan import actor_shape, critic_shape, rank_plan
 
-HEADS = {"update": "update", "critic": "critic's", "generation": "generation"}
+HEADS = {"update": "update", "critic": "critic's", "generation": "generation", "scoring": "scoring"}
 
 
 def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[Missing] = ()) -> str:
@@ -66,7 +66,8 @@ def _memory_lines(plan: RankPlan | None, critic: bool) -> list[str]:
             "memory       not estimated: the model's files are not on this disk or name their numbers otherwise, and no "
             "conf/model file has the shape of a model of this name"
         ]
-    parts, moments = parts_of(plan), [each for each in MOMENTS if each != "critic" or critic]
+    absent = {*(() if critic else ("critic",)), *(() if plan.reward else ("scoring",))}
+    parts, moments = parts_of(plan), [each for each in MOMENTS if each not in absent]
     rows = [(f"{'~ ' if part.largest else ''}{part.name}", [getattr(part, each) for each in moments]) for part in parts]
     rows.append(("at least (of ~ only the largest)", [totals(parts)[each] for each in moments]))
     width = max(len(name) for name, _ in rows)

@@ -1,4 +1,5 @@
-"""What lies in the memory of a rank's accelerator, part by part, while the policy is updated and while the engine generates.
+"""What lies in the memory of a rank's accelerator, part by part, while the policy is updated, while the engine generates, and
+while a reward model scores that takes turns with the engine.
 
     P weights, T of them trained, V words, H hidden, L layers, I intermediate, N tokens of a forward pass, R ranks that share a copy
 
@@ -89,7 +90,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Engine:
-    """The engine that generates.
+    """The engine that generates, or the one of a reward model beside it.
 
     Attributes:
         name: rollout.name.
@@ -132,6 +133,7 @@ class RankPlan:
         chunk: fusion.logits_chunk.
         root: matrices of the size of the embedding that FSDP gathers together.
         replay: a fine-tuning step has moments of its own.
+        reward: of a reward model on the same accelerators; None: there is none.
         accelerator: None: its memory is not known, or it is main memory.
     """
 
@@ -145,20 +147,28 @@ class RankPlan:
     root: int
     replay: bool
     accelerator: Accelerator | None
+    reward: Engine | None = None
 
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of one thing in each of the moments. `largest`: of a moment's parts of this kind only the largest counts."""
+    """Bytes of one thing in each of the moments. `largest`: of a moment's parts of this kind only the largest counts.
+
+    While something is scored there is what there is during generation, engines apart."""
 
     name: str
     update: float = 0.0
     critic: float = 0.0
     generation: float = 0.0
+    scored: float | None = None
     largest: bool = False
 
+    @property
+    def scoring(self) -> float:
+        return self.generation if self.scored is None else self.scored
 
-MOMENTS = ("update", "critic", "generation")
+
+MOMENTS = ("update", "critic", "generation", "scoring")
 
 
 def parts_of(plan: RankPlan) -> list[Part]:
@@ -269,9 +279,17 @@ def _engine(plan: RankPlan) -> Iterator[Part]:
     if engine.share is None:
         yield Part(f"engine ({engine.name}): its own weights", *(engine.weights,) * 3)
     elif accelerator is not None:
-        awake = engine.share * accelerator.memory
-        asleep = accelerator.asleep if engine.sleeps else awake
-        yield Part(f"engine ({engine.name}): {engine.share:.0%}, asleep for the update", asleep, asleep, awake)
+        awake, asleep = _awake_and_asleep(engine, accelerator)
+        label = f"engine ({engine.name}): {engine.share:.0%}, asleep for the update"
+        yield Part(label, asleep, asleep, awake, scored=asleep)
+    if plan.reward is not None and accelerator is not None:
+        awake, asleep = _awake_and_asleep(plan.reward, accelerator)
+        yield Part(f"{plan.reward.name}: {plan.reward.share:.0%} while it scores", asleep, asleep, asleep, scored=awake)
+
+
+def _awake_and_asleep(engine: Engine, accelerator: Accelerator) -> tuple[float, float]:
+    awake = (engine.share or 0.0) * accelerator.memory
+    return awake, accelerator.asleep if engine.sleeps else awake
 
 
 def _dtype(width: int) -> str:

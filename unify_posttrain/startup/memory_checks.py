@@ -14,7 +14,12 @@ from unify_posttrain.startup.memory_plan import actor_shape, rank_plan, width_of
 
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 BUCKET = f"{ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes"
-NAMES = {"update": "the update", "critic": "the critic's update", "generation": "generation"}
+NAMES = {
+    "update": "the update",
+    "critic": "the critic's update",
+    "generation": "generation",
+    "scoring": "scoring by the reward model",
+}
 CHUNK = 1024  # tokens, to be named where none are set
 MOST_RANKS = 64  # times the configured ones, as far as the search for a fitting number goes
 Change = tuple[str, RankPlan]
@@ -113,6 +118,9 @@ def _changes(plan: RankPlan, config: DictConfig) -> Iterator[Change]:
     yield from _smaller_engine(plan)
     if not engine.sleeps:
         yield f"{ROLLOUT}.free_cache_engine=true", replace(plan, engine=replace(engine, sleeps=True))
+    if plan.reward is not None:
+        share = plan.reward.share / 2
+        yield f"reward.reward_model.rollout.gpu_memory_utilization={share}", replace(plan, reward=replace(plan.reward, share=share))
     yield from _more_ranks(plan, config)
 
 

@@ -54,7 +54,14 @@ def rank_plan(config: DictConfig, algorithm: Algorithm) -> RankPlan | None:
         root=2 if actor.strategy == "fsdp" and not shape.tied else 1,
         replay=any(step.separate for step in replay),
         accelerator=accelerator_of(config),
+        reward=_reward(config) if reward_model_shares(config) else None,
     )
+
+
+def reward_model_shares(config: DictConfig) -> bool:
+    """Whether verl puts a reward model on the accelerators of the policy: `reward.reward_model` without a pool of its own."""
+    served = config.reward.reward_model
+    return bool(served.enable and not served.enable_resource_pool)
 
 
 def accelerator_of(config: DictConfig) -> Accelerator | None:
@@ -141,3 +148,9 @@ def _engine(config: DictConfig, shape: Shape) -> Engine:
         sleeps=rollout.free_cache_engine and rollout.get("enable_sleep_mode", True),
         weights=shape.parameters * width_of(rollout.dtype) / rollout.tensor_model_parallel_size,
     )
+
+
+def _reward(config: DictConfig) -> Engine:
+    """Of its weights nothing is known here."""
+    rollout = config.reward.reward_model.rollout
+    return Engine("reward model", rollout.gpu_memory_utilization, bool(rollout.free_cache_engine), 0.0)

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.rewards.classifier import NODE, read_options
 from unify_posttrain.rewards.math import VERSIONS
+from unify_posttrain.startup.memory_plan import reward_model_shares
 
 CLASSIFIER = "unify_posttrain.workers.reward_classifier"
 MATH = "unify_posttrain.rewards.math"
@@ -23,10 +24,11 @@ PENALTY = "reward.reward_kwargs.overlong_buffer_cfg"
 def check_reward(config: DictConfig) -> None:
     """Raises:
     ValueError: a length penalty that is unbounded, never applies or is read by nobody; a reward classifier that cannot be
-        served as configured.
+        served as configured; a reward model that shares accelerators and would not give its memory back.
     """
     _check_overlong_penalty(config)
     _check_version(config)
+    _check_turns(config)
     if "prime_math" in str(config.reward.custom_reward_function.path):
         raise ValueError(
             f"reward.custom_reward_function.path={config.reward.custom_reward_function.path}: verl's prime_math evaluates model "
@@ -100,6 +102,22 @@ def _check_overlong_penalty(config: DictConfig) -> None:
             f"the penalty of longer responses would exceed penalty_factor={penalty.penalty_factor}; set it to "
             "${data.max_response_length}"
         )
+
+
+def _check_turns(config: DictConfig) -> None:
+    """A reward model on the accelerators of the policy takes turns with the engine, so both must give their memory back."""
+    if config.reward.reward_model.enable and OmegaConf.is_missing(config.reward.reward_model.rollout, "name"):
+        raise ValueError(
+            "reward.reward_model.rollout.name is not set: vllm serves the reward model that reward.reward_model.enable=true asks for"
+        )
+    if not reward_model_shares(config):
+        return
+    for key in ("reward.reward_model.rollout.free_cache_engine", "actor_rollout_ref.rollout.free_cache_engine"):
+        if not OmegaConf.select(config, key):
+            raise ValueError(
+                f"{key}=false: the reward model shares the accelerators with the engine, and the two take turns in their memory; "
+                "set it to true, or give the reward model accelerators of its own: reward.reward_model.enable_resource_pool=true"
+            )
 
 
 def _check_classifier(config: DictConfig) -> None:

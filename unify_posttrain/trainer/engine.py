@@ -13,11 +13,15 @@ from verl.utils.debug import marked_timer
 
 from unify_posttrain.experience.rules import ResponsePrefix
 from unify_posttrain.rollout.agent_loop import NEW_TOKENS_COLUMN, SEED_COLUMN, rollout_seeds
+from unify_posttrain.startup.memory_plan import reward_model_shares
 from unify_posttrain.trainer.response_prefixes import prefix_columns
 
 
 class Engine:
-    """Remembers whether the engine is awake, i.e. holds the policy's weights.
+    """Remembers whether the engine is awake, i.e. holds the policy's weights; verl's trainer has it in place of its own manager.
+
+    A reward model on the same accelerators takes turns with it: the engine sleeps before anything is scored, and is woken, which
+    means that it gets the weights again, only when something is generated.
 
     Args:
         config: of the run.
@@ -28,38 +32,58 @@ class Engine:
     def __init__(self, config: Any, agent_loops: Any, weights: Any) -> None:
         self.agent_loops, self.weights = agent_loops, weights
         self.workers = config.actor_rollout_ref.rollout.agent.num_workers  # which verl wants to share the rows evenly
-        self.awake = False
+        self.takes_turns = reward_model_shares(config)
+        self.awake, self.step = False, 0
 
-    def receive_weights(self, used: bool, step: int, timing: dict[str, Any]) -> None:
-        """Wake it with the weights as they are after a step, if it is used before there are others."""
-        if used:
-            with marked_timer("update_weights", timing, color="red"):
-                self.weights.update_weights(step)
-            self.awake = True
-        else:
-            timing["update_weights"] = 0.0
+    # What verl's trainer calls
 
-    def sleep(self) -> None:
+    def update_weights(self, step: int) -> None:
+        """Wake it with the weights as they are after a step."""
+        self.weights.update_weights(step)
+        self.awake, self.step = True, step
+
+    def sleep_replicas(self) -> None:
         """Let it give up its memory, if it has not yet."""
         if self.awake:
             self.weights.sleep_replicas()
             self.awake = False
+
+    # What ours calls
+
+    def receive_weights(self, used: bool, step: int, timing: dict[str, Any]) -> None:
+        """A step is over: wake it with its weights if it is used before there are others, now or when it is its turn."""
+        self.step = step
+        if used and not self.takes_turns:
+            self.wake(timing)
+        timing.setdefault("update_weights", 0.0)
+
+    def wake(self, timing: dict[str, Any]) -> None:
+        """Have it hold the weights after the last step, if it does not yet."""
+        if not self.awake:
+            with marked_timer("update_weights", timing, color="red"):
+                self.update_weights(self.step)
+
+    def give_way(self) -> None:
+        """Something is scored next: a reward model on the same accelerators needs the memory."""
+        if self.takes_turns:
+            self.sleep_replicas()
 
     def generate(self, requests: DataProto, timing: dict[str, Any], sleep_after: bool, profiled: bool) -> DataProto:
         """One rollout per request, in their order.
 
         Args:
             timing: is told how long it took.
-            sleep_after: nothing more is generated in this step.
+            sleep_after: nothing more is generated in this step. Before a reward model scores, it sleeps in any case.
             profiled: this step is one of `global_profiler.steps`.
         """
+        self.wake(timing)
         with marked_timer("gen", timing, color="red"):
             if profiled:
                 self.agent_loops.start_profile(global_step=requests.meta_info["global_steps"])
             padded, pad_size = pad_dataproto_to_divisor(requests, self.workers)
             rollouts = unpad_dataproto(self.agent_loops.generate_sequences(padded), pad_size)
-            if sleep_after:
-                self.sleep()
+            if sleep_after or self.takes_turns:
+                self.sleep_replicas()
             if profiled:
                 self.agent_loops.stop_profile()
             timing.update(rollouts.meta_info.pop("timing"))

@@ -57,10 +57,10 @@ class FusionTrainer(SeparateRayPPOTrainer):
         RayPPOTrainer.init_workers(self)
         config, demonstrator = self.config, None
         if self.clock.needs_target:
-            demonstrator = Demonstrator.from_config(config, self.fusion, self.tokenizer, self.reward_loop_manager.compute_rm_score)
+            demonstrator = Demonstrator.from_config(config, self.fusion, self.tokenizer, self._compute_reward_colocate)
         reference = self.ref_policy_wg if self.use_reference_policy else None
         self.port: ActorPort = LegacyPort(self.actor_rollout_wg, reference, self._get_dp_size(self.actor_rollout_wg, "actor"))
-        self.engine = Engine(config, self.async_rollout_manager, self.checkpoint_manager)
+        self.engine = self.checkpoint_manager = Engine(config, self.async_rollout_manager, self.checkpoint_manager)
         self.reader = PromptReader(demonstrator, self.tokenizer)
         self.mixer = BatchMixer.from_config(config, demonstrator)
         self.log_probs = LogProbs.from_config(config, self.port, self.use_reference_policy)
@@ -91,7 +91,6 @@ class FusionTrainer(SeparateRayPPOTrainer):
         return bool(self.stop) and not self.is_last_step
 
     def _load_checkpoint(self) -> int:
-        self.engine.awake = True  # fit() pushes the weights right after this
         file_logger = self.logger.logger.get("file")
         return self.checkpoints.load(self.port, self.total_training_steps, super()._load_checkpoint, file_logger)
 
@@ -99,11 +98,16 @@ class FusionTrainer(SeparateRayPPOTrainer):
         self.checkpoints.save(self.global_steps, super()._save_checkpoint, self._metrics_so_far)
 
     def _validate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        self.engine.wake(self.timing_raw)
         return self.checkpoints.with_line_held_back(self.global_steps, super()._validate(*args, **kwargs))
 
     def _val_metrics_update(self, sources: Any, uids: list[str], fields: dict[str, list], turns: list) -> dict[str, Any]:
         own = evaluation_metrics(sources, uids, fields, self.fusion.success_threshold)
         return {**super()._val_metrics_update(sources, uids, fields, turns), **own}
+
+    def _compute_reward_colocate(self, batch: DataProto) -> DataProto:
+        self.engine.give_way()
+        return super()._compute_reward_colocate(batch)
 
     # One step, in verl's order
 
@@ -131,7 +135,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
         """Rollouts, as many per prompt as the experience rule asks for. Rows are balanced after mixing, not here."""
         prefixes = self.step.prompts.prefixes
         if not any(prefixes):
-            self.engine.sleep()
+            self.engine.sleep_replicas()
             self.timing_raw["gen"] = 0.0
             return batch
         limit = self.step.algorithm.experience.max_new_tokens
@@ -144,7 +148,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
         generated = self._scored(batch)
         if self.step.sampling is not None and generated.rollouts is not None:
             generated, counted = self.step.sampling.replenish(generated, self._more)
-            self.engine.sleep()
+            self.engine.sleep_replicas()
             self.metrics.update(counted)
         step = self.step
         step.prompts = generated.prompts
@@ -169,8 +173,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
         return self._scored(self._fit_generate(self._fit_get_batch(self.train_dataloader.extra())))
 
     def _fit_compute_log_prob(self, batch: DataProto) -> DataProto:
-        step, stage = self.step, super()._fit_compute_log_prob
-        batch, absent = self.log_probs.old(step.algorithm, batch, step.mini_batches, step.number, stage)
+        batch, absent = self.log_probs.old(self.step, batch, super()._fit_compute_log_prob)
         self.metrics.update(absent)
         return batch
 
@@ -234,7 +237,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
 
     def _save_before_leaving(self) -> None:
         if self.leaves and not self.checkpoints.holds(self.global_steps):
-            self.engine.sleep()
+            self.engine.sleep_replicas()
             with marked_timer("save_checkpoint", self.timing_raw, color="green"):
                 self._save_checkpoint()
 

@@ -14,6 +14,7 @@ from unify_posttrain.algorithms import Algorithm
 from unify_posttrain.objective import Entropy, token_class
 from unify_posttrain.trainer.mixed_batch import KIND_COLUMN
 from unify_posttrain.trainer.port import ActorPort
+from unify_posttrain.trainer.step import Step
 
 # What verl logs in the log-prob stage; reported as 0 in a step that needs no log-probabilities, so that keys do not come and go.
 LOG_PROB_METRICS = ("actor/entropy", "perf/mfu/actor_infer")
@@ -60,40 +61,38 @@ class LogProbs:
             reference=("all" if config.algorithm.use_kl_in_reward else "read") if use_reference else "none",
         )
 
-    def old(
-        self, algorithm: Algorithm, batch: DataProto, mini_batches: int, step: int, stage: Stage
-    ) -> tuple[DataProto, dict[str, float]]:
+    def old(self, step: Step, batch: DataProto, stage: Stage) -> tuple[DataProto, dict[str, float]]:
         """Old log-probabilities, and the mean entropy of each mini-batch where a term reads it.
 
         Args:
-            mini_batches: optimizer steps of the training step.
-            step: its number.
             stage: verl's, which asks `present` for log-probabilities.
 
         Returns:
             the batch, and the metrics of a stage that did not run because the algorithm does not need it. What the algorithm only
             does not need in this step is not measured, and so is not reported as 0 either.
         """
+        algorithm = step.algorithm
         reads_entropy = bool(algorithm.token_classes_reading(BATCH_ENTROPY))
         streams = ("old_log_probs", START_ENTROPYS) if reads_entropy else ("old_log_probs",)
         classes = algorithm.token_classes_reading("old_log_probs") | ({"trained"} if reads_entropy else set())
         needed = rows_with(batch, classes)
-        read = self._read(algorithm, batch, classes, needed, mini_batches)
-        due = self.frequency > 0 and (step - 1) % self.frequency == 0
+        read = self._read(step, batch, classes, needed)
+        due = self.frequency > 0 and (step.number - 1) % self.frequency == 0
         batch, ran = self._on_rows(batch, needed if due else read, streams, stage)
         entropys = batch.batch.pop(START_ENTROPYS) if START_ENTROPYS in batch.batch else None
         if reads_entropy:
             mask = batch.batch["response_mask"]
-            batch.batch[BATCH_ENTROPY] = batch_entropy(entropys, mask, self.port.ranks, mini_batches)
+            batch.batch[BATCH_ENTROPY] = batch_entropy(entropys, mask, self.port.ranks, step.mini_batches)
         absent = (*LOG_PROB_METRICS, *(ROLLOUT_PROB_METRICS if self.compared else ()))
         return batch, dict.fromkeys(absent, 0.0) if not (ran or bool(needed.any())) else {}
 
-    def _read(self, algorithm: Algorithm, batch: DataProto, classes: Collection[str], needed: Tensor, mini_batches: int) -> Tensor:
-        """(B,) which of the rows in need are read before they are overwritten, if they are: those with given tokens (`prefix_mask`),
-        which the update leaves alone, and all where the advantage, the KL in the reward or a batch entropy is made of them."""
-        elsewhere = "old_log_probs" in algorithm.advantage.streams or self.reference_rows == "all"
-        overwritten = mini_batches == 1 and self.epochs == 1 and not elsewhere
-        if not overwritten or algorithm.token_classes_reading(BATCH_ENTROPY):
+    def _read(self, step: Step, batch: DataProto, classes: Collection[str], needed: Tensor) -> Tensor:
+        """(B,) which of the rows in need are read before they are overwritten, if they are: those with given tokens
+        (`prefix_mask`), which the update leaves alone, and all where the advantage, the KL in the reward or a batch entropy is made
+        of them."""
+        elsewhere = "old_log_probs" in step.algorithm.advantage.streams or self.reference_rows == "all"
+        overwritten = step.mini_batches == 1 and self.epochs == 1 and not elsewhere
+        if not overwritten or step.algorithm.token_classes_reading(BATCH_ENTROPY):
             return needed
         if "prefix_mask" not in batch.batch:
             return torch.zeros_like(needed)
