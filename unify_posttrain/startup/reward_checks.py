@@ -107,9 +107,7 @@ def _check_overlong_penalty(config: DictConfig) -> None:
 def _check_turns(config: DictConfig) -> None:
     """A reward model on the accelerators of the policy takes turns with the engine, so both must give their memory back."""
     if config.reward.reward_model.enable and OmegaConf.is_missing(config.reward.reward_model.rollout, "name"):
-        raise ValueError(
-            "reward.reward_model.rollout.name is not set: vllm serves the reward model that reward.reward_model.enable=true asks for"
-        )
+        raise ValueError("reward.reward_model.enable=true, but reward.reward_model.rollout.name is not set; set it to vllm")
     if not reward_model_shares(config):
         return
     for key in ("reward.reward_model.rollout.free_cache_engine", "actor_rollout_ref.rollout.free_cache_engine"):
