@@ -36,6 +36,7 @@ from unify_posttrain.trainer.replayer import Replayer
 from unify_posttrain.trainer.step import Step
 from unify_posttrain.trainer.validation import evaluation_metrics
 from unify_posttrain.workers.metrics import OWN_METRICS, UPDATE_METRICS
+from unify_posttrain.workers.transport import travelling
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +183,12 @@ class FusionTrainer(SeparateRayPPOTrainer):
 
     def _fit_compute_ref_log_prob(self, batch: DataProto) -> DataProto:
         return self.log_probs.reference(self.step.algorithm, batch, super()._fit_compute_ref_log_prob)
+
+    def _compute_values(self, batch: DataProto) -> DataProto:
+        return super()._compute_values(travelling(batch))
+
+    def _update_critic(self, batch: DataProto) -> DataProto:
+        return super()._update_critic(travelling(batch))
 
     def _compute_ref_log_prob(self, batch: DataProto) -> DataProto:
         return self.port.reference(batch)

@@ -11,6 +11,7 @@ from verl import DataProto
 from verl.utils.metric import reduce_metrics
 
 from unify_posttrain.workers.forward import CALCULATE_ENTROPY
+from unify_posttrain.workers.transport import travelling
 
 
 class ActorPort(Protocol):
@@ -37,7 +38,7 @@ class ActorPort(Protocol):
 
 
 class LegacyPort:
-    """verl's FSDP workers (`workers.fusion_worker`), which take and return DataProto.
+    """verl's FSDP workers (`workers.fusion_worker`), which take and return DataProto, packed on the way (`workers.transport`).
 
     Args:
         actor: their worker group.
@@ -50,18 +51,18 @@ class LegacyPort:
 
     def log_probs(self, batch: DataProto, entropy: bool) -> tuple[DataProto, float]:
         batch.meta_info[CALCULATE_ENTROPY] = entropy
-        output = self.actor.compute_log_prob(batch)
+        output = self.actor.compute_log_prob(travelling(batch))
         del batch.meta_info[CALCULATE_ENTROPY]  # verl merges meta_info with the output's next, and refuses differences
         return output, 0  # these workers do not report how busy a forward pass keeps them
 
     def reference(self, batch: DataProto) -> DataProto:
-        return self.reference_policy.compute_ref_log_prob(batch)
+        return self.reference_policy.compute_ref_log_prob(travelling(batch))
 
     def update(self, batch: DataProto) -> dict[str, float]:
-        return reduce_metrics(self.actor.update_actor(batch).meta_info["metrics"])
+        return reduce_metrics(self.actor.update_actor(travelling(batch)).meta_info["metrics"])
 
     def update_replay(self, batch: DataProto) -> dict[str, float]:
-        return reduce_metrics(self.actor.update_replay(batch).meta_info["metrics"])
+        return reduce_metrics(self.actor.update_replay(travelling(batch)).meta_info["metrics"])
 
     def start_phase(self, index: int, total_steps: int) -> None:
         self.actor.start_phase(index, total_steps)

@@ -21,6 +21,7 @@ from unify_posttrain.rollout import register_engines
 from unify_posttrain.workers.forward import ChunkedForward
 from unify_posttrain.workers.fusion_actor import FusionActor
 from unify_posttrain.workers.optimizers import HeldRate, load_moments, make_schedule, optim_of, restart, save_moments
+from unify_posttrain.workers.transport import travelling
 
 
 class PortableWorker(AsyncActorRolloutRefWorker):
@@ -73,6 +74,16 @@ class FusionWorker(PortableWorker):
         restart(self.actor_optimizer, optim)
         self.actor_lr_scheduler = make_schedule(self.actor_optimizer, phase, optim, total_steps)
         self.checkpoint_manager.lr_scheduler = self.actor_lr_scheduler
+
+    # What goes back to the driver is packed as what came from it.
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def compute_log_prob(self, data: DataProto) -> DataProto:
+        return travelling(super().compute_log_prob(data))
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def compute_ref_log_prob(self, data: DataProto) -> DataProto:
+        return travelling(super().compute_ref_log_prob(data))
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def update_replay(self, data: DataProto) -> DataProto:
