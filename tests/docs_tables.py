@@ -18,6 +18,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from tests.study_table import study_table
 from unify_posttrain.algorithms import ALGORITHMS, METHODS, Algorithm, build_algorithm
 from unify_posttrain.config import compose_config, conf_dir
 from unify_posttrain.experience import rules
@@ -214,7 +215,13 @@ def reward_versions(rows: Kept) -> str:
     return table(("version", "reads", "equal if", "score", "used by"), lines)
 
 
+def study(_: Kept) -> str:
+    """Made from the results of its runs, docs/study/*.json."""
+    return table(*study_table())
+
+
 TABLES: dict[str, Callable[[Kept], str]] = {
+    "study": study,
     "algorithms": algorithms,
     "objectives": objectives,
     "papers": papers,
