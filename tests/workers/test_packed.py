@@ -1,13 +1,8 @@
-"""Rows without padding, as GPUs train them, against padded rows, as CPUs do: the same gradients, metrics and log-probabilities.
-
-All in float32. The two paths add up the same numbers in another order (a long row of attention scores with zeros in it, or a short
-one), so that gradients differ by rounding: 3e-7 of their norm was seen, and the tests of power differ by 1e-2 and more.
-"""
+"""Rows without padding, as GPUs train them, against padded rows, as CPUs do: the same gradients, metrics and log-probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 
 import pytest
@@ -15,7 +10,6 @@ import torch
 import transformers.masking_utils as masking_utils
 from omegaconf import OmegaConf
 from torch import Tensor
-from verl import DataProto
 from verl.workers.actor import DataParallelPPOActor
 
 from unify_posttrain.algorithms import ALGORITHMS
@@ -23,108 +17,31 @@ from unify_posttrain.config import compose_config
 from unify_posttrain.workers.forward import ChunkedForward
 
 from . import flash_attn_stand_in
-from .actor_kit import BASE, PROMPT, RESPONSE, VOCABULARY, gradient_distance, make_actor, make_batch, make_model, start_group
+from .actor_kit import BASE, RESPONSE, VOCABULARY, gradient_distance, make_actor, make_model, start_group
 from .critic_kit import make_critic, make_value_batch
+from .packed_kit import (
+    FEW,
+    TOKENS,
+    TOLERANCE,
+    Outcome,
+    Path,
+    assert_same,
+    attended,
+    farthest,
+    for_log_probs,
+    outcome,
+    rows_of_every_kind,
+)  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("flash_attn")
 
-TOLERANCE = 1e-6
-TOKENS = 40  # of a dynamic micro-batch; rows have up to 16
-TEMPERATURE = 0.8
-FEW = ("hpt", "online_sft", "relift", "srft", "uft")  # likelihood and ratio; a reference model; replay; entropies; hints
-
-
-@dataclass(frozen=True)
-class Path:
-    """How the rows go through the model."""
-
-    packed: bool = True
-    chunk: int | None = None
-    dynamic: bool = False
-    checkpointing: bool = False
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        return (
-            f"++actor_rollout_ref.actor.use_remove_padding={str(self.packed).lower()}",
-            f"fusion.logits_chunk={'null' if self.chunk is None else self.chunk}",
-            f"actor_rollout_ref.actor.use_dynamic_bsz={str(self.dynamic).lower()}",
-            f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={TOKENS}",
-            "actor_rollout_ref.actor.use_torch_compile=false",  # of the entropy alone, and not faster for ten tokens
-        )
-
-
-PADDED = Path(packed=False)
 ALL = Path(chunk=7, dynamic=True, checkpointing=True)
 OTHERS = [Path(chunk=chunk, dynamic=dynamic) for chunk in (None, 7) for dynamic in (False, True)]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What an actor made of a batch: per update its gradients and metrics; log-probs and entropies of the attended tokens."""
-
-    gradients: list[list[dict[str, Tensor]]]
-    metrics: list[dict[str, float]]
-    streams: dict[str, Tensor]
-
-
-def rows_of_every_kind() -> DataProto:
-    batch = make_batch(rows=12, demonstrations=4, hints=4, padding=1)
-    batch.meta_info.update(mini_batches=2, temperature=TEMPERATURE)
-    return batch
-
-
-def outcome(name: str, path: Path) -> Outcome:
-    """Every objective that the algorithm has (its phases, its replayed step) once, then verl's log-prob stage."""
-    module = make_model()
-    actor = make_actor(f"algorithm={name}", *path.flags, module=module)
-    if path.checkpointing:
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    gradients, metrics = [], []
-
-    def update(batch: DataProto) -> None:
-        actor.gradients = []
-        metrics.append(actor.update_policy(batch))
-        gradients.append(actor.gradients)
-
-    for phase in range(len(actor.phases)):
-        actor.start_phase(phase)
-        update(rows_of_every_kind())
-    if actor.algorithm.replay_terms:
-        batch = rows_of_every_kind()
-        batch.meta_info.update(objective="replay", epochs=1, grad_clip=1e9)
-        update(batch)
-    batch = rows_of_every_kind()
-    batch.meta_info.update(micro_batch_size=5, use_dynamic_bsz=path.dynamic, max_token_len=TOKENS)
-    return Outcome(gradients, metrics, attended(batch, actor.compute_log_prob(batch, calculate_entropy=True)))
-
-
-def attended(batch: DataProto, streams: dict[str, Tensor]) -> dict[str, Tensor]:
-    mask = batch.batch["attention_mask"][:, PROMPT:].bool()
-    return {name: stream[mask] for name, stream in streams.items()}
-
-
 @cache
 def padded(name: str) -> Outcome:
-    return outcome(name, PADDED)
-
-
-def farthest(one: Outcome, other: Outcome) -> float:
-    """The largest relative distance of two gradients of the same step."""
-    pairs = [pair for updates in zip(one.gradients, other.gradients, strict=True) for pair in zip(*updates, strict=True)]
-    assert pairs and all(sorted(a) == sorted(b) for a, b in pairs)
-    return max(gradient_distance(a, b) for a, b in pairs)
-
-
-def assert_same(one: Outcome, other: Outcome) -> None:
-    assert farthest(one, other) < TOLERANCE
-    for mine, reference in zip(one.metrics, other.metrics, strict=True):
-        assert sorted(mine) == sorted(reference)
-        for key, value in reference.items():
-            assert mine[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
-    assert sorted(one.streams) == sorted(other.streams) == ["entropys", "log_probs"]
-    for key, value in other.streams.items():  # log-probs around -4, of which float32 resolves 2e-7
-        torch.testing.assert_close(one.streams[key], value, rtol=1e-6, atol=1e-6)
+    return outcome(name, Path(packed=False))
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
@@ -143,7 +60,7 @@ def test_the_model_sees_the_attended_tokens_of_all_rows_and_no_mask(monkeypatch:
     module, seen = make_model(), []
     module.register_forward_pre_hook(lambda _module, _args, inputs: seen.append(inputs), with_kwargs=True)
     batch = rows_of_every_kind()
-    actor = make_actor("algorithm=hpt", *Path(chunk=7).flags, module=module)
+    actor = make_actor("algorithm=hpt", module=module, settings=Path(chunk=7).settings)
     actor.update_policy(batch)
     assert [inputs["attention_mask"] for inputs in seen] == [None, None]
     attention = batch.batch["attention_mask"]
@@ -159,7 +76,7 @@ def test_a_micro_batch_without_any_token_gives_zeros(chunk: int | None) -> None:
     batch = rows_of_every_kind()
     batch.batch["attention_mask"][:] = 0
     batch.meta_info.update(micro_batch_size=12, use_dynamic_bsz=False)
-    streams = make_actor("algorithm=hpt", *Path(chunk=chunk).flags).compute_log_prob(batch, calculate_entropy=True)
+    streams = make_actor("algorithm=hpt", settings=Path(chunk=chunk).settings).compute_log_prob(batch, calculate_entropy=True)
     assert all(torch.equal(stream, torch.zeros(12, RESPONSE)) for stream in streams.values())
 
 
@@ -225,8 +142,7 @@ def test_the_packed_mask_separates_rows(leaking: bool, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_the_reference_policy_packs_its_rows(chunk: int | None, dynamic: bool) -> None:
     start_group()
-    batch = rows_of_every_kind()
-    batch.meta_info.update(micro_batch_size=5, use_dynamic_bsz=dynamic, max_token_len=TOKENS)
+    batch = for_log_probs(rows_of_every_kind(), dynamic)
     config = OmegaConf.to_container(compose_config([*BASE, "algorithm=hpt"]).actor_rollout_ref.ref, resolve=True)
 
     def log_probs(packed: bool, chunk: int | None) -> Tensor:
@@ -251,8 +167,7 @@ def test_the_critic_packs_its_rows(dynamic: bool) -> None:
         critic, batch = make_critic(*flags), make_value_batch(12)
         assert critic.use_remove_padding is packed
         metrics = critic.update_critic(batch)
-        batch.meta_info.update(micro_batch_size=5, use_dynamic_bsz=dynamic, max_token_len=TOKENS)
-        return critic.gradients, metrics, critic.compute_values(batch)
+        return critic.gradients, metrics, critic.compute_values(for_log_probs(batch, dynamic))
 
     (gradients, metrics, values), (reference, expected, other) = update(True, dynamic), update(False, False)
     assert len(gradients) == 2
