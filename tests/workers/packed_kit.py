@@ -1,7 +1,7 @@
 """An actor's rows through its model, packed or padded, by chunks of tokens, in dynamic micro-batches: everything that comes of it.
 
-All in float32. The two layouts add up the same numbers in another order (a long row of attention scores with zeros in it, or a short
-one), so that gradients differ by rounding: 3e-7 of their norm was seen.
+All in float32. The two layouts add up the same numbers in another order (a long row of attention scores with zeros in it, or a
+short one), so that gradients differ by rounding.
 """
 
 from __future__ import annotations

@@ -13,22 +13,22 @@ from torch import Tensor
 from verl import DataProto
 from verl.workers.actor import DataParallelPPOActor
 
-from unify_posttrain.algorithms import ALGORITHMS
+from unify_posttrain.algorithms import ALGORITHMS, METHODS
 from unify_posttrain.config import compose_config
 from unify_posttrain.objective import Members, MiniBatchUpdate
 from unify_posttrain.workers.forward import ChunkedForward
 from unify_posttrain.workers.fusion_actor import FusionActor
 from unify_posttrain.workers.optimizers import load_moments, save_moments
 
-from . import packed_kit
 from .actor_kit import BASE, gradient_distance, make_actor, make_model, start_group
 from .critic_kit import make_critic, make_value_batch, make_value_model
 from .device_stand_in import NAME, Device, DeviceTensor, WrongDeviceError, present
 from .packed_kit import FEW, TOKENS, TOLERANCE, assert_same, attended, for_log_probs, outcome, rows_of_every_kind, updates
+from .packed_kit import Path as Layout
 
 pytestmark = pytest.mark.usefixtures("flash_attn")
 
-PACKED, CHUNKED = packed_kit.Path(dynamic=True), packed_kit.Path(chunk=7, dynamic=True)
+PACKED, CHUNKED = Layout(dynamic=True), Layout(chunk=7, dynamic=True)
 
 
 @pytest.fixture
@@ -38,14 +38,14 @@ def device() -> Iterator[Device]:
         yield found
 
 
-def run(actor: FusionActor) -> dict[str, float]:
-    """Every update of the algorithm, and verl's log-prob stage. Returns totals: forward passes, with gradient, optimizer steps."""
+def run(actor: FusionActor) -> Counter[str]:
+    """Every update of the algorithm, and verl's log-prob stage. Returns how many forward passes there were, how many of them with a
+    gradient, how many of these with entropies; updates, optimizer steps, and mini-batches that were empty."""
     numbers: Counter[str] = Counter()
 
     def count(_module: torch.nn.Module, _args: object) -> None:
         numbers["forward"] += 1
         numbers["trained"] += torch.is_grad_enabled()
-        # the head's backward pass computes entropies' gradients only if they are not zero, which it looks up
         numbers["entropies"] += torch.is_grad_enabled() and actor.needs_entropy
 
     actor.actor_module.register_forward_pre_hook(count)
@@ -57,15 +57,20 @@ def run(actor: FusionActor) -> dict[str, float]:
     return numbers
 
 
+def soon(name: str, layout: Layout) -> bool:
+    """Every method by chunks, a few without; what differs in its settings alone is left to the slow tests."""
+    return name in FEW if layout.chunk is None else name in {method.name for method in METHODS}
+
+
 @pytest.mark.parametrize(
-    ("name", "path"),
+    ("name", "layout"),
     [
-        pytest.param(name, path, id=f"{name}-{path.chunk}", marks=() if path.chunk or name in FEW else pytest.mark.slow)
+        pytest.param(name, layout, id=f"{name}-{layout.chunk}", marks=() if soon(name, layout) else pytest.mark.slow)
         for name in sorted(ALGORITHMS)
-        for path in (CHUNKED, PACKED)
+        for layout in (CHUNKED, PACKED)
     ],
 )
-def test_everything_is_on_the_device_and_the_host_waits_where_it_must(name: str, path: packed_kit.Path, device: Device) -> None:
+def test_everything_is_on_the_device_and_the_host_waits_where_it_must(name: str, layout: Layout, device: Device) -> None:
     """No operation mixes devices, or it would have raised. Of the places to wait none is new:
 
     per mini-batch   its counts go to the ranks, come back, and, unless it is empty, stand beside its losses
@@ -74,7 +79,7 @@ def test_everything_is_on_the_device_and_the_host_waits_where_it_must(name: str,
     per micro-batch  by chunks only, before the model runs: which tokens are attended, and which of them are read; and once before
                      the backward pass, if there are entropies: whether they have a gradient
     """
-    actor = make_actor(f"algorithm={name}", module=make_model().to(NAME), recording=False, settings=path.settings)
+    actor = make_actor(f"algorithm={name}", module=make_model().to(NAME), recording=False, settings=layout.settings)
     numbers = run(actor)
     steps = numbers["steps"]
     assert steps > 0 and numbers["trained"] > steps, "several micro-batches to a step"
@@ -83,22 +88,22 @@ def test_everything_is_on_the_device_and_the_host_waits_where_it_must(name: str,
         "update.py _counts_for _to_copy": steps,
         "fusion_actor.py _clip_and_step _local_scalar_dense": steps,
     }
-    if path.chunk:
+    if layout.chunk:
         expected |= {"forward.py _in_layout nonzero": numbers["forward"], "forward.py on nonzero": numbers["forward"]}
         if numbers["entropies"]:
             expected["log_probs.py backward _local_scalar_dense"] = numbers["entropies"]
     assert dict(device.waits) == expected
 
 
-@pytest.mark.parametrize("name", FEW)
 @pytest.mark.parametrize(
-    "path", [packed_kit.Path(packed=False), packed_kit.Path(chunk=7, dynamic=True, checkpointing=True)], ids=str
+    ("name", "layout"),
+    [("hpt", Layout(packed=False)), *((name, Layout(chunk=7, dynamic=True, checkpointing=True)) for name in FEW)],
 )
-def test_the_device_changes_nothing(name: str, path: packed_kit.Path) -> None:
+def test_the_device_changes_nothing(name: str, layout: Layout) -> None:
     """The stand-in computes: the outcome is that of the CPU, up to another kernel of attention."""
-    expected = outcome(name, path)
+    expected = outcome(name, layout)
     with present():
-        found = outcome(name, path, NAME)
+        found = outcome(name, layout, NAME)
     assert_same(found, expected)
 
 
@@ -127,7 +132,7 @@ def test_the_critic_is_on_the_device() -> None:
         critic = make_critic(*flags, halves, module=make_value_model().to(NAME))
         assert critic.update_critic(make_value_batch(12)) == pytest.approx(expected, rel=1e-5)
         gradients = [{name: gradient.cpu() for name, gradient in step.items()} for step in critic.gradients]
-        # Per mini-batch its counts to the ranks and back, per update the metrics back; nothing per micro-batch.
+        # Per mini-batch its counts to the ranks and back, and the norm; per update the metrics back; per micro-batch nothing.
         assert dict(device.waits) == {
             "fusion_critic.py update_critic _local_scalar_dense": 2,
             "update.py total _to_copy": 2 * 2 + 1,

@@ -1,4 +1,4 @@
-"""The chunked output head against verl's own forward pass: the same numbers and gradients, for less. Packed rows: test_packed.py."""
+"""The chunked output head against verl's own forward pass: the same numbers and gradients, for less. test_packed.py packs rows."""
 
 from __future__ import annotations
 
