@@ -70,7 +70,8 @@ def compute_loss(
     Args:
         terms: the objective; names must be distinct.
         tensors: streams by name (see `objective.streams`); `log_probs` (B, T) carries the gradient.
-        counts: global counts from `count_members`; None counts the tensors given.
+        counts: global counts from `count_members`; None counts the tensors given. On a device they cost no copy if they are on it
+            already, in the dtype of `log_probs` (as `MiniBatchUpdate` has them).
         scales: factors by term name, for coefficients that are only known with the batch (HPT's share of prompts); 1 if absent.
 
     Returns:

@@ -23,7 +23,7 @@ micro-batches. B rows, T response tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -98,8 +98,10 @@ class MiniBatchUpdate:
         self.terms, self.ranks, self.scales, self.single_step = terms, ranks, scales, single_step
         local = count_members(terms, streams)
         vector = ranks.total(torch.stack([torch.as_tensor(value) for count in local.values() for value in count]))
-        self.counts = {key: Count(*vector[2 * i : 2 * i + 2]) for i, key in enumerate(local)}
+        self.counts = _by_set(local, vector)
         self.shares: dict[str, Tensor] = {}
+        self._vector = vector
+        self._counts_beside: dict[tuple[torch.device, torch.dtype], dict[str, Count]] = {}
         self._broken: list[tuple[Tensor, Sequence[object]]] = []
 
     @property
@@ -124,10 +126,18 @@ class MiniBatchUpdate:
         self._broken.append(((~torch.isfinite(log_probs) & mask).any(dim=-1), labels))
         if self.single_step and "old_log_probs" in tensors:
             tensors = {**tensors, "old_log_probs": old_is_current(tensors)}
-        loss, metrics = compute_loss(self.terms, tensors, self.counts, self.scales)
+        loss, metrics = compute_loss(self.terms, tensors, self._counts_for(log_probs), self.scales)
         for name, value in metrics.items():
             self.shares[name] = self.shares[name] + value if name in self.shares else value
         return loss * self.ranks.data_parallel
+
+    def _counts_for(self, log_probs: Tensor) -> dict[str, Count]:
+        """`counts` in the dtype and on the device of `log_probs`. They are brought there once and all together: with every copy the
+        host waits until the device has done all that it was given, and each micro-batch reads some twenty of them."""
+        place = (log_probs.device, log_probs.dtype)
+        if place not in self._counts_beside:
+            self._counts_beside[place] = _by_set(self.counts, self._vector.to(device=place[0], dtype=place[1]))
+        return self._counts_beside[place]
 
     def suspects(self) -> list[str]:
         """Labels of this rank's rows with a log-probability of a trained token that is not finite, each once."""
@@ -138,6 +148,11 @@ class MiniBatchUpdate:
             if broken
         ]
         return list(dict.fromkeys(named))
+
+
+def _by_set(keys: Iterable[str], vector: Tensor) -> dict[str, Count]:
+    """Tokens and rows of every member set, which stand in pairs in `vector`."""
+    return {key: Count(*vector[2 * i : 2 * i + 2]) for i, key in enumerate(keys)}
 
 
 def old_is_current(tensors: Mapping[str, Tensor]) -> Tensor:

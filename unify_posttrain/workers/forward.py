@@ -74,10 +74,10 @@ class ChunkedForward(DataParallelPPOActor):
         """(B, L) tensors as (tokens,), in the order in which this rank's model sees them."""
         if not self.use_remove_padding:
             return labels.flatten(), wanted.flatten()
-        attended = attention_mask.bool()
-        labels, wanted = labels[attended], wanted[attended]
+        attended = attention_mask.flatten().nonzero().squeeze(-1)  # once for both: the host waits for its size
+        labels, wanted = labels.flatten()[attended], wanted.flatten()[attended]
         if not len(labels):  # verl then sends one token per rank
-            return attention_mask.new_zeros(1), attended.new_zeros(1)
+            return labels.new_zeros(1), wanted.new_zeros(1)
         if self.use_ulysses_sp:
             labels, wanted = (
                 ulysses_pad_and_slice_inputs(values.unsqueeze(0), sp_size=self.ulysses_sequence_parallel_size)[0].squeeze(0)
@@ -124,9 +124,11 @@ class LogProbHead:
         """Let `model`'s output head answer, and its output carry `log_probs` and `entropy` (rows, tokens) as verl's fused path
         reads them."""
         head, answers = output_head(model), []
+        # Before the model runs: the host waits for its size, and with it for everything that the device was given until then.
+        index = self.wanted.nonzero().squeeze(-1)
 
         def forward(hidden: Tensor) -> Tensor:
-            answers.append(self.answer(head.weight, hidden))
+            answers.append(self.answer(head.weight, hidden, index))
             return answers[-1]
 
         def rename(_module: nn.Module, _args: Any, output: Any) -> SimpleNamespace:
@@ -149,14 +151,14 @@ class LogProbHead:
             for hook in hooks:
                 hook.remove()
 
-    def answer(self, weight: Tensor, hidden: Tensor) -> Tensor:
-        """(..., D) hidden states of all tokens -> (..., 2) float32: log-prob and entropy, zeros where not wanted. Connected to
-        `hidden` and `weight` even if nothing is wanted: every rank must run the same backward pass."""
+    def answer(self, weight: Tensor, hidden: Tensor, index: Tensor) -> Tensor:
+        """(..., D) hidden states of all tokens and where the wanted ones are -> (..., 2) float32: log-prob and entropy, zeros where
+        not wanted. Connected to `hidden` and `weight` even if nothing is wanted: every rank must run the same backward pass."""
         device = hidden.device.type
         if torch.is_autocast_enabled(device):  # as for the matrix product that this stands for
             dtype = torch.get_autocast_dtype(device)
             hidden, weight = hidden.to(dtype), weight.to(dtype)
-        flat, index = hidden.flatten(0, -2), self.wanted.nonzero().squeeze(-1)
+        flat = hidden.flatten(0, -2)
         if len(flat) != len(self.wanted):
             raise ValueError(
                 f"fusion.logits_chunk={self.chunk}: the output head was given {len(flat)} hidden states for {len(self.wanted)} "

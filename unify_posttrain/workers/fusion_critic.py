@@ -93,7 +93,7 @@ class FusionCritic(DataParallelPPOCritic):
 
     def _accumulate(self, mini_batch: DataProto, count: Count) -> Tensor:
         """Forward, loss and backward of every micro-batch. Returns this rank's shares of METRICS, (3,)."""
-        record, data_parallel = torch.zeros(len(METRICS), dtype=torch.float64), self._ranks.data_parallel
+        shares, data_parallel = [], self._ranks.data_parallel
         for micro_batch in micro_batches(mini_batch, self.config, self.ulysses_sequence_parallel_size):
             streams = micro_batch.to(get_device_id()).batch
             mask = streams["response_mask"].bool()
@@ -103,12 +103,13 @@ class FusionCritic(DataParallelPPOCritic):
             # FSDP averages gradients over ranks; the shares add up to the global value only if summed.
             (loss * data_parallel).backward()
             means = [torch.where(mask, each.detach(), 0.0).sum() / at_least_one(count.tokens) for each in (clipped, values)]
-            record += torch.stack([loss.detach(), *means]).double().cpu()
-        return record
+            shares.append(torch.stack([loss.detach(), *means]).double())
+        return torch.stack(shares).sum(dim=0)  # still on the device: the host need not wait for each micro-batch
 
     def _global_sums(self, records: list[Tensor]) -> dict[str, float]:
         """METRICS, summed over ranks and mini-batches."""
-        total = self._ranks.total(sum(records, torch.zeros(len(METRICS), dtype=torch.float64)))
+        own = torch.stack(records).sum(dim=0) if records else torch.zeros(len(METRICS), dtype=torch.float64)
+        total = self._ranks.total(own)
         return dict(zip(METRICS, total.tolist(), strict=True))
 
 
