@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.objective import resident, seconds, table
+from tests.devices import hide_gpus
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, PROMPT, RESPONSE, WIDTH, VOCABULARY, LAYERS = 4, 64, 192, 128, 12672, 28
@@ -29,6 +30,7 @@ FORMS = {
 
 def measure(form: str, updates: int = 3) -> dict[str, float]:
     """CPU seconds of an update (median, after a first one) and GB over what the process holds before it."""
+    hide_gpus()  # before verl is imported, which takes a GPU where it sees one
     from transformers import Qwen2Config, Qwen2ForCausalLM
     from verl.models.transformers.monkey_patch import patch_forward_with_backends
 
