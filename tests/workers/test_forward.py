@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 import verl.utils.ulysses as ulysses
-import verl.workers.actor.dp_actor as dp_actor
 from transformers import Gemma2Config, Gemma2ForCausalLM
 from verl import DataProto
 
 from unify_posttrain.workers.forward import ChunkedForward, LogProbHead, labels_and_wanted, output_head
 
 from .actor_kit import PROMPT, RESPONSE, VOCABULARY, gradient_distance, make_actor, make_batch, make_model, start_group
+from .flash_attention import packing
 
 TOLERANCE = 1e-6
 CASES = {  # likelihood and policy gradient, KL, entropy bonus; hints outside response_mask; entropies as weights
@@ -127,25 +127,6 @@ def test_only_tokens_that_are_read_are_wanted() -> None:
 # Layouts
 
 
-@pytest.fixture
-def without_flash_attention(monkeypatch) -> None:
-    """verl's padding functions come from flash-attn; these three do the same in torch."""
-
-    def unpad_input(values, mask):
-        indices = mask.flatten().nonzero().squeeze(-1)
-        return values.flatten(0, 1)[indices], indices, None, None
-
-    def pad_input(hidden_states, indices, batch, seqlen):
-        full = hidden_states.new_zeros(batch * seqlen, *hidden_states.shape[1:])
-        return full.index_copy(0, indices, hidden_states).unflatten(0, (batch, seqlen))
-
-    monkeypatch.setattr(dp_actor, "unpad_input", unpad_input)
-    monkeypatch.setattr(dp_actor, "pad_input", pad_input)
-    monkeypatch.setattr(dp_actor, "index_first_axis", lambda values, indices: values[indices])
-    monkeypatch.setattr(dp_actor, "rearrange", lambda values, pattern: values.flatten(0, 1))
-
-
-@pytest.mark.usefixtures("without_flash_attention")
 def test_rows_without_padding_equal_padded_rows() -> None:
     def packed(chunk: int | None):
         actor = make_actor(*CASES["uft"], f"fusion.logits_chunk={'null' if chunk is None else chunk}")
@@ -153,8 +134,10 @@ def test_rows_without_padding_equal_padded_rows() -> None:
         metrics = actor.update_policy(batch_of())
         return actor.gradients, metrics
 
-    assert_equal(packed(4), packed(None))
-    assert_equal(packed(4), update(None, *CASES["uft"]))
+    with packing():
+        chunked, whole = packed(4), packed(None)
+    assert_equal(chunked, whole)
+    assert_equal(chunked, update(None, *CASES["uft"]))
 
 
 def test_labels_do_not_break_at_the_border_of_two_ulysses_ranks(monkeypatch) -> None:
