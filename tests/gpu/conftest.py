@@ -55,9 +55,9 @@ def measured(record_property: Callable[[str, object], None]) -> Callable[[str], 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What was measured, and test by test what could not run here and why."""
-    if "gpu" not in terminalreporter.config.getoption("markexpr"):
+    if terminalreporter.config.getoption("markexpr") != "gpu":
         return
-    reports = [report for found in terminalreporter.stats.values() for report in found if hasattr(report, "nodeid")]
+    reports = [report for found in terminalreporter.stats.values() for report in found if isinstance(report, pytest.TestReport)]
     figures = [
         f"{report.nodeid.split('::')[-1]}: {value}"
         for report in reports
@@ -65,7 +65,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for name, value in report.user_properties
         if name == MEASURED
     ]
-    left_out = [f"{report.nodeid}: {report.longrepr[2]}" for report in reports if report.skipped and len(report.longrepr) == 3]
+    left_out = [f"{report.nodeid}: {report.longrepr[2]}" for report in reports if report.skipped]
     for title, lines in (("measured", figures), ("not run on this machine", left_out)):
         if lines:
             terminalreporter.section(title)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.startup.storage import LiveBytes
 from unify_posttrain.shapes import Shape
+from unify_posttrain.tasks.tokenizer import build_tokenizer
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,22 @@ class ModelSize:
 TINY = ModelSize(vocabulary=64, hidden=32, intermediate=48, layers=2, heads=2, kv_heads=1, positions=64)
 # Its vocabulary outweighs its layers, as in the real ones.
 SMALL = ModelSize(vocabulary=4096, hidden=32, intermediate=48, layers=2, heads=2, kv_heads=1, positions=512)
+# All of its vocabulary over little else: for what writes weights to the disk.
+NARROW = ModelSize(vocabulary=151_936, hidden=256, intermediate=512, layers=2, heads=4, kv_heads=2, positions=4096)
 # Qwen2.5-1.5B with 4 of its 28 layers: what an update needs for its logits is the same, what it needs for its weights is not.
 WIDE = ModelSize(vocabulary=151_936, hidden=1536, intermediate=8960, layers=4, heads=12, kv_heads=2, positions=4096)
 
 
-def sizes(cpu: Any, cuda: Any, *packages: str, gib: float = 0.0) -> pytest.MarkDecorator:
-    """Run a test with `size` = cpu in the normal suite and with `size` = cuda on a GPU that has the memory and the packages."""
+def sizes(cpu: Any, cuda: Any, *packages: str, gib: float = 0.0, on_cpu: str | None = None) -> pytest.MarkDecorator:
+    """Run a test with `size` = cpu among those on CPU and with `size` = cuda on a GPU.
+
+    Args:
+        packages, gib: what the second asks for beside a GPU: packages, and free memory on it.
+        on_cpu: a marker of the first: `slow`, or `vllm` for what make test-vllm runs.
+    """
     on_gpu = (pytest.mark.gpu, pytest.mark.needs(*packages, gib=gib))
-    return pytest.mark.parametrize("size", [pytest.param(cpu, id="cpu"), pytest.param(cuda, id="cuda", marks=on_gpu)])
+    marks = getattr(pytest.mark, on_cpu) if on_cpu else ()
+    return pytest.mark.parametrize("size", [pytest.param(cpu, id="cpu", marks=marks), pytest.param(cuda, id="cuda", marks=on_gpu)])
 
 
 def random_model(size: ModelSize, device: str, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Qwen2ForCausalLM:
@@ -58,6 +68,13 @@ def random_model(size: ModelSize, device: str, dtype: torch.dtype = torch.float3
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(size.config(attn_implementation=attention)).float()
     return model.to(device=device, dtype=dtype)
+
+
+def model_folder(folder: Path, size: ModelSize) -> Path:
+    """A random model and a tokenizer, as `actor_rollout_ref.model.path` wants them."""
+    random_model(size, "cpu").save_pretrained(folder)
+    build_tokenizer(size.positions).save_pretrained(folder)
+    return folder
 
 
 def distance(mine: Tensor, other: Tensor) -> float:

@@ -80,7 +80,7 @@ def padded(model: Qwen2ForCausalLM, batch: dict[str, Tensor]) -> Tensor:
 
 
 def packed(model: Qwen2ForCausalLM, batch: dict[str, Tensor]) -> Tensor:
-    """The same from one row of all attended tokens; where positions begin anew a row begins, which is all that attention is told."""
+    """The same from one row of all attended tokens; where positions begin anew a row begins; attention is told no more."""
     return _in_one_row(model, batch, batch["position_ids"][batch["attention_mask"].bool()])
 
 
@@ -100,9 +100,8 @@ def results(size: Rows, hidden_of: Hidden, dtype: torch.dtype, attention: str) -
     """Log-probs of the response tokens, and all gradients as one vector, in float32 on CPU."""
     model, batch = random_model(size.model, size.device, dtype, attention), batch_of(size)
     before = hidden_of(model, batch)[:, size.prompt - 1 : -1]
-    log_probs, entropys = token_log_probs(
-        before, model.lm_head.weight, batch["input_ids"][:, size.prompt :], chunk=max(8, size.rows * size.response // 8), entropy=True
-    )
+    labels, chunk = batch["input_ids"][:, size.prompt :], max(8, size.rows * size.response // 8)
+    log_probs, entropys = token_log_probs(before, model.lm_head.weight, labels, chunk=chunk, entropy=True)
     loss, _ = compute_loss(TERMS, {**batch, "log_probs": log_probs, "entropys": entropys})
     loss.backward()
     gradient = torch.cat([each.grad.float().flatten().cpu() for each in model.parameters()])
@@ -141,14 +140,14 @@ def test_bfloat16_is_as_far_from_float32_as_padded_rows_are(size: Rows, measured
         reference = exact[0 if name == "log-probs" else 1]
         packed_error, padded_error = distance(error, reference), distance(own, reference)
         measured(f"{name} in bfloat16 ({size.attention}): error {packed_error:.1e} packed, {padded_error:.1e} padded")
-        assert 0 < padded_error and packed_error < AS_LARGE * padded_error
+        assert padded_error > 0 and packed_error < AS_LARGE * padded_error
 
 
 @pytest.mark.needs("verl")
 @pytest.mark.parametrize("chunk", [None, 16])
 @sizes(Rows("cpu", TINY, rows=12, prompt=0, response=0), Rows("cuda", WIDE, rows=12, prompt=0, response=0), gib=30)
 def test_verls_packed_update(size: Rows, chunk: int | None, measured: Callable[[str], None]) -> None:
-    """Of the actor, HPT with an entropy bonus, with the output head of verl and of ours; float32, hence sdpa even beside flash-attn."""
+    """Of the actor, HPT with an entropy bonus, with the output head of verl and with ours; float32, hence always sdpa."""
     from tests.workers.actor_kit import gradient_distance, make_actor, make_batch
     from tests.workers.flash_attention import packing
 
@@ -161,5 +160,6 @@ def test_verls_packed_update(size: Rows, chunk: int | None, measured: Callable[[
         return {name: each.cpu() for name, each in actor.gradients[0].items()}
 
     found = gradient_distance(gradient(True, chunk), gradient(False, None))
-    measured(f"gradients of verl's packed path and the padded one differ by {found:.1e}, flash-attn {bool(find_spec('flash_attn'))}")
+    padding_by = "flash-attn" if find_spec("flash_attn") else "its stand-in"
+    measured(f"gradients of verl's packed path ({padding_by}) and the padded one differ by {found:.1e}")
     assert found < FLOAT32

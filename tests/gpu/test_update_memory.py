@@ -18,7 +18,7 @@ import torch
 from unify_posttrain.objective.log_probs import token_log_probs
 from unify_posttrain.startup.memory import Engine, RankPlan, Trained, parts_of, totals
 
-from .kit import SMALL, WIDE, ModelSize, allocated, peak_memory, random_model, sizes, state_bytes
+from .kit import SMALL, WIDE, ModelSize, allocated, model_folder, peak_memory, random_model, sizes, state_bytes
 
 # What the plan leaves out: workspaces of attention and matrix products, norms in float32, the gradient of a residual stream, masks,
 # numbers per token. And it counts parts as if they met that need not.
@@ -86,8 +86,8 @@ def test_chunks_of_logits(size: Tokens, entropy: bool, measured: Callable[[str],
         offload_policy=False, tokens=size.count, checkpointing=True, activation_offload=False,
     )  # fmt: skip
     plan = RankPlan(
-        actor=trained, critic=None, engine=NO_ENGINE, reference=None, entropy=entropy, packed=False, compiled=False, chunk=size.chunk,
-        root=1, replay=False, accelerator=None,
+        actor=trained, critic=None, engine=NO_ENGINE, reference=None, entropy=entropy, packed=False, compiled=False,
+        chunk=size.chunk, root=1, replay=False, accelerator=None,
     )  # fmt: skip
     compare(plan, peak.bytes, measured, f"chunks of {size.chunk} logits, entropy {entropy}, float32")
 
@@ -136,9 +136,13 @@ def test_update_policy(
     from unify_posttrain.algorithms import build_algorithm
     from unify_posttrain.startup.memory_plan import rank_plan
 
-    from .workers import WITHOUT_FLASH, configuration, full_rows, model_folder
+    from .workers import WITHOUT_FLASH, configuration, full_rows
 
-    overrides = [*head.overrides(size.chunk), "actor_rollout_ref.model.enable_gradient_checkpointing=true", "fusion.max_grad_norm=null"]
+    overrides = [
+        *head.overrides(size.chunk),
+        "actor_rollout_ref.model.enable_gradient_checkpointing=true",
+        "fusion.max_grad_norm=null",
+    ]
     if size.device == "cuda" and find_spec("flash_attn") is None:
         overrides.extend(WITHOUT_FLASH)
     config = configuration(model_folder(tmp_path, size.model), size.device, size.rows, size.prompt, size.response, *overrides)

@@ -9,25 +9,19 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from verl import DataProto
+from verl.utils.fsdp_utils import load_fsdp_model_to_gpu, offload_fsdp_model_to_cpu
 
 from tests.benchmarks.objective_update import batch_of_full_rows
 from tests.workers.actor_kit import start_group
 from unify_posttrain.config import compose_config
-from unify_posttrain.tasks.tokenizer import build_tokenizer
 from unify_posttrain.workers.fusion_worker import FusionWorker
-
-from .kit import ModelSize, random_model
 
 RANK = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 # Without flash-attn rows are padded; full rows have no padding, so that the tokens are the same.
-WITHOUT_FLASH = ("actor_rollout_ref.model.use_remove_padding=false", "+actor_rollout_ref.model.override_config.attn_implementation=sdpa")
-
-
-def model_folder(folder: Path, size: ModelSize) -> Path:
-    """A random model and a tokenizer, as `actor_rollout_ref.model.path` wants them."""
-    random_model(size, "cpu").save_pretrained(folder)
-    build_tokenizer(size.positions).save_pretrained(folder)
-    return folder
+WITHOUT_FLASH = (
+    "actor_rollout_ref.model.use_remove_padding=false",
+    "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
+)
 
 
 def configuration(folder: Path, device: str, rows: int, prompt: int, response: int, *overrides: str) -> DictConfig:
@@ -39,7 +33,8 @@ def configuration(folder: Path, device: str, rows: int, prompt: int, response: i
     return compose_config(
         [
             "algorithm=hpt", *hardware[device], f"actor_rollout_ref.model.path={folder}", f"data.max_prompt_length={prompt}",
-            f"data.max_response_length={response}", f"data.train_batch_size={rows}", f"actor_rollout_ref.actor.ppo_mini_batch_size={rows}",
+            f"data.max_response_length={response}", f"data.train_batch_size={rows}",
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={rows}",
             "actor_rollout_ref.rollout.n=2", *overrides,
         ]
     )  # fmt: skip
@@ -70,6 +65,11 @@ def update(worker: FusionWorker, batch: DataProto) -> dict[str, Any]:
 
 def weights_of(worker: FusionWorker) -> dict[str, torch.Tensor]:
     """Whole weights on CPU, whichever FSDP holds them and wherever."""
+    if worker._is_offload_param:  # as verl does before it sends them to the engine
+        load_fsdp_model_to_gpu(worker.actor_module_fsdp)
     state = worker.actor_module_fsdp.state_dict()
     whole = {name: each.full_tensor() if hasattr(each, "full_tensor") else each for name, each in state.items()}
-    return {name: each.detach().cpu().clone() for name, each in whole.items()}
+    copied = {name: each.detach().cpu().clone() for name, each in whole.items()}
+    if worker._is_offload_param:
+        offload_fsdp_model_to_cpu(worker.actor_module_fsdp)
+    return copied
