@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -102,10 +102,10 @@ def test_a_tensor_that_no_bucket_holds_is_refused_by_verl(tmp_path: Path) -> Non
     config = composed()
     largest = config.shape.vocabulary * config.shape.hidden * 4 / 2**20
     assert 2048 < largest <= configured_bucket()
-    module = transfer()
-    sender = module.BucketedWeightSender(f"ipc://{tmp_path}/channel", 1, use_shm=True)
-    sender._init_socket = sender._init_buffer = lambda: None
-    sender.buffer = torch.empty(0)
+    sender = transfer().BucketedWeightSender(f"ipc://{tmp_path}/channel", 1, use_shm=True)
+    nobody = SimpleNamespace(send_pyobj=lambda _: None, recv=lambda: b"", close=lambda: None)
+    sender._init_socket = lambda: setattr(sender, "socket", nobody)
+    sender._init_buffer = lambda: setattr(sender, "buffer", torch.empty(0))
     with pytest.raises(AssertionError, match="too large to fit in the bucket"):
         asyncio.run(sender.async_send_weights(iter([("embedding", torch.empty(1024, 257))])))
 
