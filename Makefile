@@ -10,6 +10,7 @@ GPU_VENV := .venv-gpu
 GPU_BIN := $(GPU_VENV)/bin
 GPU_STAMP := $(GPU_VENV)/.installed
 FLASH_ATTN_STAMP := $(GPU_VENV)/.flash-attn
+PYTHON_GPU ?= $(if $(wildcard $(GPU_STAMP)),$(GPU_BIN)/python,$(PYTHON))
 FLASH_ATTN_WHEEL ?=
 SKIP_FLASH_ATTN ?=
 CUDA_MAJOR = $(shell sed -n 's/^nvidia-cuda-runtime-cu\([0-9]*\)=.*/\1/p' constraints-gpu.txt)
@@ -17,7 +18,7 @@ CUDA_MAJOR = $(shell sed -n 's/^nvidia-cuda-runtime-cu\([0-9]*\)=.*/\1/p' constr
 export TOKENIZERS_PARALLELISM := false
 export RAY_DEDUP_LOGS := 0
 
-.PHONY: install install-gpu check-flash-attn quickstart compare test test-fast test-vllm lint bench clean
+.PHONY: install install-gpu check-flash-attn quickstart compare test test-fast test-vllm test-gpu lint bench clean
 
 install: $(STAMP)
 
@@ -81,14 +82,19 @@ quickstart: $(STAMP)   ## data, tiny base model, HPT on CPU, one table
 compare: $(STAMP)      ## the same, with the same steps of GRPO beside it
 	$(BIN)/python -m unify_posttrain.quickstart --compare grpo
 
-test: $(STAMP)         ## everything; two end-to-end runs side by side, since most of their time is waiting for imports
+test: $(STAMP)         ## everything on CPU, also where there are GPUs; two end-to-end runs side by side, since most of their time is waiting for imports
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not e2e and not slow"
 
 test-vllm: $(VLLM_STAMP)   ## the GPU settings' engine, verl's vLLM replica, on CPU
-	$(VLLM_BIN)/python -m pytest -q -m vllm tests/vllm
+	$(VLLM_BIN)/python -m pytest -q -m vllm tests/vllm tests/gpu
+
+# Not one of the other environments: this one sees the GPU. Cut off above tests/gpu, because tests/conftest.py hides it and imports what
+# a machine may lack. PYTHON_GPU: any interpreter with torch, transformers and pytest.
+test-gpu:              ## what is marked gpu, on one GPU, in .venv-gpu if it is there; says what it skipped (PYTHON_GPU=python: with that)
+	$(PYTHON_GPU) -m pytest -q -m gpu --confcutdir=tests/gpu tests/gpu
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, repeatable hypothesis, hand-made and random batches, composed settings.
+"""Shared by all tests: no GPU, one thread, repeatable hypothesis, hand-made and random batches, composed settings.
 
 Helpers are session fixtures that return functions: they work under any import mode, and hypothesis may call them.
 """
@@ -23,10 +23,12 @@ from hypothesis import settings as hypothesis_settings
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from tests.devices import hide_gpus
 from unify_posttrain.algorithms import Algorithm, Settings, build_algorithm
 from unify_posttrain.config import compose_config
 from unify_posttrain.objective import Term, compute_loss, count_members
 
+hide_gpus()  # importing torch does not look for them, verl does when it is imported
 torch.set_num_threads(1)
 hypothesis_settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=60)
 hypothesis_settings.load_profile("repeatable")
@@ -58,13 +60,6 @@ def configuration_files_are_parsed_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(file_source, "load_config", load_config)
         yield
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 def _batch(prob: list, old: list, mask: list, advantages: list[float], **streams: list) -> Batch:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.objective import resident, seconds, table
+from tests.devices import hide_gpus
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, PROMPT, RESPONSE, WIDTH, VOCABULARY, LAYERS = 4, 64, 192, 128, 12672, 28
@@ -29,6 +30,7 @@ FORMS = {
 
 def measure(form: str, updates: int = 3) -> dict[str, float]:
     """CPU seconds of an update (median, after a first one) and GB over what the process holds before it."""
+    hide_gpus()  # before verl is imported, which takes a GPU where it sees one
     from transformers import Qwen2Config, Qwen2ForCausalLM
     from verl.models.transformers.monkey_patch import patch_forward_with_backends
 
@@ -51,23 +53,24 @@ def measure(form: str, updates: int = 3) -> dict[str, float]:
     return {"seconds": statistics.median(times[1:]), "memory_gb": resident("VmHWM") - before}
 
 
-def batch_of_full_rows():
+def batch_of_full_rows(rows: int = ROWS, prompt: int = PROMPT, response: int = RESPONSE, vocabulary: int = VOCABULARY):
     """HPT's batch: half of the rows demonstrations, every token attended."""
     from verl import DataProto
 
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(VOCABULARY, (ROWS, PROMPT + RESPONSE), generator=generator)
-    demonstrations = (torch.arange(ROWS) < ROWS // 2).unsqueeze(-1).expand(-1, RESPONSE)
+    ids = torch.randint(vocabulary, (rows, prompt + response), generator=generator)
+    demonstrations = (torch.arange(rows) < rows // 2).unsqueeze(-1).expand(-1, response)
     tensors = {
         "input_ids": ids,
-        "responses": ids[:, PROMPT:],
+        "responses": ids[:, prompt:],
         "attention_mask": torch.ones_like(ids),
-        "position_ids": torch.arange(PROMPT + RESPONSE).expand(ROWS, -1).contiguous(),
-        "response_mask": torch.ones(ROWS, RESPONSE, dtype=torch.long),
+        "position_ids": torch.arange(prompt + response).expand(rows, -1).contiguous(),
+        "response_mask": torch.ones(rows, response, dtype=torch.long),
         "prefix_mask": demonstrations.clone(),
-        "old_log_probs": torch.full((ROWS, RESPONSE), -9.0),
-        "advantages": torch.randn(ROWS, 1, generator=generator).expand(-1, RESPONSE).contiguous(),
+        "old_log_probs": torch.full((rows, response), -9.0),
+        "advantages": torch.randn(rows, 1, generator=generator).expand(-1, response).contiguous(),
         "rl_weight": (~demonstrations[:, 0]).float(),
+        "off_weight": torch.zeros(rows),
         "sft_weight": demonstrations[:, 0].float(),
     }
     return DataProto.from_dict(tensors=tensors, meta_info={"temperature": 1.0, "mini_batches": 1, "term_scales": {}})

@@ -31,6 +31,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests.devices import hide_gpus  # noqa: E402
+
 TRL = "1.16.0"
 SPLITS = ("easy", "hard", "ood")
 PROMPTS, GROUP, UPDATES, MICRO_ROWS = 32, 8, 2, 64
@@ -225,6 +227,7 @@ def main() -> None:
     home.mkdir(parents=True, exist_ok=True)
     threads = threads_per_rank(1)
     environment = {**os.environ, "UNIFY_HOME": str(home), "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    hide_gpus(environment)
     python = None
     if options.only != "ours":
         python = options.trl_python or make_trl_environment(home / "venv")

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.devices import NO_GPU
+
 ROOT = Path(__file__).resolve().parents[2]
 TIMING = ("timing", "perf/")
 SPLITS = {
@@ -52,7 +54,8 @@ class World:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "UNIFY_HOME": str(self.home), "HYDRA_FULL_ERROR": "1", "RAY_DEDUP_LOGS": "0"}
+        settings = {"UNIFY_HOME": str(self.home), "HYDRA_FULL_ERROR": "1", "RAY_DEDUP_LOGS": "0"}
+        return {**os.environ, **settings, "CUDA_VISIBLE_DEVICES": NO_GPU}  # benchmarks use this world without tests/conftest.py
 
     def train(self, name: str, *overrides: str, check: bool = True, timeout: int = 600) -> subprocess.CompletedProcess:
         done = subprocess.run(

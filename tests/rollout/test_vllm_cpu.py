@@ -161,7 +161,7 @@ def test_a_dry_run_plans_for_gpus_elsewhere_but_not_for_missing_wheels(configure
 def adapter(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The names of vllm_cpu and vllm_cpu_server over stand-ins that ask the questions of verl's classes (verl 0.7.1)."""
     verls, server, utils = (ModuleType(f"verl.workers.rollout.vllm_rollout{part}") for part in ("", ".vllm_async_server", ".utils"))
-    rollout = ModuleType(f"{verls.__name__}.vllm_rollout")
+    rollout, transfer = (ModuleType(f"{verls.__name__}.{part}") for part in ("vllm_rollout", "bucketed_weight_transfer"))
 
     def get_device_uuid(_: Any) -> str:
         raise NotImplementedError("a CPU has no UUID")
@@ -181,17 +181,31 @@ def adapter(monkeypatch: pytest.MonkeyPatch) -> Any:
         async def launch_servers(self) -> None:
             self.resource = server.get_resource_name()
 
+    class Receiver:
+        """verl's: answers that a bucket arrived, then loads what is in it."""
+
+        def receive_weights(self, load: Any) -> None:
+            self._init_socket()
+            for _ in range(2):
+                self.socket.recv_pyobj()
+                self.socket.send(b"")
+                load()
+            self.socket.close()
+
     class Extension:
         device, device_uuid, rank = None, "", 0
 
         def update_weights_from_ipc(self, use_shm: bool) -> None:
             self.received = (str(self.device), self.device_uuid, use_shm)
+            self.receiver = transfer.BucketedWeightReceiver
 
     rollout.ServerAdapter, rollout.get_device_uuid = ServerAdapter, get_device_uuid
     server.vLLMHttpServer, server.vLLMReplica, server.get_resource_name = HttpServer, Replica, lambda: "NPU"
     utils.vLLMColocateWorkerExtension = Extension
+    transfer.BucketedWeightReceiver = Receiver
     verls.vllm_async_server, verls.vllm_rollout, verls.utils = server, rollout, utils
-    for module in (verls, server, utils, rollout, ModuleType("vllm")):
+    verls.bucketed_weight_transfer = transfer
+    for module in (verls, server, utils, rollout, transfer, ModuleType("vllm")):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     for name in OURS:
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -227,6 +241,35 @@ def test_channels_differ_between_ranks_and_runs(adapter: Any, monkeypatch: pytes
     assert len(set(names)) == 6
     # verl makes it a path of a socket, of which Linux takes 107 bytes; a prefix of 22 and a suffix of 5 are verl's.
     assert all(len(name) < 60 and name.replace("-", "").isalnum() for name in names)
+
+
+def test_a_bucket_is_loaded_before_its_memory_is_given_back(adapter: Any) -> None:
+    """On CPU what arrives is the sender's memory; also verl's receiver is as it was afterwards."""
+    happened: list[str] = []
+
+    class Socket:
+        def recv_pyobj(self) -> None:
+            happened.append("bucket")
+
+        def send(self, _reply: bytes) -> None:
+            happened.append("answered")
+
+        def close(self) -> None:
+            happened.append("closed")
+
+    def socket(self: Any) -> None:
+        self.socket = Socket()
+
+    verls = adapter.bucketed_weight_transfer.BucketedWeightReceiver
+    verls._init_socket = socket
+    verls().receive_weights(lambda: happened.append("loaded"))
+    assert happened == ["bucket", "answered", "loaded"] * 2 + ["closed"]
+    happened.clear()
+    worker = adapter.CPUWorkerExtension()
+    worker.update_weights_from_ipc(use_shm=True)
+    worker.receiver().receive_weights(lambda: happened.append("loaded"))
+    assert happened == ["bucket", "loaded", "answered"] * 2 + ["closed"]
+    assert adapter.bucketed_weight_transfer.BucketedWeightReceiver is verls
 
 
 def test_verls_question_is_put_back(adapter: Any) -> None:

@@ -1,6 +1,7 @@
 """How many numbers of the size of the logits live at the peak of a backward pass: verl's own functions, counted storage by storage.
 
-flash-attention's cross entropy needs CUDA; what it keeps and makes (its `CrossEntropyLoss`) is spelt out below.
+flash-attention's cross entropy needs CUDA; what it keeps and makes (its `CrossEntropyLoss`) is spelt out in
+tests/workers/flash_attention.py. The same of a whole update, on a GPU too: tests/gpu/test_update_memory.py.
 """
 
 from __future__ import annotations
@@ -15,26 +16,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tests.startup.storage import LiveBytes
+from tests.workers.flash_attention import CrossEntropy
 from unify_posttrain.objective.log_probs import token_log_probs
 from unify_posttrain.startup import memory
 
 TOKENS, WORDS, HIDDEN = 128, 4096, 16
 SMALL = 0.02  # of the logits: hidden states, numbers per token, and the head's gradient where it is not the subject
-
-
-class CrossEntropy(torch.autograd.Function):
-    """flash-attention's: keeps the logits; their gradient takes their memory, or with `inplace_backward=False` new memory."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, in_place: bool) -> Tensor:
-        ctx.save_for_backward(logits)
-        ctx.in_place = in_place
-        return -logits[:, 0].float()
-
-    @staticmethod
-    def backward(ctx: Any, _grad: Tensor) -> tuple[Tensor, None]:
-        (logits,) = ctx.saved_tensors
-        return logits if ctx.in_place else torch.empty_like(logits), None
 
 
 class Autocast(TorchFunctionMode):
@@ -53,34 +40,54 @@ def weights(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return tuple(torch.randn(size, HIDDEN).to(dtype).requires_grad_() for size in (TOKENS, WORDS))
 
 
-def copies(entropy: bool, dtype: torch.dtype, autocast: bool) -> float:
+class CompiledEntropy(torch.autograd.Function):
+    """Its memory: keeps the logits, makes one gradient (test_a_compiled_entropy_keeps_no_copy_of_the_logits)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        ctx.save_for_backward(logits)
+        return logits[:, 0].float()
+
+    @staticmethod
+    def backward(ctx: Any, _grad: Tensor) -> Tensor:
+        return torch.empty_like(*ctx.saved_tensors)
+
+
+ENTROPIES = {"none": None, "compiled": CompiledEntropy.apply, "plain": verl_functions.entropy_from_logits}
+
+
+def copies(packed: bool, entropy: str, dtype: torch.dtype, autocast: bool) -> float:
     """Bytes at the peak, as multiples of the logits. As `DataParallelPPOActor._forward_micro_batch` and the loss do it."""
     hidden, head = weights(dtype)
-    head_transposed = head.t()  # outside of the block: weights are not counted
+    head_transposed, entropy_of = head.t(), ENTROPIES[entropy]  # outside of the block: weights are not counted
     with Autocast() if autocast else nullcontext(), LiveBytes() as live:
-        logits = hidden @ head_transposed
+        # A packed row is a batch of one, whose logits verl takes out of it before it divides them; padded ones it cuts afterwards.
+        logits = (hidden.unsqueeze(0) @ head_transposed).squeeze(0) if packed else hidden @ head_transposed
         logits.div_(1.0)
-        loss = CrossEntropy.apply(logits, not entropy).sum()
-        if entropy:
-            loss = loss - 0.001 * verl_functions.entropy_from_logits(logits).sum()
+        loss = CrossEntropy.apply(logits, entropy_of is None).sum()
+        if entropy_of is not None:
+            loss = loss - 0.001 * entropy_of(logits).sum()
         del logits
         loss.backward()
     return live.peak / (TOKENS * WORDS * dtype.itemsize)
 
 
 @pytest.mark.parametrize(
-    ("entropy", "dtype", "autocast", "expected"),
+    ("packed", "entropy", "dtype", "autocast", "expected"),
     [
-        (False, torch.bfloat16, True, memory.COPIES_PLAIN),
-        (False, torch.float32, False, memory.COPIES_PLAIN),
-        (True, torch.float32, False, memory.COPIES_ENTROPY),
+        (True, "none", torch.bfloat16, True, memory.COPIES_PACKED),
+        (True, "none", torch.float32, False, memory.COPIES_PACKED),
+        (True, "compiled", torch.bfloat16, True, memory.COPIES_PACKED),
+        (False, "none", torch.bfloat16, True, memory.COPIES_PADDED),
+        (True, "plain", torch.float32, False, memory.COPIES_ENTROPY),
+        (False, "plain", torch.float32, False, memory.COPIES_ENTROPY),
         # of 16 bits: softmax, logsumexp and sum keep their inputs and outputs in float32, which counts twice
-        (True, torch.bfloat16, True, memory.COPIES_ENTROPY_AUTOCAST),
-        (True, torch.bfloat16, False, memory.COPIES_ENTROPY),  # what verl would need without autocast
+        (True, "plain", torch.bfloat16, True, memory.COPIES_ENTROPY_AUTOCAST),
+        (True, "plain", torch.bfloat16, False, memory.COPIES_ENTROPY),  # what verl would need without autocast
     ],
 )
-def test_copies_of_the_logits(entropy: bool, dtype: torch.dtype, autocast: bool, expected: int) -> None:
-    assert copies(entropy, dtype, autocast) == pytest.approx(expected, abs=SMALL)
+def test_copies_of_the_logits(packed: bool, entropy: str, dtype: torch.dtype, autocast: bool, expected: int) -> None:
+    assert copies(packed, entropy, dtype, autocast) == pytest.approx(expected, abs=SMALL)
 
 
 def test_autocast_on_cuda_takes_what_the_mode_above_takes_in_float32() -> None:
@@ -116,8 +123,6 @@ def test_a_compiled_entropy_keeps_no_copy_of_the_logits() -> None:
     )
     compiled(logits).sum().backward()
     assert sum(shape == (TOKENS, WORDS) for shape in kept) == 1
-    # verl gives the cross entropy a gradient of its own then (inplace_backward=False), beside the entropy's
-    assert memory.COPIES_COMPILED == 1 + 2
 
 
 @pytest.mark.parametrize("entropy", [False, True])

@@ -94,9 +94,11 @@ def test_a_reward_model_scores_while_the_engine_sleeps(plan: Plan) -> None:
     ("overrides", "copies"),
     [
         # 18,432 tokens x 152,064 words x 2 bytes = 5.6 GB
-        (("fusion.logits_chunk=null",), 3),  # entropy bonus, compiled: verl's default
+        (("fusion.logits_chunk=null",), 4),  # entropy bonus, compiled: verl's default
         (("fusion.logits_chunk=null", f"{ACTOR}.use_torch_compile=false"), 14),
-        (("fusion.logits_chunk=null", f"{ACTOR}.entropy_coeff=0", f"{ACTOR}.use_torch_compile=false"), 2),
+        (("fusion.logits_chunk=null", f"{ACTOR}.entropy_coeff=0", f"{ACTOR}.use_torch_compile=false"), 4),
+        (("fusion.logits_chunk=null", "actor_rollout_ref.model.use_remove_padding=false"), 14),  # padded rows: not compiled
+        (("fusion.logits_chunk=null", f"{ACTOR}.entropy_coeff=0", "actor_rollout_ref.model.use_remove_padding=false"), 2),
     ],
 )
 def test_whole_logits(plan: Plan, overrides: tuple[str, ...], copies: int) -> None:

@@ -53,11 +53,13 @@ class RecordingActor(FusionActor):
 
 
 def start_group(rank: int = 0, world: int = 1, meeting: str | None = None) -> None:
-    """A gloo process group, once per process; ranks meet in a file, so that no port can be taken."""
+    """A process group, once per process: gloo, and NCCL for what lies on a GPU. Ranks meet in a file, so that no port can be
+    taken."""
     cpu_compat.install()
     if not dist.is_initialized():
         meeting = meeting or tempfile.mktemp()
-        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=world)
 
 
 def make_model() -> Qwen2ForCausalLM:

@@ -6,6 +6,7 @@ real runs. What is answered here and in `vllm_cpu_server` is what verl asks of a
 * a device's UUID, after which verl names the socket that weights travel through: here the Ray cluster, the job, the replica and the
   rank name it, since several runs may share a machine;
 * the Ray resource of a rank: `hardware=cpu` declares its ranks as GPUs, where verl would look for NPUs;
+* memory that nobody writes to while weights are loaded from it (`late_reply`);
 * the functions that `torch.cpu` lacks (`unify_posttrain.cpu_compat`), in vLLM's worker process too.
 
 Imported only when needed (`unify_posttrain.rollout.register_engines`); `vllm_cpu_checks` says what it needs. Apart from
@@ -24,10 +25,11 @@ import vllm  # noqa: F401
 # isort: split
 import ray
 import torch
-from verl.workers.rollout.vllm_rollout import vllm_rollout
+from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer, vllm_rollout
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
 from unify_posttrain import cpu_compat
+from unify_posttrain.rollout.late_reply import replying_late
 
 CHANNEL = "UNIFY_VLLM_CHANNEL"  # environment variable: from a replica's server to its vLLM processes
 
@@ -66,4 +68,9 @@ class CPUWorkerExtension(vLLMColocateWorkerExtension):
         cpu_compat.install()
         self.device = torch.device("cpu")  # vLLM's CPU worker leaves it unset
         self.device_uuid = f"{os.environ[CHANNEL]}-{self.rank}"
-        super().update_weights_from_ipc(*args, **kwargs)
+        of_a_gpu = bucketed_weight_transfer.BucketedWeightReceiver
+        bucketed_weight_transfer.BucketedWeightReceiver = replying_late(of_a_gpu)
+        try:
+            super().update_weights_from_ipc(*args, **kwargs)
+        finally:
+            bucketed_weight_transfer.BucketedWeightReceiver = of_a_gpu

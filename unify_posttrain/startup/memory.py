@@ -17,11 +17,12 @@ from unify_posttrain.shapes import Shape
 FP32 = 4
 # Numbers of the size of the logits that live at the peak of one backward pass of log-probs, as multiples of the (N, V) logits in
 # the dtype of the forward pass, the head's own weights not among them. Counted by tests/startup/test_logits_memory.py:
-#   without entropy    2: the logits, whose memory flash-attention's cross entropy re-uses for their gradient, and dividing by the
-#                      temperature copies that
-#   compiled entropy   3: the logits and two gradients; the partitioner of torch.compile keeps no (N, V) number but the logits
+#   packed rows        4, without entropy and with a compiled one: verl divides the logits by the temperature in place, in a view of
+#                      what the model returned, and autograd takes the gradient of that with three more copies. The cross entropy of
+#                      flash-attention re-uses the memory of the logits; torch.compile keeps no (N, V) number but the logits
+#   padded rows        2, without entropy: there is no view. verl compiles the entropy of packed rows alone
 #   entropy, float32   7; in 16 bits 14, because autocast takes softmax, logsumexp and sum in float32 and keeps those copies
-COPIES_PLAIN, COPIES_COMPILED, COPIES_ENTROPY, COPIES_ENTROPY_AUTOCAST = 2, 3, 7, 14
+COPIES_PACKED, COPIES_PADDED, COPIES_ENTROPY, COPIES_ENTROPY_AUTOCAST = 4, 2, 7, 14
 COPIES_CHUNK = 3  # of one chunk's logits, in float32, whatever is asked for (objective.log_probs)
 # Activations that a layer keeps for its backward pass, per token: gate, up, their product and its activation; two norms, q, the
 # attention's output, and the two inputs of the residual sums. Keys and values, which groups share, are left out.
@@ -129,7 +130,8 @@ class RankPlan:
         actor, critic, engine: who shares the accelerator; critic None: there is none, or its model is not known.
         reference: bytes of the reference policy on the accelerator; None: there is none.
         entropy: the update computes entropies.
-        compiled: verl compiles them.
+        packed: rows are put together without padding.
+        compiled: verl compiles the entropies of packed rows.
         chunk: fusion.logits_chunk.
         root: matrices of the size of the embedding that FSDP gathers together.
         replay: a fine-tuning step has moments of its own.
@@ -142,6 +144,7 @@ class RankPlan:
     engine: Engine
     reference: float | None
     entropy: bool
+    packed: bool
     compiled: bool
     chunk: int | None
     root: int
@@ -265,9 +268,9 @@ def _reduced(model: Trained, embedding: int) -> float:
 
 def _copies(plan: RankPlan) -> int:
     if not plan.entropy:
-        return COPIES_PLAIN
-    if plan.compiled:
-        return COPIES_COMPILED
+        return COPIES_PACKED if plan.packed else COPIES_PADDED
+    if plan.packed and plan.compiled:
+        return COPIES_PACKED
     return COPIES_ENTROPY if plan.actor.compute == FP32 else COPIES_ENTROPY_AUTOCAST
 
 

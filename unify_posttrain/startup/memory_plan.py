@@ -48,6 +48,7 @@ def rank_plan(config: DictConfig, algorithm: Algorithm) -> RankPlan | None:
         engine=_engine(config, shape),
         reference=_reference(config, trained) if _has_reference(config) else None,
         entropy=actor.calculate_entropy or any(each.needs_entropy for each in algorithms),
+        packed=model.use_remove_padding,
         compiled=actor.use_torch_compile,
         chunk=actor.fusion.logits_chunk,
         # FSDP1 keeps what is not a layer together; FSDP2 shards the embedding by itself unless it is the head, too.
