@@ -61,7 +61,13 @@ class Run:
 
     def load(self) -> int:
         port = SimpleNamespace(start_phase=lambda index, steps: self.told.append(f"phase {index} of {steps} steps"))
-        return self.it.load(port, STEPS, lambda: self.told.append("verl loads"), self.log)
+
+        def read() -> None:
+            self.told.append("verl loads")
+            assert self.config.trainer.resume_mode == "resume_path"
+            self.loaded = Path(self.config.trainer.resume_from_path)
+
+        return self.it.load(port, STEPS, read, self.log)
 
     @property
     def logged(self) -> list[dict[str, Any]]:
@@ -112,7 +118,8 @@ def test_everything_is_found_again(tmp_path: Path) -> None:
     after = Run(tmp_path, val_only=False)
     assert after.load() == 3 and after.it.holds(3) and not after.it.holds(2)
     assert after.told == ["phase 1 of 6 steps", "verl loads"], "a phase begins with fresh moments, so before they are loaded"
-    assert after.config.trainer.resume_from_path == str(after.folder(3))
+    assert after.loaded == after.folder(3)
+    assert (after.config.trainer.resume_mode, after.config.trainer.resume_from_path) == ("auto", None), "what the user has said"
     for one, other in ((before.replayer, after.replayer), (before.demonstrator, after.demonstrator), (before.clock, after.clock)):
         assert one.state == other.state
     assert after.loader.batches == 7

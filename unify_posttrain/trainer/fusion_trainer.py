@@ -18,15 +18,16 @@ from verl.utils.debug import marked_timer
 
 from unify_posttrain.algorithms import build_algorithm
 from unify_posttrain.runs import state
+from unify_posttrain.runs.failures import stop_request
 from unify_posttrain.runs.run_logs import ResumableLogs
-from unify_posttrain.runs.signals import StopRequest, time_limit
+from unify_posttrain.runs.signals import time_limit
 from unify_posttrain.trainer.advantages import set_advantages
 from unify_posttrain.trainer.batch_mixer import BatchMixer
 from unify_posttrain.trainer.checkpoints import Checkpoints
 from unify_posttrain.trainer.demonstrator import Demonstrator
 from unify_posttrain.trainer.dump import RolloutDump
 from unify_posttrain.trainer.engine import Engine, request_seed, rollout_requests, seed_rows, with_rollouts
-from unify_posttrain.trainer.loader import TrainLoader
+from unify_posttrain.trainer.loader import TrainLoader, apart
 from unify_posttrain.trainer.log_probs import LogProbs
 from unify_posttrain.trainer.mixed_batch import note_lengths, without_padding
 from unify_posttrain.trainer.phases import PhaseClock
@@ -48,9 +49,10 @@ class FusionTrainer(SeparateRayPPOTrainer):
         root = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
         self.fusion = root.fusion
         self.clock = PhaseClock(root.phases, own_schedule=root.fusion.lr_schedule is not None)
-        self.train_dataloader = TrainLoader(self.train_dataloader)
+        self.train_dataloader = TrainLoader(apart(self.train_dataloader))
+        self.val_dataloader = apart(self.val_dataloader)
         self.logs = ResumableLogs(config.trainer.run_dir)
-        self.stop = StopRequest()
+        self.stop = stop_request(config)
 
     def init_workers(self) -> None:
         # The separation trainer's own version is for disjoint pools; ours are colocated, as in RayPPOTrainer.
