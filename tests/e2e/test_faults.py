@@ -122,6 +122,8 @@ def test_a_fresh_run_in_a_used_folder_is_a_run_of_its_own(whole: World) -> None:
     old = (folder / "metrics.jsonl").read_bytes()
     fresh = (*LONG, "trainer.test_freq=-1", "trainer.max_actor_ckpt_to_keep=1")
     run = whole.start("reused", *fresh, "trainer.resume_mode=disable", UNIFY_TEST_RUN="reused")
+    while not (folder / "earlier").exists() and run.poll() is None:  # until then the lines are the old run's
+        time.sleep(0.05)
     whole.wait_for_step(run, "reused", 2)
     second = whole.train("reused", *fresh, check=False)
     assert second.returncode == 1 and f"is in use: process {run.pid} on host" in second.stderr.strip().splitlines()[-1]

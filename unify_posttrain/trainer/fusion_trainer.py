@@ -27,13 +27,14 @@ from unify_posttrain.trainer.checkpoints import Checkpoints
 from unify_posttrain.trainer.demonstrator import Demonstrator
 from unify_posttrain.trainer.dump import RolloutDump
 from unify_posttrain.trainer.engine import Engine, request_seed, rollout_requests, seed_rows, with_rollouts
-from unify_posttrain.trainer.loader import TrainLoader, apart
+from unify_posttrain.trainer.loader import TrainLoader
 from unify_posttrain.trainer.log_probs import LogProbs
 from unify_posttrain.trainer.mixed_batch import note_lengths, without_padding
 from unify_posttrain.trainer.phases import PhaseClock
 from unify_posttrain.trainer.port import ActorPort, LegacyPort
 from unify_posttrain.trainer.prompts import Generated, PromptReader, drop_own_columns
 from unify_posttrain.trainer.replayer import Replayer
+from unify_posttrain.trainer.sessions import apart
 from unify_posttrain.trainer.step import Step
 from unify_posttrain.trainer.validation import evaluation_metrics
 from unify_posttrain.workers.metrics import OWN_METRICS, UPDATE_METRICS
@@ -49,8 +50,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
         root = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
         self.fusion = root.fusion
         self.clock = PhaseClock(root.phases, own_schedule=root.fusion.lr_schedule is not None)
-        self.train_dataloader = TrainLoader(apart(self.train_dataloader))
-        self.val_dataloader = apart(self.val_dataloader)
+        self.train_dataloader, self.val_dataloader = TrainLoader(apart(self.train_dataloader)), apart(self.val_dataloader)
         self.logs = ResumableLogs(config.trainer.run_dir)
         self.stop = stop_request(config)
 

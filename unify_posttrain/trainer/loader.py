@@ -5,15 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from unify_posttrain.trainer.sessions import own_session
-
-
-def apart(loader: Any) -> Any:
-    """The loader, with its processes in sessions of their own: a signal to the run's process group would end them, and they the
-    run (`trainer.sessions`)."""
-    loader.worker_init_fn = own_session
-    return loader
-
 
 class TrainLoader:
     """verl's StatefulDataLoader behind the same interface, with `extra` and a count of the batches it has handed out."""

@@ -11,11 +11,15 @@ What signals every process of a job by itself (Slurm at a time limit without `--
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.context import ForkContext, ForkProcess
 from typing import Any
 
 from ray._private import services
+
+from unify_posttrain.runs.signals import STOP_SIGNALS
 
 
 @contextmanager
@@ -34,6 +38,33 @@ def own_sessions() -> Iterator[None]:
         services.ConsolePopen = theirs
 
 
-def own_session(_worker: int) -> None:
-    """`worker_init_fn` of a data loader."""
-    os.setsid()
+class ApartProcess(ForkProcess):
+    """A forked process in a session of its own, from its first moment: the signals are held back while it is made."""
+
+    def start(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def run(self) -> None:
+        os.setsid()
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # forgets what arrived before
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        super().run()
+
+
+class ApartContext(ForkContext):
+    """`multiprocessing` with such processes."""
+
+    Process = ApartProcess
+
+
+def apart(loader: Any) -> Any:
+    """The data loader, with its processes in sessions of their own: torch ends the run if one of them dies."""
+    if loader.num_workers > 0:
+        loader.multiprocessing_context = ApartContext()
+    return loader
