@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from unify_posttrain.config import compose_config
+from unify_posttrain.runs.lineage import read_run
 
 SPLITS = {"easy": "arithmetic_easy", "hard": "arithmetic_hard", "out of distribution": "arithmetic_ood"}
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -74,7 +75,7 @@ def train(console: Console, algorithm: str, overrides: Sequence[str]) -> Metrics
     folder, steps = Path(config.trainer.run_dir), int(config.trainer.total_training_steps)
     folder.mkdir(parents=True, exist_ok=True)
     metrics_file, log = folder / "metrics.jsonl", folder / "train.log"
-    metrics_file.unlink(missing_ok=True)
+    before = read_run(folder)  # of an earlier quick start, whose metrics are there until the new run sets them aside
     command = [sys.executable, "-m", "unify_posttrain.train", *run]
     console.print(f"[3/3] python -m unify_posttrain.train {' '.join(run)}", soft_wrap=True)
     console.print(f"      log: {log}", soft_wrap=True)
@@ -83,7 +84,7 @@ def train(console: Console, algorithm: str, overrides: Sequence[str]) -> Metrics
         task = bar.add_task("      starting Ray, verl and the engine (about a minute)", total=None)
         try:
             while process.poll() is None:
-                _show(bar, task, _read(metrics_file), steps)
+                _show(bar, task, _read(metrics_file) if read_run(folder) != before else {}, steps)
                 time.sleep(POLL_SECONDS)
         finally:
             if process.poll() is None:

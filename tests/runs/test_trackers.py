@@ -66,17 +66,20 @@ def test_wandb_goes_on_with_one_run_over_two_starts(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     run = recorded(tmp_path)
+    started = []
     for step in (1, 2):
         with tracker_runs(tmp_path, run):
-            started = RunTracking("p", "e", ["wandb"], config(tmp_path))
-            started.log({"loss": 1.0 / step}, step)
-            assert started.logger["wandb"].run.id == run
-            del started  # verl ends W&B's run when it lets go of the logger
+            started.append(RunTracking("p", "e", ["wandb"], config(tmp_path)))
+            started[-1].log({"loss": 1.0 / step}, step)
+            ids = [started[-1].logger["wandb"].run.id]
+        assert ids == [run]
     files = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert files and {path.name for path in files} == {f"run-{run}.wandb"}
     with tracker_runs(tmp_path, recorded(tmp_path)):
-        other = RunTracking("p", "e", ["wandb"], config(tmp_path))
-        assert other.logger["wandb"].run.id != run, "a new run in the folder is another one"
+        started.append(RunTracking("p", "e", ["wandb"], config(tmp_path)))
+        ids = [started[-1].logger["wandb"].run.id]
+    assert ids != [run], "a new run in the folder is another one, and so is the next job of a sweep"
+    started.clear()  # verl ends W&B's run once more when it lets go of a logger
 
 
 class StandIn(ModuleType):

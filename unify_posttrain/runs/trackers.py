@@ -9,6 +9,7 @@ Trackio and vemlp_wandb have no way through verl. What the user has set in the e
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,11 @@ def tracker_runs(run_dir: Path, run: str | None) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+        if "wandb" in sys.modules:  # it reads the environment once; the next job of a sweep in this process has another id
+            import wandb
+
+            wandb.finish(exit_code=0)  # as verl does when it lets go of the logger
+            wandb.teardown()
 
 
 def note_runs(loggers: Mapping[str, Any], run_dir: Path) -> None:

@@ -225,10 +225,10 @@ def _check_model(config: DictConfig) -> None:
 
 
 def _check_resume(config: DictConfig) -> None:
-    from unify_posttrain.runs import state
+    from unify_posttrain.runs import beginning, state
 
     there = _check_files(config)
-    folder = state.resume_folder(config)
+    folder = beginning.plan(config).folder
     if folder is not None and there:
         state.check_identity(state.read_state(folder), config, folder)
 
