@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from unify_posttrain.runs import state
+from unify_posttrain.runs.lineage import lineage_in
 from unify_posttrain.runs.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
 
 from .conftest import ROOT, TIMING, World
@@ -119,10 +120,10 @@ def test_a_fresh_run_in_a_used_folder_is_a_run_of_its_own(whole: World) -> None:
     """Its first checkpoints have lower numbers than the old run's; one is kept. Then Ctrl-C, and a resume at another rate."""
     folder, rate = whole.home / "runs" / "reused", "actor_rollout_ref.actor.optim.lr"
     shutil.copytree(whole.home / "runs" / "sound", folder)
-    old = (folder / "metrics.jsonl").read_bytes()
+    old, old_run = (folder / "metrics.jsonl").read_bytes(), lineage_in(folder).run
     fresh = (*LONG, "trainer.test_freq=-1", "trainer.max_actor_ckpt_to_keep=1")
     run = whole.start("reused", *fresh, "trainer.resume_mode=disable", UNIFY_TEST_RUN="reused")
-    while not (folder / "earlier").exists() and run.poll() is None:  # until then the lines are the old run's
+    while lineage_in(folder).run == old_run and run.poll() is None:  # until then the lines are the old run's
         time.sleep(0.05)
     whole.wait_for_step(run, "reused", 2)
     second = whole.train("reused", *fresh, check=False)
@@ -138,7 +139,7 @@ def test_a_fresh_run_in_a_used_folder_is_a_run_of_its_own(whole: World) -> None:
     assert f"SIGINT: step {step} is saved in {saved}; the same command with trainer.resume_mode=auto goes on from there" in last
     assert left_over("reused") == []
     assert sorted(whole.metrics("reused")) == list(range(1, step + 1)), "no line of the old run"
-    (earlier,) = (folder / "earlier").iterdir()
+    earlier = folder / "earlier" / old_run
     assert (earlier / "metrics.jsonl").read_bytes() == old
     assert [state.damage(earlier / "checkpoints" / f"global_step_{number}") for number in (1, 2, 3, 4)] == [None] * 4
 
@@ -149,7 +150,7 @@ def test_a_fresh_run_in_a_used_folder_is_a_run_of_its_own(whole: World) -> None:
     assert metrics[step]["actor/lr"] == 1e-4 and metrics[step + 1]["actor/lr"] == 5e-5
     states = [json.loads((path / state.STATE).read_text()) for path in whole.checkpoints("reused").glob("global_step_*")]
     assert [each["global_step"] for each in states] == [step + 1]
-    assert states[0]["run"] == json.loads((folder / "unify_run.json").read_text())["run"] != earlier.name
+    assert states[0]["run"] == lineage_in(folder).run != old_run
 
 
 def test_rollout_server_dies_after_a_damaged_checkpoint(whole: World) -> None:
