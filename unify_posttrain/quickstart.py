@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from unify_posttrain.config import compose_config
+from unify_posttrain.config import INTERRUPTED, compose_config
 from unify_posttrain.runs.lineage import read_run
 
 SPLITS = {"easy": "arithmetic_easy", "hard": "arithmetic_hard", "out of distribution": "arithmetic_ood"}
@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RuntimeError as error:
         console.print(f"[red]{error}[/red]", soft_wrap=True)
         sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("[red]interrupted[/red]; the same command begins again")
+        sys.exit(INTERRUPTED)
     report(console, runs, options.overrides)
     console.print(f"Done in {time.monotonic() - started:.0f} s.")
 

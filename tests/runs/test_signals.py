@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ import pytest
 
 from unify_posttrain.runs.signals import EXIT_INTERRUPTED, EXIT_REQUEUE, PreemptedError, StepTimeoutError, StopRequest, time_limit
 
-STOPS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+STOPS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP]
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +31,7 @@ def handlers_are_restored() -> Iterator[None]:
 def test_the_exit_codes_are_those_for_try_again_and_for_ctrl_c() -> None:
     assert EXIT_REQUEUE == os.EX_TEMPFAIL == 75
     assert EXIT_INTERRUPTED == 130
-    assert [PreemptedError("", number).exit_code for number in STOPS] == [75, 75, 130]
+    assert [PreemptedError("", number).exit_code for number in STOPS] == [75, 75, 130, 129]
 
 
 @pytest.mark.parametrize("number", STOPS)
@@ -59,7 +62,7 @@ def test_outside_of_training_the_first_signal_ends_the_block(number: signal.Sign
     ):
         os.kill(os.getpid(), number)
         pytest.fail("still here")
-    assert left.value.exit_code == (130 if number is signal.SIGINT else 75)
+    assert left.value.exit_code == PreemptedError("", number).exit_code
 
 
 def test_code_that_survives_faults_lets_a_request_pass() -> None:
@@ -104,6 +107,34 @@ def test_the_second_signal_ends_the_process_with_a_line(second: signal.Signals) 
     assert done.stdout == "still here\n" and done.returncode == -second
     assert done.stderr.strip().splitlines()[-1] == f"{second.name} again: ended at once. The last one is step 4."
     assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_that_is_gone_does_not_stop_the_saving(tmp_path: Path) -> None:
+    """A pseudo-terminal that is closed: writing to it is an error from then on."""
+    code = (
+        "import os, signal, sys, time\n"
+        "from unify_posttrain.runs.signals import StopRequest\n"
+        "with StopRequest().listening() as stop:\n"
+        "    print('ready', flush=True)\n"
+        "    while not stop:\n"
+        "        time.sleep(0.01)\n"
+        "    print('a line of the step', flush=True)\n"
+        "open(sys.argv[1], 'w').write('saved')\n"
+    )
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", code, str(tmp_path / "checkpoint")]
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    assert b"ready" in os.read(ours, 100)
+    os.close(ours)  # the kernel sends SIGHUP to the session
+    assert process.wait() == 0 and (tmp_path / "checkpoint").read_text() == "saved"
 
 
 def test_timeout_signals_its_child_twice_and_that_is_one_request() -> None:

@@ -1,9 +1,9 @@
 """What a run is told by signals: the scheduler's "save and leave", Ctrl-C, and the clock's "this step hangs".
 
-SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) ask a run to end: it finishes the step that it is in, writes a checkpoint, and leaves. After
-the first two the exit code is `EXIT_REQUEUE`, upon which a scheduler starts the same command again; after Ctrl-C it is
-`EXIT_INTERRUPTED`, which asks for nothing. A second signal ends the run at once, with a line that says what is left. While no step
-is being trained, the first one does.
+SIGTERM, SIGUSR1, SIGINT (Ctrl-C) and SIGHUP (the terminal is gone) ask a run to end: it finishes the step that it is in, writes a
+checkpoint, and leaves. After the first two the exit code is `EXIT_REQUEUE`, upon which a scheduler starts the same command again;
+after the others it is a shell's, 128 and the signal's number, which asks for nothing. A second signal ends the run at once, with a
+line that says what is left. While no step is being trained, the first one does.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,10 +24,11 @@ logger = logging.getLogger(__name__)
 
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: it failed for now, try again
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as a shell says it
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+REQUEUE_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (*REQUEUE_SIGNALS, signal.SIGINT, signal.SIGHUP)
 # Signals this close to the first are the same request: `timeout` sends one to its child and another to the child's whole group.
 SAME_REQUEST_SECONDS = 1.0
-STDERR = 2  # its number: `sys.stderr` may be a live display's, which wants more of the process than a handler can give
+STDOUT, STDERR = 1, 2  # numbers: `sys.stderr` may be a live display's, which wants more of the process than a handler can give
 SHOW_CURSOR = "\x1b[?25h"
 STAGE_PREFIX = "_fit_"  # the trainer's methods that carry out one stage of a step
 
@@ -36,7 +38,7 @@ class PreemptedError(BaseException):
 
     def __init__(self, message: str, number: signal.Signals) -> None:
         super().__init__(message)
-        self.exit_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_REQUEUE
+        self.exit_code = EXIT_REQUEUE if number in REQUEUE_SIGNALS else 128 + number
 
 
 class StepTimeoutError(Exception):
@@ -98,6 +100,8 @@ class StopRequest:
             return
 
         def handler(number: int, _frame: FrameType | None) -> None:
+            if number == signal.SIGHUP:
+                _forget_terminal()
             now = time.monotonic()
             if self.signal is None:
                 self.signal, self._asked = signal.Signals(number), now
@@ -127,6 +131,15 @@ class StopRequest:
         os.write(STDERR, f"{cursor}\n{number.name} again: ended at once. {self._left()}\n".encode())
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+
+
+def _forget_terminal() -> None:
+    """Write to nowhere instead of to a terminal that is gone, where every line would be an error; files are left as they are."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (STDOUT, STDERR):
+        if stat.S_ISCHR(os.fstat(number).st_mode):  # `isatty` no longer takes it for one
+            os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 @contextmanager
