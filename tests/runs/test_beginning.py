@@ -127,7 +127,12 @@ def test_an_earlier_step_branches_off(tmp_path: Path) -> None:
     run = Folder(tmp_path / "run")
     first = run.start()
     run.train(1, 2, 3, 4)
+    (run.home / "samples").mkdir()
+    for step in (2, 4):
+        (run.home / "samples" / f"{step}.jsonl").write_text("a sample")
     second = run.start("resume_path", run.checkpoints / "global_step_2")
+    assert [path.name for path in (run.home / "samples").iterdir()] == ["2.jsonl"]
+    assert [path.name for path in (run.home / "earlier" / first / "samples").iterdir()] == ["4.jsonl"]
     assert second != first
     assert run.steps == [1, 2] and run.tracker == "2"
     assert run.lines() == [(1, first), (2, first)], "the way up to the branch is its own"

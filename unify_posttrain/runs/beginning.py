@@ -170,7 +170,7 @@ def _set_aside(run_dir: Path, checkpoints: Path, made: Plan, before: Lineage | N
             )  # fmt: skip
         _copy_settings(run_dir, place, kept)
         if logged and name == (owner or UNNAMED):
-            _take_logs(run_dir, place, made.logs)
+            _take_logs(run_dir, place, made)
 
 
 def _labels(name: str) -> Iterator[str]:
@@ -189,20 +189,26 @@ def _copy_settings(run_dir: Path, place: Path, checkpoints: Path) -> None:
         shutil.copy2(run_dir / ENVIRONMENT, place)
 
 
-def _take_logs(run_dir: Path, place: Path, logs: Logs) -> None:
-    """Give what is set aside its lines and samples; a branch begins with them, too, and a resume cuts its own."""
+def _take_logs(run_dir: Path, place: Path, made: Plan) -> None:
+    """Give what is set aside its lines and samples; a branch keeps those of the steps before it (a resume cuts its lines)."""
+    leaves = made.logs is Logs.LEAVE
     for name in LINES:
         lines = run_logs.guarded_lines(run_dir / name)  # those that a process which ended had not yet put back, too
         run_logs.release(run_dir / name)
         if lines:
             run_logs.replace(place / name, lines)
-        if logs is Logs.LEAVE:
+        if leaves:
             (run_dir / name).unlink(missing_ok=True)
         elif lines:
             run_logs.replace(run_dir / name, lines)
-    for name in SHOWN if logs is Logs.LEAVE else ():
-        if (run_dir / name).is_dir():
-            os.rename(run_dir / name, place / name)
+    for folder in (run_dir / name for name in SHOWN if (run_dir / name).is_dir()):
+        if leaves or made.folder is None:
+            os.rename(folder, place / folder.name)
+            continue
+        last = state.step_of(made.folder)
+        for path in (path for path in folder.glob("*.jsonl") if path.stem.isdigit() and int(path.stem) > last):
+            (place / folder.name).mkdir(exist_ok=True)
+            os.rename(path, place / folder.name / path.name)
 
 
 def _correct_tracker(checkpoints: Path, folder: Path | None) -> None:
