@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import unify_posttrain
 from unify_posttrain.algorithms import ALGORITHMS, build_algorithm
-from unify_posttrain.config import compose_config, conf_dir
+from unify_posttrain.config import compose_config, conf_dir, run_command
 
 GROUPS = {
     name: sorted(path.stem for path in (conf_dir() / name).glob("*.yaml")) for name in ("algorithm", "model", "hardware", "task")
@@ -129,3 +129,13 @@ def test_a_collective_operation_waits_longer_than_a_step_may_take() -> None:
     timeouts = {given: compose_config([f"trainer.step_timeout={given}"]).actor_rollout_ref.nccl_timeout for given in (14400, 60)}
     assert timeouts == {14400: 15000, 60: 660}
     assert compose_config(["trainer.step_timeout=null"]).actor_rollout_ref.nccl_timeout == 7 * 24 * 3600
+
+
+def test_ctrl_c_ends_a_command_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["prepare"])
+    with pytest.raises(SystemExit) as stop:
+        run_command(interrupted)
+    assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n"

@@ -19,7 +19,7 @@ COMMANDS = ("train", "prepare", "export", "evaluate", "report", "explain", "quic
 # Rooms (folders and single modules) from low to high. A module imports its own room and rooms of lower layers, nothing else: two
 # rooms of one layer do not know each other, commands excepted.
 LAYERS = (
-    ("objective", "experience", "typos", "sweeps", "cpu_compat"),
+    ("objective", "experience", "typos", "sweeps", "cpu_compat", "paths"),
     ("phase_files", "shapes"),
     ("config",),
     ("algorithms", "provenance"),
@@ -41,7 +41,7 @@ KNOWN: dict[str, set[str]] = {
     "algorithms": {"objective", "experience", "config"},  # the last for the arithmetic of episodes
     "preparation": {"rewards"},
     "tasks": {"preparation"},
-    "runs": {"sweeps"},
+    "runs": {"sweeps", "paths"},
     "rollout": {"cpu_compat"},
 }
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -20,6 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from unify_posttrain.paths import check_written, expand_environment, expand_home, tidy
 from unify_posttrain.phase_files import expand_phases, file_chain
 from unify_posttrain.shapes import bucket_mib, logits_chunk
 from unify_posttrain.sweeps import sweep_job
@@ -28,6 +29,7 @@ from unify_posttrain.typos import ConfigurationError, check_additions, did_you_m
 PACKAGE = Path(__file__).resolve().parent
 GROUPS = ("algorithm", "model", "task", "hardware")
 FULL_ERROR = "HYDRA_FULL_ERROR"
+INTERRUPTED = 130  # exit code after Ctrl-C, as a shell says it
 
 
 def conf_dir() -> Path:
@@ -109,6 +111,7 @@ def register_resolvers() -> None:
         "beyond": lambda limit, margin, never: never if limit is None else limit + margin,
         "sweep_job": sweep_job,
     }
+    expand_environment()
     for name, function in resolvers.items():
         OmegaConf.register_new_resolver(name, function, replace=True)
 
@@ -147,6 +150,7 @@ def compose_config(overrides: Sequence[str] = (), config_name: str = "train") ->
         ValueError: an unknown choice of a group.
         ConfigurationError: (a ValueError too) any other override that does not fit; names the nearest keys.
     """
+    overrides = expand_home(overrides)
     check_choices(overrides)
     try:
         config = _compose(overrides, config_name)
@@ -168,12 +172,13 @@ def _compose(overrides: Sequence[str], config_name: str) -> DictConfig:
 
 
 def expand(config: DictConfig, overrides: Sequence[str], config_name: str = "train") -> None:
-    """Compose the phases of a run, in place (see `unify_posttrain.phase_files`).
+    """Compose the phases of a run, in place (see `unify_posttrain.phase_files`), and tidy its paths.
 
     Raises:
         ValueError: names the phase and what is wrong with it.
     """
     expand_phases(config, overrides, lambda given: compose_config(given, config_name), conf_dir() / "algorithm")
+    tidy(config)
 
 
 @cache
@@ -225,6 +230,7 @@ def run_command(main: Callable[[], None], config_name: str = "train") -> None:
         main: the decorated function.
         config_name: its primary file, for the keys to suggest.
     """
+    sys.argv[1:] = expand_home(sys.argv[1:])
     arguments, given = sys.argv[1:], os.environ.get(FULL_ERROR)
     try:
         _check_arguments(arguments, config_name)
@@ -237,6 +243,9 @@ def run_command(main: Callable[[], None], config_name: str = "train") -> None:
         if given == "1":
             raise
         sys.exit(f"error: {explain_error(error, arguments, lambda: known_keys(config_name, _chosen(arguments)))}")
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(INTERRUPTED)
     except SystemExit as stop:
         sys.exit(with_hint(stop.code) if isinstance(stop.code, str) else stop.code)
     finally:
@@ -250,6 +259,7 @@ def _check_arguments(arguments: Sequence[str], config_name: str) -> None:
     """Mistakes that Hydra would not see, or would explain by verl's files; only the training configuration has any."""
     if config_name == "train":
         check_choices(arguments)
+        check_written(arguments)
         files = [file for name in _chosen(arguments) for file in file_chain(conf_dir() / "algorithm", name)]
         declared = [OmegaConf.to_container(OmegaConf.load(path)) for path in (conf_dir() / "train.yaml", *files)]
         check_additions(arguments, list(dict.fromkeys(key for node in declared for key in dotted_keys(node))))

@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from unify_posttrain.config import compose_config
+from unify_posttrain.config import INTERRUPTED, compose_config
+from unify_posttrain.runs.lineage import read_run
 
 SPLITS = {"easy": "arithmetic_easy", "hard": "arithmetic_hard", "out of distribution": "arithmetic_ood"}
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -42,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RuntimeError as error:
         console.print(f"[red]{error}[/red]", soft_wrap=True)
         sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("[red]interrupted[/red]; the same command begins again")
+        sys.exit(INTERRUPTED)
     report(console, runs, options.overrides)
     console.print(f"Done in {time.monotonic() - started:.0f} s.")
 
@@ -74,7 +78,7 @@ def train(console: Console, algorithm: str, overrides: Sequence[str]) -> Metrics
     folder, steps = Path(config.trainer.run_dir), int(config.trainer.total_training_steps)
     folder.mkdir(parents=True, exist_ok=True)
     metrics_file, log = folder / "metrics.jsonl", folder / "train.log"
-    metrics_file.unlink(missing_ok=True)
+    before = read_run(folder)  # of an earlier quick start, whose metrics are there until the new run sets them aside
     command = [sys.executable, "-m", "unify_posttrain.train", *run]
     console.print(f"[3/3] python -m unify_posttrain.train {' '.join(run)}", soft_wrap=True)
     console.print(f"      log: {log}", soft_wrap=True)
@@ -83,7 +87,7 @@ def train(console: Console, algorithm: str, overrides: Sequence[str]) -> Metrics
         task = bar.add_task("      starting Ray, verl and the engine (about a minute)", total=None)
         try:
             while process.poll() is None:
-                _show(bar, task, _read(metrics_file), steps)
+                _show(bar, task, _read(metrics_file) if read_run(folder) != before else {}, steps)
                 time.sleep(POLL_SECONDS)
         finally:
             if process.poll() is None:

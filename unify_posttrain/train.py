@@ -25,6 +25,7 @@ register_resolvers()
 
 @hydra.main(config_path=str(conf_dir()), config_name="train", version_base=None)
 def _main(config: DictConfig) -> None:
+    from unify_posttrain.runs.lock import FolderInUseError, folders_locked
     from unify_posttrain.runs.progress import check_outputs
     from unify_posttrain.runs.state import nothing_left
     from unify_posttrain.startup.checks import check_config
@@ -46,24 +47,31 @@ def _main(config: DictConfig) -> None:
     if dry_run:
         sys.stdout.write(describe_run(config, data, missing))
         return
-    finished = nothing_left(config, config.trainer.total_training_steps)
-    if finished:  # said before Ray starts, which takes a minute
-        logger.warning(finished)
-        return
-    _run(config)
+    try:
+        with folders_locked(config):
+            # What the checks have read of the folder, another run may have changed until it was locked.
+            finished = nothing_left(config, config.trainer.total_training_steps)
+            if finished:  # said before Ray starts, which takes a minute
+                logger.warning(finished)
+                return
+            _run(config)
+    except FolderInUseError as error:
+        sys.exit(f"error: {error}")
 
 
 def _run(config: DictConfig) -> None:
     """Train; end with the exit code that a scheduler reads, and a last line that says what to do."""
-    from unify_posttrain.runs.failures import explain
-    from unify_posttrain.runs.signals import EXIT_REQUEUE, PreemptedError
-    from unify_posttrain.trainer.task_runner import run
+    from unify_posttrain.runs.failures import explain, stop_request
+    from unify_posttrain.runs.signals import PreemptedError
 
     try:
-        run(config)
-    except PreemptedError as stop:
-        logger.warning(stop)
-        sys.exit(EXIT_REQUEUE)
+        with stop_request(config).leaving() as stop:
+            from unify_posttrain.trainer.task_runner import run
+
+            run(config, stop)
+    except PreemptedError as stopped:
+        logger.warning(stopped)
+        sys.exit(stopped.exit_code)
     except Exception as error:
         logger.exception("the run failed")
         sys.exit(f"error: {explain(error, config)}")

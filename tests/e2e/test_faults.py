@@ -3,17 +3,21 @@ was saved is lost. (A SIGKILL: test_checkpoints.py. Rewards that hang, crash or 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from unify_posttrain.runs.signals import EXIT_REQUEUE
+from unify_posttrain.runs import state
+from unify_posttrain.runs.lineage import lineage_in
+from unify_posttrain.runs.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
 
 from .conftest import ROOT, TIMING, World
 
@@ -73,6 +77,80 @@ def test_preempted_run_saves_and_continues_exactly(whole: World) -> None:
     for step in before:
         different = {k: (after[step].get(k), v) for k, v in before[step].items() if after[step].get(k) != v}
         assert not different, f"step {step}: {different}"
+
+
+def left_over(name: str, seconds: float = 30) -> list[str]:
+    """Processes that a run has left behind, known by a variable that they inherit; those that are about to end get time for it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("UNIFY_TEST_RUN") == name and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(" ".join(process.cmdline()))
+            except psutil.Error:
+                continue
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.2)
+
+
+def test_a_signal_to_the_whole_process_group_saves_and_leaves_nothing_behind(whole: World) -> None:
+    """What `timeout` and job limits send. Ray's daemons, the workers and the engine live on until the driver has saved."""
+    steps = (*RUN, "trainer.save_freq=50")
+    run = whole.start("group", *steps, UNIFY_TEST_RUN="group")
+    whole.wait_for_step(run, "group", 1)
+    sessions = {os.getsid(process.pid) for process in processes(run, "")}
+    assert sessions and os.getsid(run.pid) not in sessions
+    os.killpg(run.pid, signal.SIGTERM)
+    log = ended(whole, "group", run)
+    assert run.returncode == EXIT_REQUEUE, log[-4000:]
+    (saved,) = [folder.name for folder in whole.checkpoints("group").glob("global_step_*")]
+    assert f"SIGTERM: step {saved.removeprefix('global_step_')} is saved in {whole.checkpoints('group') / saved}" in log
+    assert left_over("group") == []
+    whole.train("group", *steps)
+    before, after = untimed(whole.metrics("sound")), untimed(whole.metrics("group"))
+    assert sorted(after) == [1, 2, 3, 4]
+    for step in before:
+        different = {k: (after[step].get(k), v) for k, v in before[step].items() if after[step].get(k) != v}
+        assert not different, f"step {step}: {different}"
+
+
+def test_a_fresh_run_in_a_used_folder_is_a_run_of_its_own(whole: World) -> None:
+    """Its first checkpoints have lower numbers than the old run's; one is kept. Then Ctrl-C, and a resume at another rate."""
+    folder, rate = whole.home / "runs" / "reused", "actor_rollout_ref.actor.optim.lr"
+    shutil.copytree(whole.home / "runs" / "sound", folder)
+    old, old_run = (folder / "metrics.jsonl").read_bytes(), lineage_in(folder).run
+    fresh = (*LONG, "trainer.test_freq=-1", "trainer.max_actor_ckpt_to_keep=1")
+    run = whole.start("reused", *fresh, "trainer.resume_mode=disable", UNIFY_TEST_RUN="reused")
+    while lineage_in(folder).run == old_run and run.poll() is None:  # until then the lines are the old run's
+        time.sleep(0.05)
+    whole.wait_for_step(run, "reused", 2)
+    second = whole.train("reused", *fresh, check=False)
+    assert second.returncode == 1 and f"is in use: process {run.pid} on host" in second.stderr.strip().splitlines()[-1]
+    assert "Started a local Ray instance" not in second.stderr
+    os.killpg(run.pid, signal.SIGINT)
+    log = ended(whole, "reused", run)
+    assert run.returncode == EXIT_INTERRUPTED, log[-4000:]
+    assert "Traceback" not in log
+    (saved,) = whole.checkpoints("reused").glob("global_step_*")
+    step = int(saved.name.removeprefix("global_step_"))
+    last = log.strip().splitlines()[-1]
+    assert f"SIGINT: step {step} is saved in {saved}; the same command with trainer.resume_mode=auto goes on from there" in last
+    assert left_over("reused") == []
+    assert sorted(whole.metrics("reused")) == list(range(1, step + 1)), "no line of the old run"
+    earlier = folder / "earlier" / old_run
+    assert (earlier / "metrics.jsonl").read_bytes() == old
+    assert [state.damage(earlier / "checkpoints" / f"global_step_{number}") for number in (1, 2, 3, 4)] == [None] * 4
+
+    done = whole.train("reused", *fresh, f"{rate}=5e-5", f"trainer.total_training_steps={step + 1}")
+    assert f"used from the next step on: {rate} 0.0001 -> 5e-05" in done.stdout + done.stderr
+    metrics = whole.metrics("reused")
+    assert sorted(metrics) == list(range(1, step + 2))
+    assert metrics[step]["actor/lr"] == 1e-4 and metrics[step + 1]["actor/lr"] == 5e-5
+    states = [json.loads((path / state.STATE).read_text()) for path in whole.checkpoints("reused").glob("global_step_*")]
+    assert [each["global_step"] for each in states] == [step + 1]
+    assert states[0]["run"] == lineage_in(folder).run != old_run
 
 
 def test_rollout_server_dies_after_a_damaged_checkpoint(whole: World) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -13,28 +16,34 @@ from pathlib import Path
 
 import pytest
 
-from unify_posttrain.runs.signals import EXIT_REQUEUE, PreemptedError, StepTimeoutError, StopRequest, time_limit
+from unify_posttrain.runs.signals import EXIT_INTERRUPTED, EXIT_REQUEUE, PreemptedError, StepTimeoutError, StopRequest, time_limit
+
+STOPS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP]
 
 
 @pytest.fixture(autouse=True)
 def handlers_are_restored() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM)}
+    before = {number: signal.getsignal(number) for number in (*STOPS, signal.SIGALRM)}
     yield
     assert {number: signal.getsignal(number) for number in before} == before
 
 
-def test_the_exit_code_is_the_one_for_try_again() -> None:
+def test_the_exit_codes_are_those_for_try_again_and_for_ctrl_c() -> None:
     assert EXIT_REQUEUE == os.EX_TEMPFAIL == 75
+    assert EXIT_INTERRUPTED == 130
+    assert [PreemptedError("", number).exit_code for number in STOPS] == [75, 75, 130, 129]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", STOPS)
 def test_the_first_signal_is_a_request(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
     stop = StopRequest()
     with stop.listening():
         assert not stop
         os.kill(os.getpid(), number)
         assert stop and stop.signal is number
-    assert f"{number.name}: this step will be finished and saved" in caplog.text
+        os.kill(os.getpid(), number)  # `timeout` sends one to its child and one to the child's group: the same request
+        assert stop.signal is number
+    assert caplog.text.count(f"{number.name}: this step will be finished and saved") == 1
 
 
 def test_leaving_says_what_was_asked_and_where_the_run_goes_on(tmp_path: Path) -> None:
@@ -44,18 +53,106 @@ def test_leaving_says_what_was_asked_and_where_the_run_goes_on(tmp_path: Path) -
         stop.leave(7, tmp_path)
 
 
-def test_the_second_signal_ends_the_process() -> None:
+@pytest.mark.parametrize("number", STOPS)
+def test_outside_of_training_the_first_signal_ends_the_block(number: signal.Signals) -> None:
+    said = r"while no step was being trained\. The last one is step 4\."
+    with (
+        pytest.raises(PreemptedError, match=rf"{number.name} {said}") as left,
+        StopRequest(lambda: "The last one is step 4.").leaving(),
+    ):
+        os.kill(os.getpid(), number)
+        pytest.fail("still here")
+    assert left.value.exit_code == PreemptedError("", number).exit_code
+
+
+def test_code_that_survives_faults_lets_a_request_pass() -> None:
+    with pytest.raises(PreemptedError), StopRequest().leaving():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception:
+            pytest.fail("swallowed")
+
+
+def test_handlers_that_a_library_has_replaced_are_put_back() -> None:
+    with pytest.raises(PreemptedError), StopRequest().leaving() as stop:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stop.listen_again()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    """A script starts its background jobs with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest().listening() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_the_second_signal_ends_the_process_with_a_line(second: signal.Signals) -> None:
     code = (
         "import os, signal\n"
-        "from unify_posttrain.runs.signals import StopRequest\n"
-        "with StopRequest().listening():\n"
+        "from unify_posttrain.runs import signals\n"
+        "signals.SAME_REQUEST_SECONDS = -1.0\n"
+        "with signals.StopRequest(lambda: 'The last one is step 4.').listening():\n"
         "    os.kill(os.getpid(), signal.SIGUSR1)\n"
         "    print('still here', flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"    os.kill(os.getpid(), {int(second)})\n"
         "    print('too late', flush=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "still here\n" and done.returncode == -signal.SIGTERM
+    assert done.stdout == "still here\n" and done.returncode == -second
+    assert done.stderr.strip().splitlines()[-1] == f"{second.name} again: ended at once. The last one is step 4."
+    assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_that_is_gone_does_not_stop_the_saving(tmp_path: Path) -> None:
+    """A pseudo-terminal that is closed: writing to it is an error from then on."""
+    code = (
+        "import os, signal, sys, time\n"
+        "from unify_posttrain.runs.signals import StopRequest\n"
+        "with StopRequest().listening() as stop:\n"
+        "    print('ready', flush=True)\n"
+        "    while not stop:\n"
+        "        time.sleep(0.01)\n"
+        "    print('a line of the step', flush=True)\n"
+        "open(sys.argv[1], 'w').write('saved')\n"
+    )
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", code, str(tmp_path / "checkpoint")]
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    assert b"ready" in os.read(ours, 100)
+    os.close(ours)  # the kernel sends SIGHUP to the session
+    assert process.wait() == 0 and (tmp_path / "checkpoint").read_text() == "saved"
+
+
+def test_timeout_signals_its_child_twice_and_that_is_one_request() -> None:
+    """coreutils' own `timeout`, which signals the child and then the child's group."""
+    code = (
+        "import time, sys\n"
+        "from unify_posttrain.runs.signals import StopRequest\n"
+        "with StopRequest().listening() as stop:\n"
+        "    while not stop:\n"
+        "        pass\n"  # handlers run between any two steps of the interpreter
+        "    end = time.monotonic() + 0.3\n"
+        "    while time.monotonic() < end:\n"
+        "        pass\n"
+        "    sys.exit(75)\n"
+    )
+    done = subprocess.run(["timeout", "--preserve-status", "5", sys.executable, "-c", code], capture_output=True, text=True)
+    assert "SIGTERM: this step will be finished" in done.stderr
+    assert done.returncode == EXIT_REQUEUE and "again" not in done.stderr
 
 
 def test_in_another_thread_there_are_no_handlers_and_no_limit() -> None:

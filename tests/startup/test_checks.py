@@ -9,8 +9,11 @@ import pandas as pd
 import pytest
 import yaml
 
+from unify_posttrain import __version__
 from unify_posttrain.algorithms import ALGORITHMS
 from unify_posttrain.config import check_choices, compose_config
+from unify_posttrain.runs import state
+from unify_posttrain.runs.continuity import settings
 from unify_posttrain.startup.checks import check_config
 from unify_posttrain.startup.data_checks import check_data
 from unify_posttrain.startup.dry_run import describe_run
@@ -267,3 +270,29 @@ def test_resuming_with_other_data_is_refused(compose, train_file, tmp_path: Path
     state.mark_complete(folder)
     with pytest.raises(ValueError, match="newer unify_posttrain"):
         check_config(config)
+
+
+# --- a resume ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.train_max_samples=32", r"data\.train_max_samples=-1, this run has 32"),
+        ("data.shuffle=false", r"data\.shuffle=True, this run has False"),
+        ("data.seed=3", r"data\.seed=0, this run has 3"),
+        ("data.train_batch_size=32", r"data\.train_batch_size=16, this run has 32"),
+        ("fusion.seed=3", r"fusion\.seed=0, this run has 3"),
+    ],
+)
+def test_data_that_changed_before_a_resume_is_refused_before_ray(compose, tmp_path, override, words) -> None:
+    """They failed after Ray had started, by an error of the loader without a text."""
+    config = compose()
+    folder = tmp_path / "run" / "checkpoints" / "global_step_2"
+    folder.mkdir(parents=True)
+    own = {"format": state.FORMAT, "version": __version__, "identity": state.identity(config), "settings": settings(config)}
+    state.write_json(folder / state.STATE, own)
+    state.mark_complete(folder)
+    check_config(compose())
+    with pytest.raises(ValueError, match=words + r"; set it back, .*trainer\.experiment_name.*trainer\.resume_mode=disable"):
+        check_config(compose(override))

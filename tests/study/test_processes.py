@@ -105,6 +105,23 @@ def test_children_of_every_process_group_end_with_their_job(tmp_path: Path, wait
     assert (tmp_path / "waiting.log").exists() == (waits == 0)
 
 
+def test_sessions_that_a_job_has_started_end_with_it(tmp_path: Path) -> None:
+    """As Ray's daemons: sessions of their own, so that they outlive a signal to the job's process group."""
+    code = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
+        "open(sys.argv[1], 'w').write(str(child.pid))\n"
+        "time.sleep(600)\n"
+    )
+    stop, ended, written = Stop(), list[Ended](), tmp_path / "child"
+    threading.Thread(
+        target=lambda: (wait_for(lambda: written.exists() and written.read_text()), setattr(stop, "signal", 15))
+    ).start()
+    run_jobs([job(tmp_path, "apart", code, written)], os.environ, Limits(1, 30, 1, 0.01), stop, ended.append)
+    wait_for(lambda: not alive(int(written.read_text())), 5)
+    assert ended[0].status == INTERRUPTED
+
+
 def test_nothing_survives_an_error_in_the_caller(tmp_path: Path) -> None:
     children = tmp_path / "children"
 

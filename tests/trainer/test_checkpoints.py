@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from unify_posttrain.algorithms import Phase
 from unify_posttrain.experience.replay import ReplayBuffer, ReplayEntry
 from unify_posttrain.runs import state
+from unify_posttrain.runs.lineage import Lineage, Segment, write_run
 from unify_posttrain.runs.run_logs import ResumableLogs
 from unify_posttrain.trainer.checkpoints import CheckpointError, Checkpoints
 from unify_posttrain.trainer.phases import PhaseClock
@@ -22,6 +24,10 @@ from unify_posttrain.trainer.replayer import Replayer
 
 VALIDATED = {"val-core/sums/acc/mean@1": 0.5}
 STEPS = 8
+# What a checkpoint remembers of the configuration below, beside what the test names.
+LIKEWISE = {
+    "actor_rollout_ref.rollout.n": 4, "fusion.algorithm": "hpt", "fusion.seed": 0, "trainer.val_before_train": True,
+}  # fmt: skip
 
 
 class Loader:
@@ -61,7 +67,13 @@ class Run:
 
     def load(self) -> int:
         port = SimpleNamespace(start_phase=lambda index, steps: self.told.append(f"phase {index} of {steps} steps"))
-        return self.it.load(port, STEPS, lambda: self.told.append("verl loads"), self.log)
+
+        def read() -> None:
+            self.told.append("verl loads")
+            assert self.config.trainer.resume_mode == "resume_path"
+            self.loaded = Path(self.config.trainer.resume_from_path)
+
+        return self.it.load(port, STEPS, read, self.log)
 
     @property
     def logged(self) -> list[dict[str, Any]]:
@@ -112,7 +124,8 @@ def test_everything_is_found_again(tmp_path: Path) -> None:
     after = Run(tmp_path, val_only=False)
     assert after.load() == 3 and after.it.holds(3) and not after.it.holds(2)
     assert after.told == ["phase 1 of 6 steps", "verl loads"], "a phase begins with fresh moments, so before they are loaded"
-    assert after.config.trainer.resume_from_path == str(after.folder(3))
+    assert after.loaded == after.folder(3)
+    assert (after.config.trainer.resume_mode, after.config.trainer.resume_from_path) == ("auto", None), "what the user has said"
     for one, other in ((before.replayer, after.replayer), (before.demonstrator, after.demonstrator), (before.clock, after.clock)):
         assert one.state == other.state
     assert after.loader.batches == 7
@@ -125,6 +138,35 @@ def test_old_checkpoints_go_once_the_new_one_is_complete(tmp_path: Path) -> None
     assert run.told == ["kept: None", "kept: None", "there: True"], "verl is told to delete nothing"
     assert not run.folder(1).exists() and state.is_complete(run.folder(2))
     assert run.config.trainer.max_actor_ckpt_to_keep == 1
+
+
+def test_a_checkpoint_says_whose_it_is_and_with_which_settings(tmp_path: Path) -> None:
+    way = Lineage((Segment("a", 1), Segment("b")))
+    write_run(tmp_path, {"run": "b", "lineage": way.state})
+    run = Run(tmp_path, max_actor_ckpt_to_keep=1)
+    stranger = run.folder(9)  # of another run that keeps its checkpoints here
+    stranger.mkdir(parents=True)
+    state.write_json(stranger / state.STATE, {"format": state.FORMAT, "run": "c"})
+    state.mark_complete(stranger)
+    run.save(2)
+    run.save(3)
+    assert [state.step_of(folder) for folder in state.step_folders(tmp_path / "checkpoints")] == [3, 9], "its own 3 is the one kept"
+    own = state.read_state(run.folder(3))
+    assert own is not None and own["run"] == "b" and Lineage.from_state(own["lineage"]) == way
+    assert own["settings"] == {"data.train_batch_size": 8, "trainer.test_freq": 2, **LIKEWISE}
+    after = Run(tmp_path)
+    assert after.load() == 3
+
+
+def test_a_resume_says_what_was_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Run(tmp_path).save(2)
+    with caplog.at_level(logging.WARNING):
+        Run(tmp_path, test_freq=4, val_before_train=False).load()
+    assert "used from the next step on: trainer.test_freq 2 -> 4" in caplog.text
+    assert "without effect on a run that is resumed: trainer.val_before_train True -> False" in caplog.text
+    caplog.clear()
+    Run(tmp_path).load()
+    assert "changed since" not in caplog.text, "what a resume itself has set is no change"
 
 
 def test_a_checkpoint_that_fails_leaves_the_one_before(tmp_path: Path) -> None:

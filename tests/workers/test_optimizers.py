@@ -12,7 +12,15 @@ from torch.distributed.tensor import DTensor
 
 from unify_posttrain.algorithms import Algorithm, Phase
 from unify_posttrain.workers.fusion_worker import FusionWorker
-from unify_posttrain.workers.optimizers import HeldRate, load_moments, make_schedule, optim_of, restart, save_moments
+from unify_posttrain.workers.optimizers import (
+    HeldRate,
+    keeping_settings,
+    load_moments,
+    make_schedule,
+    optim_of,
+    restart,
+    save_moments,
+)
 
 from .actor_kit import start_group
 
@@ -36,6 +44,59 @@ def rates(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.L
         optimizer.step()
         schedule.step()
     return found
+
+
+# --- a resume ---------------------------------------------------------------------------------------------------------
+
+
+def trained(
+    settings: SimpleNamespace, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, list[float]]:
+    """Adam with a schedule of 20 steps after some of them, and their rates."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([parameter], lr=settings.lr, weight_decay=settings.weight_decay, betas=settings.betas)
+    phase = SimpleNamespace(algorithm=SimpleNamespace(fusion=SimpleNamespace(lr_schedule=None)))
+    schedule = make_schedule(optimizer, phase, settings, total=20)
+    parameter.grad = torch.tensor([1.0, -2.0])
+    return optimizer, schedule, rates(optimizer, schedule, steps)
+
+
+def resumed(
+    settings: SimpleNamespace, moments: dict, place: dict
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    optimizer, schedule, _ = trained(settings, 0)
+    with keeping_settings(optimizer, schedule):  # in it, what verl's checkpoint manager does
+        optimizer.load_state_dict(moments)
+        schedule.load_state_dict(place)
+    return optimizer, schedule
+
+
+@pytest.mark.parametrize("kind", ["constant", "cosine"])
+def test_the_same_settings_go_on_to_the_last_bit(kind: str) -> None:
+    settings = optim(lr=3e-4, lr_scheduler_type=kind, lr_warmup_steps=3)
+    _, _, whole = trained(settings, 12)
+    optimizer, schedule, before = trained(settings, 5)
+    optimizer, schedule = resumed(settings, optimizer.state_dict(), schedule.state_dict())
+    optimizer.param_groups[0]["params"][0].grad = torch.tensor([1.0, -2.0])
+    assert before + rates(optimizer, schedule, 7) == whole
+
+
+@pytest.mark.parametrize("kind", ["constant", "cosine"])
+def test_a_rate_that_was_changed_is_used_at_the_place_in_the_schedule(kind: str) -> None:
+    """What follows is a tenth of what would have followed; the moments are those of the checkpoint."""
+    settings = optim(lr=3e-4, lr_scheduler_type=kind, lr_warmup_steps=3)
+    _, _, whole = trained(settings, 12)
+    optimizer, schedule, _ = trained(settings, 5)
+    moments = optimizer.state_dict()
+    changed = optim(lr=3e-5, lr_scheduler_type=kind, lr_warmup_steps=3, weight_decay=0.5, betas=(0.8, 0.9))
+    optimizer, schedule = resumed(changed, moments, schedule.state_dict())
+    group = optimizer.param_groups[0]
+    assert (group["weight_decay"], tuple(group["betas"]), group["initial_lr"]) == (0.5, (0.8, 0.9), 3e-5)
+    assert schedule.get_last_lr() == [group["lr"]]
+    found = optimizer.state[group["params"][0]]
+    assert torch.equal(found["exp_avg"], moments["state"][0]["exp_avg"]) and int(found["step"]) == 5
+    group["params"][0].grad = torch.tensor([1.0, -2.0])
+    assert rates(optimizer, schedule, 7) == pytest.approx([rate / 10 for rate in whole[5:]], rel=1e-12)
 
 
 # --- schedules -------------------------------------------------------------------------------------------------------

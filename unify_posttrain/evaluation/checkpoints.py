@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.runs import state
+from unify_posttrain.runs.lineage import lineage_in
 
 CONFIG = "config.yaml"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -39,9 +40,10 @@ def checkpoints_folder(run: Path) -> Path:
 
 
 def usable_steps(run: Path) -> list[int]:
-    """Steps of the run's complete checkpoints, ascending."""
-    found = [path for path in checkpoints_folder(run).glob("global_step_*") if path.is_dir() and path.name[12:].isdigit()]
-    return sorted(state.step_of(path) for path in found if flaw(path) is None)
+    """Steps of the run's complete checkpoints, ascending; those that another run has left in the folder do not count."""
+    lineage = lineage_in(run)
+    own = [path for path in state.step_folders(checkpoints_folder(run)) if lineage is None or lineage.holds_folder(path)]
+    return [state.step_of(path) for path in own if flaw(path) is None]
 
 
 def checkpoint(run: Path, step: int | str) -> Path:
@@ -63,6 +65,9 @@ def checkpoint(run: Path, step: int | str) -> Path:
     folder = checkpoints_folder(run) / f"global_step_{step}"
     if not folder.is_dir():
         raise ValueError(f"step={step}: {folder} does not exist; {known}")
+    lineage = lineage_in(run)
+    if lineage is not None and not lineage.holds_folder(folder):
+        raise ValueError(f"step={step}: {folder} is not this run's, another one wrote it; {known}")
     reason = flaw(folder)
     if reason is not None:
         raise ValueError(f"step={step}: {folder} is incomplete ({reason}); choose another step; {known}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.runs import state
+from unify_posttrain.runs.signals import StopRequest
+
+RESUMES = "auto"  # the value of trainer.resume_mode with which the same command goes on
 
 # Words in an error, or in the remote traceback that it carries -> what that means. The first that fits is told.
 _CAUSES = (
@@ -58,9 +60,28 @@ def cause(error: BaseException) -> str:
 
 def explain(error: BaseException, config: DictConfig) -> str:
     """One line: the cause, the checkpoint that is left, and how to go on."""
-    left = state.newest_complete(Path(config.trainer.default_local_dir))
+    return f"{cause(error)}. {what_is_left(config)}."
+
+
+def what_is_left(config: DictConfig, contents: bool = True) -> str:
+    """The last checkpoint of the run and how to go on, without a full stop.
+
+    Args:
+        contents: read the checkpoint, to be sure of it; without, this takes no time.
+    """
+    left = state.newest_of(config, contents)
     if left is None:
-        kept = f"No checkpoint had been written (trainer.save_freq={config.trainer.save_freq})"
-    else:
-        kept = f"The last complete checkpoint is {left}: the same command goes on from there"
-    return f"{cause(error)}. {kept}."
+        return f"No checkpoint had been written (trainer.save_freq={config.trainer.save_freq})"
+    return f"The last complete checkpoint is {left}: {way_on(config)}"
+
+
+def way_on(config: DictConfig) -> str:
+    """Which command goes on from the last checkpoint. The same one does not, if it says where to begin."""
+    mode = OmegaConf.select(config, "trainer.resume_mode", default=RESUMES)
+    command = "the same command" if mode == RESUMES else f"the same command with trainer.resume_mode={RESUMES}"
+    return f"{command} goes on from there"
+
+
+def stop_request(config: DictConfig) -> StopRequest:
+    """What listens to the signals of a run, able to say what is left of it."""
+    return StopRequest(lambda: f"{what_is_left(config, contents=False)}.", lambda: way_on(config))

@@ -27,6 +27,11 @@ def guarded_lines(path: Path) -> list[str]:
     return lines
 
 
+def has_lines(path: Path) -> bool:
+    """Whether a file, or what is kept beside it, has anything to lose."""
+    return any(each.is_file() and each.stat().st_size > 0 for each in (path, _kept(path)))
+
+
 def release(path: Path) -> None:
     """The file holds again what it should."""
     _kept(path).unlink(missing_ok=True)

@@ -26,11 +26,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from unify_posttrain.paths import is_remote
+from unify_posttrain.runs.continuity import refusal, settings
+from unify_posttrain.runs.lineage import STATE_FILE, Lineage, lineage_in
 
 logger = logging.getLogger(__name__)
 
-STATE, MARKER = "unify_state.json", "unify_complete.json"
+STATE, MARKER = STATE_FILE, "unify_complete.json"
 PHASE = "unify_phase.json"  # rewritten after the marker, once the step has been validated; so not in it
 LINE = "unify_line.json"  # the step's line of metrics.jsonl
 FORMAT = 1
@@ -116,14 +120,28 @@ def step_of(folder: Path) -> int:
     return int(match.group(1))
 
 
-def newest_complete(checkpoints: Path) -> Path | None:
-    """The undamaged checkpoint with the highest step, or None. Says which newer ones were passed over."""
+def newest_complete(checkpoints: Path, lineage: Lineage | None = None, contents: bool = True) -> Path | None:
+    """The undamaged checkpoint with the highest step, or None. Says which newer ones were passed over.
+
+    Args:
+        lineage: of the run that asks, whose checkpoints alone count; None: nothing is known of it, and all count.
+        contents: see :func:`damage`.
+    """
     for folder in reversed(step_folders(checkpoints)):
-        fault = damage(folder)
+        fault = damage(folder, contents=False)
+        if fault is None and lineage is not None and not lineage.holds_folder(folder):
+            fault = "another run wrote it"
+        fault = fault or (damage(folder) if contents else None)
         if fault is None:
             return folder
         logger.warning("checkpoint %s is not usable (%s) and is passed over", folder, fault)
     return None
+
+
+def newest_of(config: DictConfig, contents: bool = True) -> Path | None:
+    """The newest undamaged checkpoint of the run that the folders of a configuration hold, or None."""
+    lineage = lineage_in(OmegaConf.select(config, "trainer.run_dir"))
+    return newest_complete(Path(config.trainer.default_local_dir), lineage, contents)
 
 
 def step_folders(checkpoints: Path) -> list[Path]:
@@ -132,10 +150,11 @@ def step_folders(checkpoints: Path) -> list[Path]:
     return sorted(folders, key=step_of)
 
 
-def keep_newest(checkpoints: Path, number: int | None) -> None:
+def keep_newest(checkpoints: Path, number: int | None, lineage: Lineage | None = None) -> None:
     """Delete all but the newest `number` checkpoints (None or 0: keep all). To be called once a new one is complete, never before:
-    what is deleted to make room for a checkpoint that then fails would be lost."""
+    what is deleted to make room for a checkpoint that then fails would be lost. Those of other runs neither count nor go."""
     complete = [folder for folder in step_folders(checkpoints) if is_complete(folder)]
+    complete = [folder for folder in complete if lineage is None or lineage.holds_folder(folder)]
     for folder in complete[:-number] if number else []:
         logger.info("checkpoint %s is deleted: trainer.max_actor_ckpt_to_keep=%d", folder, number)
         shutil.rmtree(folder)
@@ -151,7 +170,7 @@ def resume_folder(config: DictConfig) -> Path | None:
     if mode == "disable":
         return None
     if mode == "auto":
-        return newest_complete(Path(config.trainer.default_local_dir))
+        return newest_of(config)
     if mode != "resume_path":
         raise ValueError(f"trainer.resume_mode={mode!r}; choose one of disable, auto, resume_path")
     folder = Path(str(config.trainer.resume_from_path))
@@ -204,16 +223,17 @@ def read_state(folder: Path) -> dict[str, Any] | None:
 
 
 def identity(config: DictConfig) -> dict[str, Any]:
-    """What must not change between a run and its continuation."""
+    """What must not change between a run and its continuation, and is compared by content or by a sum. `runs.continuity` has the
+    rest, which checkpoints of before it existed do not carry."""
     files = config.data.train_files
     files = [files] if isinstance(files, str) else list(files)
     return {
         "fusion.algorithm": config.fusion.algorithm,
         "fusion.seed": config.fusion.seed,
-        "data.train_files": [fingerprint(Path(file)) for file in files],
+        "data.train_files": [file if is_remote(file) else fingerprint(Path(file)) for file in files],
         "data.train_batch_size": config.data.train_batch_size,
         "actor_rollout_ref.rollout.n": config.actor_rollout_ref.rollout.n,
-        "actor_rollout_ref.model.path": str(config.actor_rollout_ref.model.path),
+        "actor_rollout_ref.model.path": str(config.actor_rollout_ref.model.path).rstrip("/"),
         "ranks": config.trainer.nnodes * config.trainer.n_gpus_per_node,
     }
 
@@ -226,13 +246,14 @@ def check_identity(state: Mapping[str, Any] | None, config: DictConfig, folder: 
     """
     if state is None:
         return
-    for key, value in identity(config).items():
-        before = state["identity"].get(key)
-        if before != value:
-            raise ValueError(
-                f"{folder} was written with {key}={before}, this run has {value}; give the run its own "
-                "trainer.experiment_name, or start afresh with trainer.resume_mode=disable"
-            )
+    found = ((key, state["identity"].get(key), value) for key, value in identity(config).items())
+    different = next((each for each in found if each[1] != each[2]), None) or refusal(state, settings(config))
+    if different is not None:
+        key, before, value = different
+        raise ValueError(
+            f"{folder} was written with {key}={before}, this run has {value}; set it back, give the run its own "
+            "trainer.experiment_name, or start afresh with trainer.resume_mode=disable"
+        )
 
 
 def fingerprint(path: Path, edge: int = 1 << 20) -> str:

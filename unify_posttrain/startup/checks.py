@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from unify_posttrain.algorithms import Algorithm, Phase, build_algorithm
 from unify_posttrain.config import verl_agg, verl_dual
 from unify_posttrain.objective import CurrentPolicy, PolicyGradient
+from unify_posttrain.paths import is_remote
 from unify_posttrain.rollout.vllm_cpu_checks import check_vllm_on_cpu, declares_ranks
 from unify_posttrain.startup.batch_checks import check_batch
 from unify_posttrain.startup.critic_checks import check_critic
@@ -21,6 +22,7 @@ from unify_posttrain.startup.forward_checks import check_fused_kernels
 from unify_posttrain.startup.inputs import missing_files, missing_model
 from unify_posttrain.startup.memory_checks import check_memory
 from unify_posttrain.startup.parallel_checks import check_parallelism
+from unify_posttrain.startup.place_checks import check_places
 from unify_posttrain.startup.reward_checks import check_reward
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ def check_config(config: DictConfig) -> Algorithm:
     """
     _check_versions()
     check_environment(config)
+    check_places(config)
     for key in REQUIRED:
         if OmegaConf.is_missing(config, key) or OmegaConf.select(config, key) is None:
             raise ValueError(f"{key} is not set; give it on the command line: {key}=…")
@@ -190,6 +193,8 @@ def _check_hardware(config: DictConfig) -> None:
 
 def _check_model(config: DictConfig) -> None:
     path = str(config.actor_rollout_ref.model.path)
+    if is_remote(path):
+        return  # verl fetches it
     folder = Path(path).expanduser()
     if not folder.is_dir():
         if HUB_NAME.match(path) and not path.startswith((".", "outputs/")) and OmegaConf.select(config, "prepare.model") is None:
@@ -220,10 +225,10 @@ def _check_model(config: DictConfig) -> None:
 
 
 def _check_resume(config: DictConfig) -> None:
-    from unify_posttrain.runs import state
+    from unify_posttrain.runs import beginning, state
 
     there = _check_files(config)
-    folder = state.resume_folder(config)
+    folder = beginning.plan(config).folder
     if folder is not None and there:
         state.check_identity(state.read_state(folder), config, folder)
 

@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.config import conf_dir
+from unify_posttrain.paths import is_remote
 
 PREPARE = "python -m unify_posttrain.prepare"
 DOWNLOAD = "hf download"
@@ -45,7 +46,7 @@ def missing_files(config: DictConfig) -> list[Missing]:
     for key in ("train_files", "val_files"):
         files = config.data[key]
         for file in [files] if isinstance(files, str) else files:
-            if Path(file).expanduser().is_file():
+            if is_remote(file) or Path(file).expanduser().is_file():
                 continue
             writers = _writers(config) if writers is None else writers
             command = writers.get(_absolute(file))

@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 from verl.utils import hf_processor, hf_tokenizer
+from verl.utils.fs import copy_to_local
 
 
 def load_tokenizer(config: DictConfig, folder: str | None = None) -> Any:
@@ -27,7 +28,8 @@ def load_tokenizer(config: DictConfig, folder: str | None = None) -> Any:
     Raises:
         ValueError: neither the tokenizer nor the configuration has a template.
     """
-    tokenizer = hf_tokenizer(folder or config.actor_rollout_ref.model.path, trust_remote_code=config.data.trust_remote_code)
+    folder = folder or copy_to_local(config.actor_rollout_ref.model.path)
+    tokenizer = hf_tokenizer(folder, trust_remote_code=config.data.trust_remote_code)
     template = config.actor_rollout_ref.model.get("custom_chat_template")
     if template is not None:
         tokenizer.chat_template = template

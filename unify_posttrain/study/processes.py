@@ -142,7 +142,9 @@ def _start(job: Job, environment: Mapping[str, str]) -> _Active:
 
 
 def end_sessions(leaders: Sequence[subprocess.Popen], grace: float) -> None:
-    """End every process of the sessions that these processes lead: SIGTERM, `grace` seconds for the leaders, then SIGKILL."""
+    """End every process of the sessions that these processes lead, and of the sessions that their descendants lead (Ray's are):
+    SIGTERM to the first, `grace` seconds for the leaders, then SIGKILL to all."""
+    below = {leader.pid: descendant_sessions(leader.pid) for leader in leaders if leader.poll() is None}
     for leader in leaders:
         if leader.poll() is None:
             with suppress(ProcessLookupError):
@@ -152,18 +154,18 @@ def end_sessions(leaders: Sequence[subprocess.Popen], grace: float) -> None:
         with suppress(subprocess.TimeoutExpired):
             leader.wait(timeout=max(0.0, deadline - time.monotonic()))
     for leader in leaders:
-        _kill_session(leader)
+        _kill_sessions(leader, {leader.pid, *below.get(leader.pid, ())})
 
 
-def _kill_session(leader: subprocess.Popen) -> None:
+def _kill_sessions(leader: subprocess.Popen, sessions: set[int]) -> None:
     deadline = time.monotonic() + KILL_SECONDS
-    while members := session_members(leader.pid):  # a process may have forked since the last look
+    while members := [pid for session in sessions for pid in session_members(session)]:  # one may have forked since the last look
         for pid in members:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         leader.poll()
         if time.monotonic() > deadline:
-            logger.warning("processes %s of session %d could not be killed", members, leader.pid)
+            logger.warning("processes %s of %d could not be killed", members, leader.pid)
             return
         time.sleep(KILL_PAUSE)
     leader.wait()
@@ -171,13 +173,27 @@ def _kill_session(leader: subprocess.Popen) -> None:
 
 def session_members(session: int) -> list[int]:
     """Ids of the living processes of a session (zombies are left to whoever has to reap them)."""
-    members = []
+    return [pid for pid, (_, of) in _living().items() if of == session]
+
+
+def descendant_sessions(pid: int) -> set[int]:
+    """The sessions of the processes that a process has started, and of those that they have."""
+    living, found, seen = _living(), set[int](), {pid}
+    while children := {child for child, (parent, _) in living.items() if parent in seen} - seen:
+        seen |= children
+        found |= {living[child][1] for child in children}
+    return found - {os.getsid(0)}  # never our own
+
+
+def _living() -> dict[int, tuple[int, int]]:
+    """Every process but zombies: its parent and its session."""
+    found = {}
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
         with suppress(ProcessLookupError, FileNotFoundError, PermissionError):
             # /proc/PID/stat: pid (name) state ppid pgrp session ...; the name may hold spaces and brackets.
             fields = Path("/proc", entry, "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            if int(fields[3]) == session and fields[0] not in "ZX":
-                members.append(int(entry))
-    return members
+            if fields[0] not in "ZX":
+                found[int(entry)] = int(fields[1]), int(fields[3])
+    return found

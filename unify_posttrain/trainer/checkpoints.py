@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
 from unify_posttrain import __version__
-from unify_posttrain.runs import run_logs, state
+from unify_posttrain.runs import continuity, run_logs, state
+from unify_posttrain.runs.lineage import lineage_in
 from unify_posttrain.trainer.demonstrator import Demonstrator
 from unify_posttrain.trainer.loader import TrainLoader
 from unify_posttrain.trainer.phases import PhaseClock
 from unify_posttrain.trainer.port import ActorPort
 from unify_posttrain.trainer.replayer import Replayer
 from unify_posttrain.trainer.validation import mean_accuracy
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointError(Exception):
@@ -28,7 +33,7 @@ class Checkpoints:
     """Saves and restores what a run must remember, and knows whether the step of a checkpoint has been validated.
 
     Args:
-        config: of the run; `trainer.resume_*` and `trainer.val_*` are changed to what a resume makes of them, for verl to read.
+        config: of the run; `trainer.val_*` are changed to what a resume makes of them, for verl to read.
         clock, demonstrator, replayer, loader: whose state is saved; a run without demonstrations has no demonstrator.
         logs: which a resume cuts back.
     """
@@ -44,6 +49,9 @@ class Checkpoints:
     ) -> None:
         self.config, self.clock = config, clock
         self.demonstrator, self.replayer, self.loader, self.logs = demonstrator, replayer, loader, logs
+        # As the run was started: verl changes some of it, and so does a resume.
+        self.settings = continuity.settings(config)
+        self.lineage = lineage_in(config.trainer.run_dir)
         self.latest: Path | None = None  # the folder that this run wrote or was resumed from
         self._validated = -1  # the step that was validated last
         self._validation_due = False  # the step resumed from has not been validated: the process before ended too early
@@ -81,14 +89,17 @@ class Checkpoints:
         finally:
             trainer.max_actor_ckpt_to_keep = keep
         self.latest = folder
-        state.keep_newest(checkpoints, keep)
+        state.keep_newest(checkpoints, keep, self.lineage)
 
     def _write_own(self, folder: Path, step: int, line: Mapping[str, float]) -> None:
         own = {
             "format": state.FORMAT,
             "version": __version__,
             "global_step": step,
+            "run": None if self.lineage is None else self.lineage.run,
+            "lineage": None if self.lineage is None else self.lineage.state,
             "identity": state.identity(self.config),
+            "settings": self.settings,
             "demonstrations": None if self.demonstrator is None else self.demonstrator.state,
             "batches": self.loader.batches,
             "replay": self.replayer.state,
@@ -145,23 +156,37 @@ class Checkpoints:
             return 0
         own = state.read_state(folder)
         state.check_identity(own, self.config, folder)
-        self._tell_verl(folder, total_steps)
+        for remark in continuity.remarks(own or {}, self.settings):
+            logger.warning(remark)
+        self._note_what_is_due(folder, total_steps)
         if folder.parent.resolve() == Path(self.config.trainer.default_local_dir).resolve():
             self.latest = folder  # another run's checkpoint is read, never written to
         if (folder / state.PHASE).exists():
             self.clock.state = json.loads((folder / state.PHASE).read_text(encoding="utf-8"))
         self.clock.announce(port, total_steps)  # before the moments are loaded, which a phase begins without
-        read()
+        with self._told_to_verl(folder):
+            read()
         step = state.step_of(folder)
         self._restore_own(own or {}, step)
         self._restore_logs(step, file_logger)
         return step
 
-    def _tell_verl(self, folder: Path, total_steps: int) -> None:
-        """Settings from which verl reads what to load, and whether to validate before it trains."""
+    @contextmanager
+    def _told_to_verl(self, folder: Path) -> Iterator[None]:
+        """Settings from which verl reads what to load; afterwards they say again what the user has said."""
         trainer = self.config.trainer
+        said = trainer.resume_mode, trainer.resume_from_path
         with open_dict(self.config):
             trainer.resume_mode, trainer.resume_from_path = "resume_path", str(folder.resolve())
+        try:
+            yield
+        finally:
+            trainer.resume_mode, trainer.resume_from_path = said
+
+    def _note_what_is_due(self, folder: Path, total_steps: int) -> None:
+        """Whether verl is to validate before it trains."""
+        trainer = self.config.trainer
+        with open_dict(self.config):
             # What an uninterrupted run would have validated at this step is validated once: before the interruption or now.
             self._validation_due = state.awaits_validation(folder, self.config, total_steps)
             last = self._validation_due and state.step_of(folder) >= total_steps

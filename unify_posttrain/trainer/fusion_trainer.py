@@ -18,8 +18,9 @@ from verl.utils.debug import marked_timer
 
 from unify_posttrain.algorithms import build_algorithm
 from unify_posttrain.runs import state
+from unify_posttrain.runs.failures import stop_request
 from unify_posttrain.runs.run_logs import ResumableLogs
-from unify_posttrain.runs.signals import StopRequest, time_limit
+from unify_posttrain.runs.signals import time_limit
 from unify_posttrain.trainer.advantages import set_advantages
 from unify_posttrain.trainer.batch_mixer import BatchMixer
 from unify_posttrain.trainer.checkpoints import Checkpoints
@@ -33,6 +34,7 @@ from unify_posttrain.trainer.phases import PhaseClock
 from unify_posttrain.trainer.port import ActorPort, LegacyPort
 from unify_posttrain.trainer.prompts import Generated, PromptReader, drop_own_columns
 from unify_posttrain.trainer.replayer import Replayer
+from unify_posttrain.trainer.sessions import apart
 from unify_posttrain.trainer.step import Step
 from unify_posttrain.trainer.validation import evaluation_metrics
 from unify_posttrain.workers.metrics import OWN_METRICS, UPDATE_METRICS
@@ -49,9 +51,9 @@ class FusionTrainer(SeparateRayPPOTrainer):
         root = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
         self.fusion = root.fusion
         self.clock = PhaseClock(root.phases, own_schedule=root.fusion.lr_schedule is not None)
-        self.train_dataloader = TrainLoader(self.train_dataloader)
+        self.train_dataloader, self.val_dataloader = TrainLoader(apart(self.train_dataloader)), apart(self.val_dataloader)
         self.logs = ResumableLogs(config.trainer.run_dir)
-        self.stop = StopRequest()
+        self.stop = stop_request(config)
 
     def init_workers(self) -> None:
         # The separation trainer's own version is for disjoint pools; ours are colocated, as in RayPPOTrainer.

@@ -25,9 +25,13 @@ from verl.utils.device import auto_set_device
 
 from unify_posttrain import cpu_compat
 from unify_posttrain.runs import state
+from unify_posttrain.runs.beginning import begin
 from unify_posttrain.runs.environment import environment
 from unify_posttrain.runs.loggers import logger_folders, redacted
 from unify_posttrain.runs.progress import show_progress
+from unify_posttrain.runs.signals import StopRequest
+from unify_posttrain.runs.trackers import goes_on_in_mlflow, note_runs, tracker_runs
+from unify_posttrain.trainer.sessions import own_sessions
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +48,26 @@ class RedactedTracking(tracking.Tracking):
         super().__init__(*args, config=redacted(config), **kwargs)
 
 
-def run(config: DictConfig) -> None:
-    """Train. The configuration must have passed `startup.checks`; it is resolved here, once, and saved in the run folder."""
+class RunTracking(RedactedTracking):
+    """A run that is resumed goes on in its trackers."""
+
+    def __init__(self, project_name: str, experiment_name: str, default_backend: str | list[str], config: dict[str, Any]) -> None:
+        names = [default_backend] if isinstance(default_backend, str) else list(default_backend)
+        # MLflow refuses parameters that differ from those of the first start, and verl would then go on without MLflow.
+        apart = ["mlflow"] if "mlflow" in names and goes_on_in_mlflow() else []
+        super().__init__(project_name, experiment_name, [name for name in names if name not in apart], config=config)
+        if apart:
+            self.logger |= RedactedTracking(project_name, experiment_name, apart).logger
+        note_runs(self.logger, Path(config["trainer"]["run_dir"]))
+
+
+def run(config: DictConfig, stop: StopRequest | None = None) -> None:
+    """Train. The configuration must have passed `startup.checks`; it is resolved here, once, and saved in the run folder.
+
+    Args:
+        config: of the run, whose folder this process holds (`runs.lock`).
+        stop: what listens to signals before and after training.
+    """
     auto_set_device(config)
     config = migrate_legacy_reward_impl(config)
     OmegaConf.resolve(config)
@@ -55,13 +77,16 @@ def run(config: DictConfig) -> None:
     for key in ("run_dir", "default_local_dir", "validation_data_dir", "rollout_data_dir"):
         if config.trainer.get(key):
             config.trainer[key] = str(Path(config.trainer[key]).resolve())
+    lineage = begin(config)
     OmegaConf.save(OmegaConf.create(redacted(OmegaConf.to_container(config))), run_dir / "config.yaml")
     state.write_json(run_dir / "environment.json", environment())
     cpu_compat.install()
-    tracking.Tracking = RedactedTracking  # verl's trainer looks it up when it begins
+    tracking.Tracking = RunTracking  # verl's trainer looks it up when it begins
     try:
-        with logger_folders(config), show_progress(config) as shown:
+        with logger_folders(config), tracker_runs(run_dir, lineage.run), show_progress(config) as shown:
             start_ray(shown)
+            if stop is not None:
+                stop.listen_again()  # Ray has set a handler of its own for SIGTERM
             torch.set_num_threads(1)  # what Ray gives an actor of one CPU; more would spin beside the workers
             FusionTaskRunner().run(shown)
             if shown.ray_kwargs.get("timeline_json_file"):
@@ -78,7 +103,8 @@ def start_ray(config: DictConfig) -> None:
     os.environ.setdefault(*RAY_REMEMBERED_CALLS)
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            ray.init(**given, runtime_env=OmegaConf.to_container(runtime_env))
+            with own_sessions():
+                ray.init(**given, runtime_env=OmegaConf.to_container(runtime_env))
             return
         except Exception as error:
             if RAY_TIMED_OUT not in str(error) or attempt == START_ATTEMPTS:

@@ -29,6 +29,7 @@ from unify_posttrain.objective.aggregation import Aggregation, Count, at_least_o
 from unify_posttrain.objective.update import Ranks
 from unify_posttrain.objective.value import value_loss
 from unify_posttrain.workers.micro_batches import forward_in_step, micro_batches
+from unify_posttrain.workers.optimizers import keeping_settings
 from unify_posttrain.workers.ranks import worker_ranks
 
 STREAMS = ("input_ids", "responses", "response_mask", "attention_mask", "position_ids", "values", "returns")
@@ -130,6 +131,11 @@ class FusionCriticWorker(CriticWorker):
         super().init_model()
         # The checkpoint manager holds module and optimizer, not the critic, so replacing the critic is safe.
         self.critic = FusionCritic(self.config, self.critic_module, self.critic_optimizer)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with keeping_settings(self.critic_optimizer, self.critic_lr_scheduler):
+            super().load_checkpoint(*args, **kwargs)
 
 
 def load_value_model(

@@ -20,7 +20,15 @@ from unify_posttrain import cpu_compat
 from unify_posttrain.rollout import register_engines
 from unify_posttrain.workers.forward import ChunkedForward
 from unify_posttrain.workers.fusion_actor import FusionActor
-from unify_posttrain.workers.optimizers import HeldRate, load_moments, make_schedule, optim_of, restart, save_moments
+from unify_posttrain.workers.optimizers import (
+    HeldRate,
+    keeping_settings,
+    load_moments,
+    make_schedule,
+    optim_of,
+    restart,
+    save_moments,
+)
 from unify_posttrain.workers.transport import travelling
 
 
@@ -122,7 +130,8 @@ class FusionWorker(PortableWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def load_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
-        super().load_checkpoint(local_path, *args, **kwargs)
+        with keeping_settings(self.actor_optimizer, self.actor_lr_scheduler):
+            super().load_checkpoint(local_path, *args, **kwargs)
         if self.replay_optimizer is not None and local_path is not None and self._moments(local_path).exists():
             load_moments(self.replay_optimizer, self._moments(local_path))
 

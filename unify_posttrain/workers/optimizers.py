@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +56,23 @@ def make_schedule(optimizer: Optimizer, phase: Phase, optim: Any, total: int) ->
             num_cycles=optim.num_cycles,
         )
     return get_constant_schedule_with_warmup(optimizer=optimizer, num_warmup_steps=warm)
+
+
+@contextmanager
+def keeping_settings(optimizer: Optimizer, schedule: Any) -> Iterator[None]:
+    """Around the loading of a checkpoint, which brings moments and the place in the schedule: rate, decay and betas stay those that
+    the run was started with. torch's `load_state_dict` would bring back the old ones, and a changed setting would do nothing."""
+    kept = [{name: value for name, value in group.items() if name not in ("params", "lr")} for group in optimizer.param_groups]
+    rates = list(getattr(schedule, "base_lrs", ()))
+    yield
+    for group, own in zip(optimizer.param_groups, kept, strict=True):
+        group.update(own)
+    if rates and rates != schedule.base_lrs:
+        schedule.base_lrs = rates
+        factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+        schedule._last_lr = [rate * factor for rate, factor in zip(rates, factors, strict=True)]
+        for group, rate in zip(optimizer.param_groups, schedule._last_lr, strict=True):
+            group["lr"] = rate
 
 
 class HeldRate:
