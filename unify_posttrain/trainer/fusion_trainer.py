@@ -36,6 +36,7 @@ from unify_posttrain.trainer.replayer import Replayer
 from unify_posttrain.trainer.step import Step
 from unify_posttrain.trainer.validation import evaluation_metrics
 from unify_posttrain.workers.metrics import OWN_METRICS, UPDATE_METRICS
+from unify_posttrain.workers.reward_loop import own_reward_workers
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ class FusionTrainer(SeparateRayPPOTrainer):
 
     def init_workers(self) -> None:
         # The separation trainer's own version is for disjoint pools; ours are colocated, as in RayPPOTrainer.
-        RayPPOTrainer.init_workers(self)
+        with own_reward_workers():
+            RayPPOTrainer.init_workers(self)
         config, demonstrator = self.config, None
         if self.clock.needs_target:
             demonstrator = Demonstrator.from_config(config, self.fusion, self.tokenizer, self.reward_loop_manager.compute_rm_score)

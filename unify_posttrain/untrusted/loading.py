@@ -13,7 +13,9 @@ from typing import Any
 KINDS = {"missing_keys": "missing", "unexpected_keys": "unknown to the model", "mismatched_keys": "of another shape"}
 
 
-def check_fits(folder: Path, model_class: Any, setting: str, trust_remote_code: bool = False, **options: Any) -> None:
+def check_fits(
+    folder: Path, model_class: Any, setting: str, trust_remote_code: bool = False, body_only: bool = False, **options: Any
+) -> None:
     """Let transformers load a folder onto the meta device: names and shapes, no memory.
 
     Args:
@@ -21,6 +23,7 @@ def check_fits(folder: Path, model_class: Any, setting: str, trust_remote_code: 
         model_class: a class with `from_pretrained`.
         setting: where the user named it, as `key=value`.
         trust_remote_code: run code of the folder.
+        body_only: the model gets a head of its own; those of the folder and of the class do not count.
         options: of `from_pretrained`, such as `config`.
 
     Raises:
@@ -29,11 +32,14 @@ def check_fits(folder: Path, model_class: Any, setting: str, trust_remote_code: 
     from safetensors import SafetensorError
 
     try:
-        _, loading = model_class.from_pretrained(
+        model, loading = model_class.from_pretrained(
             folder, device_map="meta", output_loading_info=True, trust_remote_code=trust_remote_code, **options
         )
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{setting}: transformers cannot load the weights of {folder}: {_line(error)}") from error
+    if body_only:
+        body = f"{model.base_model_prefix}."
+        loading = {**loading, "unexpected_keys": [], "missing_keys": [name for name in loading["missing_keys"] if name.startswith(body)]}
     flaws = flaws_of(loading)
     if flaws:
         raise ValueError(
