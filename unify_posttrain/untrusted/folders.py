@@ -67,4 +67,3 @@ def say_links(folder: Path, files: Iterable[Path]) -> None:
         elsewhere = linked_elsewhere(folder, path)
         if elsewhere is not None:
             logger.warning("%s is a link to %s, outside of the folder; that file is read", path, elsewhere)
-

@@ -39,7 +39,11 @@ def check_fits(
         raise ValueError(f"{setting}: transformers cannot load the weights of {folder}: {_line(error)}") from error
     if body_only:
         body = f"{model.base_model_prefix}."
-        loading = {**loading, "unexpected_keys": [], "missing_keys": [name for name in loading["missing_keys"] if name.startswith(body)]}
+        loading = {
+            **loading,
+            "unexpected_keys": [],
+            "missing_keys": [name for name in loading["missing_keys"] if name.startswith(body)],
+        }
     flaws = flaws_of(loading)
     if flaws:
         raise ValueError(

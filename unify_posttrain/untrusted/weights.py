@@ -107,7 +107,8 @@ def header(path: Path) -> dict[str, tuple[int, ...]]:
 
     try:
         with safe_open(path, framework="np") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118: not a mapping
+            names = list(file.keys())  # an open file is no mapping
+            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is no complete safetensors file ({error}); {AGAIN}") from error
 
@@ -146,6 +147,7 @@ def check_finite(folder: Path, setting: str) -> None:
         if path.suffix != ".safetensors":
             continue
         with safe_open(path, framework="pt") as file:
-            bad = first_not_finite((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118: not a mapping
+            names = list(file.keys())
+            bad = first_not_finite((name, file.get_tensor(name)) for name in names)
         if bad is not None:
             raise ValueError(f"{setting}: {path} holds NaN or infinite numbers, first in {bad}; take an earlier checkpoint")
