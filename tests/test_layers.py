@@ -42,7 +42,7 @@ KNOWN: dict[str, set[str]] = {
     "preparation": {"rewards", "untrusted"},
     "tasks": {"preparation", "untrusted"},
     "runs": {"sweeps"},
-    "rollout": {"cpu_compat"},
+    "rollout": {"cpu_compat", "untrusted"},
 }
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 BESIDE_TRAINING = ("evaluation", "study", "reporting")  # they read what a run has left behind

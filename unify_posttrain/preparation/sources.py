@@ -16,8 +16,9 @@ from typing import Any
 
 from unify_posttrain.preparation.local_rows import Line, check_archive, rows_of
 from unify_posttrain.preparation.options import Options
-from unify_posttrain.preparation.splits import split_files
+from unify_posttrain.preparation.splits import named_files, split_files
 from unify_posttrain.preparation.store import sha256
+from unify_posttrain.untrusted.folders import leads_out
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +81,31 @@ def locate(options: Options) -> Source:
 
 
 def hub_commit(name: str, revision: str | None) -> str | None:
-    """The commit that a revision stands for now, so that every read sees the same data; None if the hub cannot be asked."""
+    """The commit that a revision stands for now, so that every read sees the same data; None if the hub cannot be asked.
+
+    Raises:
+        ValueError: the data set's README names files elsewhere, of this machine or of other places, for `datasets` to read.
+    """
     from huggingface_hub import HfApi
 
     try:
-        return HfApi().dataset_info(name, revision=revision).sha
+        info = HfApi().dataset_info(name, revision=revision)
     except OSError as error:  # no network, or the hub refuses: loading from the local cache may still work, or says more
         logger.warning("the commit of %s on the hub is unknown (%s); the revision is recorded as given", name, _line(error))
         return None
+    card = getattr(info, "card_data", None)
+    check_card(name, [] if card is None else card.to_dict().get("configs") or [])
+    return info.sha
+
+
+def check_card(name: str, sets: Any) -> None:
+    """ValueError unless what a card says of a data set's files, its `configs`, are names of files of the data set."""
+    for pattern in named_files(sets):
+        if leads_out(pattern):
+            raise ValueError(
+                f"prepare.task.source={name}: its README names {pattern!r}, which is none of its own files and is not read; download "
+                "the files that you want, and give their folder"
+            )
 
 
 def numbered_rows(source: Source, options: Options, split: str, revision: str | None) -> Iterator[tuple[int, Line]]:
@@ -107,33 +125,11 @@ def numbered_rows(source: Source, options: Options, split: str, revision: str | 
 def _hub_rows(source: Source, options: Options, split: str, revision: str | None) -> Iterator[Line]:
     from datasets import load_dataset
 
-    _check_hub_files(source.name, options.config_name, revision)
     try:
         rows = load_dataset(source.name, options.config_name, split=split, revision=revision, streaming=options.streaming)
         yield from undecoded(rows)
     except Exception as error:  # datasets raises a dozen kinds of errors for what it cannot find or parse
         raise ValueError(f"prepare.task.source={source.name}, split {split}: cannot be read: {_line(error)}") from error
-
-
-def _check_hub_files(name: str, config_name: str | None, revision: str | None) -> None:
-    """Refuse a data set on the hub whose README names files elsewhere: of this machine, or of other places.
-
-    Raises:
-        ValueError: names the first such file.
-    """
-    from datasets import load_dataset_builder
-
-    try:
-        found = load_dataset_builder(name, config_name, revision=revision).config.data_files or {}
-    except Exception as error:  # a dozen kinds again; loading the rows meets the same one, and reports it
-        logger.debug("the files of %s were not looked at: %s", name, _line(error))
-        return
-    for file in (str(each) for files in found.values() for each in files):
-        if not file.startswith(f"hf://datasets/{name}@"):
-            raise ValueError(
-                f"prepare.task.source={name}: the data set names {file!r}, which is none of its own files; it is not read. Download "
-                "the files that you want and give their folder"
-            )
 
 
 def undecoded(rows: Any) -> Any:

@@ -8,6 +8,7 @@ columns, options of readers) have no effect.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,14 @@ def split_files(folder: Path, config_name: str | None, formats: Sequence[str]) -
     from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
 
     named = _patterns(folder, config_name)
-    base = str(folder.resolve())
+    for name in named_files([named] if named else []):
+        _check_name(folder, name)
+    data_files, data_dir = (named or {}).get("data_files"), str((named or {}).get("data_dir") or ".")
+    if not isinstance(data_files, str | list | Mapping | None):
+        raise ValueError(f"{SOURCE}: the README of {folder} has data_files={data_files!r}; mend or remove it")
+    base = escape(str(folder.resolve() / data_dir))  # brackets in the name of a folder are no pattern
     try:
-        if named is None:
-            patterns, base = get_data_patterns(base), base
-        else:
-            patterns = sanitize_patterns(named["data_files"])
-            base = str(Path(base) / named["data_dir"])
-            for pattern in (each for of_split in patterns.values() for each in of_split):
-                _check_name(folder, str(pattern))
+        patterns = sanitize_patterns(data_files) if data_files else get_data_patterns(base)
         resolved = DataFilesDict.from_patterns(patterns, base_path=base)
     except (EmptyDatasetError, FileNotFoundError) as error:
         raise ValueError(f"{SOURCE}={folder}: {' '.join(str(error).split())[:300]}; check the folder and its README") from error
@@ -47,7 +47,7 @@ def split_files(folder: Path, config_name: str | None, formats: Sequence[str]) -
     for split, paths in resolved.items():
         files = [Path(path) for path in paths]
         unknown = [file for file in files if file.suffix not in formats]
-        if unknown and named is not None:
+        if unknown and data_files:
             raise ValueError(
                 f"{SOURCE}={folder}: its README names {unknown[0].name} for split {split}; the format must be "
                 f"{' or '.join(formats)}: unpack or convert the file"
@@ -59,8 +59,23 @@ def split_files(folder: Path, config_name: str | None, formats: Sequence[str]) -
     return found
 
 
-def _patterns(folder: Path, config_name: str | None) -> dict[str, Any] | None:
-    """{data_files, data_dir} of a set of files that the README names; None: it names none."""
+def named_files(sets: Any) -> list[str]:
+    """Every name, pattern and folder of files in `configs` of a README, however it is written."""
+    found: list[str] = []
+    values: list[Any] = [each.get(key) for each in sets if isinstance(each, Mapping) for key in ("data_files", "data_dir")]
+    while values:
+        value = values.pop()
+        if isinstance(value, Mapping):
+            values.extend(value.values())  # {split: train, path: …}; a split's name never leads out
+        elif isinstance(value, list):
+            values.extend(value)
+        elif value is not None:
+            found.append(str(value))
+    return found
+
+
+def _patterns(folder: Path, config_name: str | None) -> Mapping[str, Any] | None:
+    """The set of files that the README names, with `data_files` or `data_dir`; None: it names none."""
     sets = _configurations(folder)
     if not sets:
         return None
@@ -70,11 +85,7 @@ def _patterns(folder: Path, config_name: str | None) -> dict[str, Any] | None:
     if wanted not in names:
         raise ValueError(f"prepare.task.config_name={config_name}: the README of {folder} has {', '.join(names)}; choose one")
     chosen = sets[names.index(wanted)]
-    if "data_files" not in chosen and "data_dir" not in chosen:
-        return None
-    directory = chosen.get("data_dir") or "."
-    _check_name(folder, str(directory))
-    return {"data_files": chosen.get("data_files", "**"), "data_dir": str(directory)}
+    return chosen if chosen.get("data_files") or chosen.get("data_dir") else None
 
 
 def _configurations(folder: Path) -> list[Mapping[str, Any]]:
