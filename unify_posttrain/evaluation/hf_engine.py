@@ -30,7 +30,12 @@ class HFEngine:
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **settings.override_config)
             model, loading = AutoModelForCausalLM.from_pretrained(
-                folder, config=config, dtype=getattr(torch, settings.dtype), trust_remote_code=False, output_loading_info=True
+                folder,
+                config=config,
+                dtype=getattr(torch, settings.dtype),
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, with the whole name
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -58,6 +58,10 @@ class _Merger(FSDPModelMerger):
         super().__init__(config)
         self.checkpoint, self.dtype, self.lora_alpha = checkpoint, dtype, lora_alpha
 
+    def _load_rank_zero_state_dict(self, world_size: int) -> dict[str, Any]:
+        # verl's own reads whatever the file holds, and with it runs what its author put in.
+        return _load_shard(shard(self.checkpoint, world_size, 0))
+
     def _load_and_merge_state_dicts(
         self, world_size: int, total_shards: int, mesh_shape: tuple[int, ...], mesh_dim_names: tuple[str, ...]
     ) -> dict[str, Tensor]:

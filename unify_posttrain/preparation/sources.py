@@ -103,7 +103,7 @@ def check_card(name: str, sets: Any) -> None:
     for pattern in named_files(sets):
         if leads_out(pattern):
             raise ValueError(
-                f"prepare.task.source={name}: its README names {pattern!r}, which is none of its own files and is not read; download "
+                f"prepare.task.source={name}: its README names {pattern!r}, which is none of its files and is not read; download "
                 "the files that you want, and give their folder"
             )
 

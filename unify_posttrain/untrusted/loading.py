@@ -33,7 +33,12 @@ def check_fits(
 
     try:
         model, loading = model_class.from_pretrained(
-            folder, device_map="meta", output_loading_info=True, trust_remote_code=trust_remote_code, **options
+            folder,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with the whole name
+            trust_remote_code=trust_remote_code,
+            **options,
         )
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{setting}: transformers cannot load the weights of {folder}: {_line(error)}") from error
