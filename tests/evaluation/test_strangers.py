@@ -179,6 +179,16 @@ def test_shards_that_are_cut_short_are_named(run: Path, tiny_model: Path) -> Non
         export(run, 7)
 
 
+def test_a_list_of_files_that_leads_out_is_no_list(run: Path) -> None:  # noqa: F811
+    marker = run / "checkpoints" / "global_step_3" / state.MARKER
+    content = json.loads(marker.read_text())
+    outside = run / "config.yaml"
+    _, (_, crc) = next(iter(content["files"].items()))
+    marker.write_text(json.dumps({**content, "files": {**content["files"], "../../config.yaml": [outside.stat().st_size, crc]}}))
+    with pytest.raises(ValueError, match=rf"incomplete \(its {state.MARKER} names files outside of it\)"):
+        export(run, 3)
+
+
 def test_full_weights_are_looked_at_and_links_are_not_followed(run: Path, tiny_model: Path, tmp_path: Path) -> None:  # noqa: F811
     secret = tmp_path / "id_ed25519"
     secret.write_text("private")
