@@ -100,13 +100,13 @@ def test_the_fingerprint_is_of_what_is_read(tiny_model: Path, tmp_path: Path) ->
     (copy / "model-00001-of-00002.safetensors").rename(copy / "parts" / "a.safetensors")
     content = json.loads(index.read_text())
     names = {name: file.replace("model-00001-of-00002", "parts/a") for name, file in content["weight_map"].items()}
-    index.write_text(json.dumps({"weight_map": names}))
+    index.write_text(json.dumps({**content, "weight_map": names}))
     second = fingerprint(copy)
     path = copy / "parts" / "a.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
     assert len({first, second, fingerprint(copy)}) == 3
     shutil.copy(path, tmp_path / "outside.safetensors")
-    index.write_text(json.dumps({"weight_map": {**names, NORM: "../outside.safetensors"}}))
+    index.write_text(json.dumps({**content, "weight_map": {**names, NORM: "../outside.safetensors"}}))
     with pytest.raises(ValueError, match=r"names '\.\./outside\.safetensors', which is outside of"):
         fingerprint(copy)
 

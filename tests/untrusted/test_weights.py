@@ -44,18 +44,22 @@ def sharded(folder: Path) -> Path:
     return folder
 
 
+def fits(folder: Path, model_class: type = AutoModelForCausalLM, body_only: bool = False) -> None:
+    check_fits(folder, check_files(folder, "k", allow_pickle=False), model_class, "k", body_only=body_only)
+
+
 def test_whole_folders_pass(folder: Path) -> None:
     shapes = check_files(folder, "k", allow_pickle=False)
     assert shapes[NORM] == (8,) and "lm_head.weight" not in shapes  # tied
     check_finite(folder, "k")
-    check_fits(folder, AutoModelForCausalLM, "k")
+    fits(folder)
     split(folder)
     assert check_files(folder, "k", allow_pickle=False) == shapes
     assert [path.name for path in weight_files(folder).files] == [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
     ]
-    check_fits(folder, AutoModelForCausalLM, "k")
+    fits(folder)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 100, -1])
@@ -98,7 +102,9 @@ def test_an_index_that_does_not_fit(sharded: Path, change: Callable, message: st
         check_files(sharded, "k", allow_pickle=False)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": []}', "[" * 100_000], ids=range(4))
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"metadata": {}, "weight_map": []}', '{"weight_map": {"a": "b"}}', "[" * 100_000], ids=range(5)
+)
 def test_an_index_that_is_none(sharded: Path, text: str) -> None:
     (sharded / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ValueError, match=r"index\.json .*get the file again"):
@@ -158,7 +164,7 @@ def test_weights_of_another_model(whole: Path, tmp_path: Path, change: Callable,
     folder = changed(whole, tmp_path / "other", change)
     check_files(folder, "k", allow_pickle=False)  # whole files
     with pytest.raises(ValueError, match=message):
-        check_fits(folder, AutoModelForCausalLM, "k")
+        fits(folder)
 
 
 def test_an_untied_head_must_be_there(whole: Path, tmp_path: Path) -> None:
@@ -166,17 +172,17 @@ def test_an_untied_head_must_be_there(whole: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
     with pytest.raises(ValueError, match=r"missing_keys.*lm_head\.weight"):
-        check_fits(folder, AutoModelForCausalLM, "k")
+        fits(folder)
 
 
 def test_a_model_with_a_new_head_needs_its_body(whole: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForTokenClassification as ValueModel
 
-    check_fits(whole, ValueModel, "k", body_only=True)
+    fits(whole, ValueModel, body_only=True)
     headed = changed(whole, tmp_path / "head", lambda weights: weights.update({"lm_head.weight": torch.ones(16, 8)}))
-    check_fits(headed, ValueModel, "k", body_only=True)
+    fits(headed, ValueModel, body_only=True)
     with pytest.raises(ValueError, match=NORM):
-        check_fits(changed(whole, tmp_path / "gap", lambda weights: weights.pop(NORM)), ValueModel, "k", body_only=True)
+        fits(changed(whole, tmp_path / "gap", lambda weights: weights.pop(NORM)), ValueModel, body_only=True)
 
 
 def test_several_files_without_an_index_are_all_read(folder: Path) -> None:

@@ -17,7 +17,6 @@ from unify_posttrain.evaluation.model_card import model_card
 from unify_posttrain.runs import state
 from unify_posttrain.untrusted.folders import refuse_links
 from unify_posttrain.untrusted.remote_code import refuse_code
-from unify_posttrain.untrusted.weights import check_files
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +129,6 @@ def _write(run: Path, config: DictConfig, source: Path, step: int, dtype: str, f
     if has_hf_weights(source):
         # A link would put the file that it leads to, of whatever kind, into a folder that is passed on.
         refuse_links(source / HF, (source / HF).rglob("*"), f"checkpoint {source}")
-        check_files(source / HF, f"checkpoint {source}", allow_pickle=False)
         shutil.copytree(source / HF, folder, dirs_exist_ok=True)
     else:
         merge_checkpoint(source, folder, dtype, OmegaConf.select(config, "actor_rollout_ref.model.lora_alpha"))

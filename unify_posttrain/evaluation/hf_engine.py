@@ -38,7 +38,7 @@ class HFEngine:
                 ignore_mismatched_sizes=True,  # reported below, with the whole name
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"model {folder} cannot be loaded as a causal language model: {error}") from error
         flaws = flaws_of(loading)
         if flaws:  # transformers only warns, and draws what is missing at random

@@ -20,7 +20,7 @@ from verl.model_merger.fsdp_model_merger import FSDPModelMerger
 
 from unify_posttrain.evaluation.checkpoints import shard
 from unify_posttrain.untrusted.loading import check_fits
-from unify_posttrain.untrusted.weights import check_finite
+from unify_posttrain.untrusted.weights import check_files, check_finite
 
 LORA_PREFIX, LORA_A, LORA_B = "base_model.model.", ".lora_A.default.weight", ".lora_B.default.weight"
 
@@ -170,5 +170,6 @@ def check_loads(folder: Path, checkpoint: Path) -> None:
         ValueError: a weight is missing (tied ones excepted), unknown, of another shape, or holds NaN or an infinity.
     """
     config = ModelMergerConfig(operation="merge", backend="fsdp", local_dir=str(folder), hf_model_config_path=str(folder))
-    check_fits(folder, FSDPModelMerger(config).get_transformers_auto_model_class(), str(checkpoint))
+    shapes = check_files(folder, str(checkpoint), allow_pickle=False)
+    check_fits(folder, shapes, FSDPModelMerger(config).get_transformers_auto_model_class(), str(checkpoint))
     check_finite(folder, str(checkpoint))

@@ -69,21 +69,20 @@ def _check(config: DictConfig, key: str, node: str, model_class: Any) -> None:
     folder = _complete_folder(path)
     if folder is None:
         return
-    pickled = not check_files(folder, setting, bool(config.allow_pickle))
-    if pickled:
-        return
+    shapes = check_files(folder, setting, bool(config.allow_pickle))
+    if not shapes:
+        return  # pickled, or none at all, which loading them says
     trust = bool(settings.get("trust_remote_code", False))
     override = OmegaConf.to_container(settings.get("override_config") or OmegaConf.create(), resolve=True)
     try:
         described = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{setting}: transformers does not know the model: {' '.join(str(error).split())[:300]}") from error
-    # The attention of the run may need packages of GPUs, and has no weights.
     override = {key: value for key, value in override.items() if key != "attn_implementation"}  # type: ignore[union-attr]
     update_model_config(described, override_config_kwargs=override)
     body = model_class is not None  # a critic's head is made anew
     chosen = model_class or policy_class(described)
-    check_fits(folder, chosen, setting, trust, body_only=body, config=described, attn_implementation="eager")
+    check_fits(folder, shapes, chosen, setting, trust, body_only=body, config=described)
 
 
 def policy_class(described: Any) -> Any:

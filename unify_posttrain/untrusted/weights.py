@@ -54,7 +54,10 @@ def _index(folder: Path, name: str) -> dict[str, Path]:
     path = folder / name
     if not path.is_file():
         return {}
-    named = read_object(path).get("weight_map")
+    content = read_object(path)
+    named = content.get("weight_map")
+    if not isinstance(content.get("metadata"), Mapping):  # without which transformers ends in a KeyError
+        raise ValueError(f"{path} has no metadata; get the file again")
     if not isinstance(named, Mapping) or not named or not all(isinstance(file, str) and file for file in named.values()):
         raise ValueError(f"{path} has no weight_map of tensors to files; get the file again")
     return {tensor: member(folder, file, str(path)) for tensor, file in named.items()}
