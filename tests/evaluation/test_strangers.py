@@ -90,6 +90,19 @@ def test_pickled_weights_need_a_word(settings: Callable, plain_reward: None, tin
     assert results["models"]
 
 
+def test_a_benchmark_whose_text_is_none_is_named(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from unify_posttrain.evaluation.benchmarks import read_problems
+
+    row = {"prompt": [{"role": "user", "content": "x"}], "reward_model": {"ground_truth": "1"}}
+    table = pa.Table.from_pylist([row]).append_column("data_source", pa.array([b"\xff"], pa.binary()).view(pa.string()))
+    pq.write_table(table, tmp_path / "odd.parquet")
+    with pytest.raises(ValueError, match=r"benchmark file .*odd\.parquet cannot be read as parquet"):
+        read_problems([tmp_path / "odd.parquet"])
+
+
 def test_the_fingerprint_is_of_what_is_read(tiny_model: Path, tmp_path: Path) -> None:
     copy = changed(tiny_model, tmp_path / "copy", lambda weights: None)
     first = fingerprint(copy)
@@ -186,6 +199,16 @@ def test_a_list_of_files_that_leads_out_is_no_list(run: Path) -> None:  # noqa: 
     _, (_, crc) = next(iter(content["files"].items()))
     marker.write_text(json.dumps({**content, "files": {**content["files"], "../../config.yaml": [outside.stat().st_size, crc]}}))
     with pytest.raises(ValueError, match=rf"incomplete \(its {state.MARKER} names files outside of it\)"):
+        export(run, 3)
+
+
+def test_links_of_a_checkpoint_are_not_exported(run: Path, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "secret").write_text("private")
+    template = run / "checkpoints" / "global_step_3" / "actor" / "huggingface" / "chat_template.jinja"
+    template.unlink()
+    template.symlink_to(tmp_path / "secret")
+    state.mark_complete(run / "checkpoints" / "global_step_3")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja is a link to .*secret, outside of"):
         export(run, 3)
 
 

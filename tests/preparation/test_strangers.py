@@ -207,16 +207,19 @@ def test_a_data_set_on_the_hub_cannot_name_files_elsewhere(
 
 
 def test_images_of_a_data_set_on_the_hub_stay_as_they_are(tmp_path: Path) -> None:
-    from datasets import Dataset, Features, Image, Value
+    from datasets import Dataset, Features, Image, List, Value
 
     from unify_posttrain.preparation.sources import undecoded
 
-    features = Features({"picture": Image(), "q": Value("string")})
-    rows = Dataset.from_dict({"picture": [{"bytes": None, "path": str(tmp_path / "no.png")}], "q": ["x"]}, features=features)
-    for kind in (rows, rows.to_iterable_dataset()):
-        assert [row["picture"]["path"] for row in undecoded(kind)] == [str(tmp_path / "no.png")]
-        with pytest.raises(FileNotFoundError):
-            list(kind)
+    picture = {"bytes": None, "path": str(tmp_path / "no.png")}
+    kinds = {"alone": Image(), "several": List(Image()), "inside": {"a": Image(), "b": Value("int64")}}
+    rows = {"alone": [picture], "several": [[picture]], "inside": [{"a": picture, "b": 1}]}
+    for name, kind in kinds.items():
+        made = Dataset.from_dict({name: rows[name], "q": ["x"]}, features=Features({name: kind, "q": Value("string")}))
+        for form in (made, made.to_iterable_dataset()):
+            assert [row[name] for row in undecoded(form)] == rows[name]
+            with pytest.raises(FileNotFoundError):
+                list(form)
 
 
 # --- which rows --------------------------------------------------------------------------------------------------------

@@ -201,6 +201,14 @@ def test_damaged_files_are_named(compose: Callable, model: Path, tmp_path: Path)
         check_config(compose(copy))
 
 
+def test_a_folder_without_weights_is_good_for_a_plan_alone(compose: Callable, model: Path, tmp_path: Path) -> None:
+    copy = changed(model, tmp_path / "copy", lambda weights: None)
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"actor_rollout_ref\.model\.path=.*copy: the folder holds no weights"):
+        check_config(compose(copy))
+    check_config(compose(copy, "+dry_run=true"))
+
+
 def test_pickled_weights_need_a_word(compose: Callable, model: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

@@ -126,9 +126,9 @@ def _write(run: Path, config: DictConfig, source: Path, step: int, dtype: str, f
     from unify_posttrain.evaluation.merging import check_loads, merge_checkpoint
 
     refuse_code(source / HF, f"checkpoint {source}", trust_key=None)
+    # A link would put the file that it leads to, of whatever kind, into a folder that is passed on.
+    refuse_links(source / HF, (source / HF).rglob("*"), f"checkpoint {source}")
     if has_hf_weights(source):
-        # A link would put the file that it leads to, of whatever kind, into a folder that is passed on.
-        refuse_links(source / HF, (source / HF).rglob("*"), f"checkpoint {source}")
         shutil.copytree(source / HF, folder, dirs_exist_ok=True)
     else:
         merge_checkpoint(source, folder, dtype, OmegaConf.select(config, "actor_rollout_ref.model.lora_alpha"))

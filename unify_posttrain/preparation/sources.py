@@ -135,9 +135,21 @@ def _hub_rows(source: Source, options: Options, split: str, revision: str | None
 def undecoded(rows: Any) -> Any:
     """A data set whose columns of images and sounds stay what is stored: decoding opens the path or address that a row names."""
     for name, kind in (getattr(rows, "features", None) or {}).items():
-        if getattr(kind, "decode", False):
-            rows = rows.cast_column(name, replace(kind, decode=False))
+        stored = _stored(kind)
+        if stored != kind:
+            rows = rows.cast_column(name, stored)
     return rows
+
+
+def _stored(kind: Any) -> Any:
+    """A type of `datasets` without decoding, at any depth."""
+    if isinstance(kind, dict):
+        return {name: _stored(each) for name, each in kind.items()}
+    if isinstance(kind, list):
+        return [_stored(each) for each in kind]
+    if hasattr(kind, "feature"):
+        return replace(kind, feature=_stored(kind.feature))
+    return replace(kind, decode=False) if getattr(kind, "decode", False) else kind
 
 
 def _splits(folder: Path, options: Options) -> dict[str, tuple[Path, ...]]:

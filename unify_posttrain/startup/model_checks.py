@@ -69,9 +69,13 @@ def _check(config: DictConfig, key: str, node: str, model_class: Any) -> None:
     folder = _complete_folder(path)
     if folder is None:
         return
+    if not weight_files(folder).files:
+        if OmegaConf.select(config, "dry_run", default=False):
+            return  # planned where the model is not
+        raise ValueError(f"{setting}: the folder holds no weights; copy or download the whole model")
     shapes = check_files(folder, setting, bool(config.allow_pickle))
     if not shapes:
-        return  # pickled, or none at all, which loading them says
+        return  # pickled
     trust = bool(settings.get("trust_remote_code", False))
     override = OmegaConf.to_container(settings.get("override_config") or OmegaConf.create(), resolve=True)
     try:
