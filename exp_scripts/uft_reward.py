@@ -51,7 +51,7 @@ def _truth(data_source: str, ground_truth: str | Mapping[str, Any]) -> tuple[int
     try:
         truth = json.loads(ground_truth) if isinstance(ground_truth, str) else ground_truth
         return int(truth["target"]), tuple(sorted(int(number) for number in truth["numbers"]))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(
             f"reward_model.ground_truth of data_source={data_source!r} is {ground_truth!r}; give a target and numbers, such as "
             '{"target": 29, "numbers": [8, 3, 5]}'

@@ -19,7 +19,7 @@ COMMANDS = ("train", "prepare", "export", "evaluate", "report", "explain", "quic
 # Rooms (folders and single modules) from low to high. A module imports its own room and rooms of lower layers, nothing else: two
 # rooms of one layer do not know each other, commands excepted.
 LAYERS = (
-    ("objective", "experience", "typos", "sweeps", "cpu_compat", "paths"),
+    ("objective", "experience", "typos", "sweeps", "cpu_compat", "paths", "untrusted"),
     ("phase_files", "shapes"),
     ("config",),
     ("algorithms", "provenance"),
@@ -39,10 +39,10 @@ KNOWN: dict[str, set[str]] = {
     "measures": set(),
     "rewards": set(),
     "algorithms": {"objective", "experience", "config"},  # the last for the arithmetic of episodes
-    "preparation": {"rewards"},
-    "tasks": {"preparation"},
+    "preparation": {"rewards", "untrusted"},
+    "tasks": {"preparation", "untrusted"},
     "runs": {"sweeps", "paths"},
-    "rollout": {"cpu_compat"},
+    "rollout": {"cpu_compat", "untrusted"},
 }
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 BESIDE_TRAINING = ("evaluation", "study", "reporting")  # they read what a run has left behind

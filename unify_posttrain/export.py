@@ -5,7 +5,7 @@
     HF_TOKEN=… python -m unify_posttrain.export run=outputs/runs/hpt push_to_hub=me/hpt-7b
 
 FSDP shards are merged (on CPU; memory for the model in its own precision), full weights copied; the result is loaded once to see
-that no weight is missing. Shards are pickles: export only checkpoints that you trust. Settings: conf/export.yaml.
+that no weight is missing and all are numbers. Of the shards, which are pickles, only tensors are read. Settings: conf/export.yaml.
 """
 
 from __future__ import annotations

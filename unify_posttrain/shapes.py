@@ -5,11 +5,12 @@ Imports neither torch nor transformers: resolvers of `conf/` call this while a c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from unify_posttrain.untrusted.documents import read_object
 
 MIB = 1 << 20
 # config.json's names for ours; models that see hold their language model's numbers in `text_config`.
@@ -90,7 +91,7 @@ def _shape_on_disk(path: str) -> Shape | None:
         folder = cached.parent
     if not (folder / "config.json").is_file():
         return None
-    description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    description = read_object(folder / "config.json")
     text = {**description, **(description.get("text_config") or {})}
     numbers = {ours: text.get(theirs) for ours, theirs in NAMES.items()}
     if None in numbers.values():
@@ -118,7 +119,8 @@ def _cached_description(name: str) -> Path | None:
 def _weight_bytes(folder: Path) -> int | None:
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.is_file():
-        return int(json.loads(index.read_text(encoding="utf-8"))["metadata"]["total_size"])
+        size = (read_object(index).get("metadata") or {}).get("total_size")
+        return int(size) if isinstance(size, int | float) else None
     if not single.is_file():
         return None
     with open(single, "rb") as file:  # 8 bytes, a header of so many, the weights

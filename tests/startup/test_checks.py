@@ -63,6 +63,13 @@ def train_file(home: Path, tmp_path: Path):
     return write
 
 
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(compose, home: Path, tmp_path: Path) -> None:
+    frame = pd.read_parquet(home / "data" / "arithmetic" / "train.parquet")
+    frame.head(40).to_parquet(tmp_path / "rows[1].parquet")
+    frame.to_parquet(tmp_path / "rows1.parquet")
+    assert check_data(compose(f"data.train_files=['{tmp_path}/rows[1].parquet']", "algorithm=grpo")).train_rows == 40
+
+
 @pytest.mark.parametrize("algorithm", ["hpt", "luffy", "sft", "grpo", "dr_grpo", "ppo"])
 def test_good_input_passes_and_is_described(compose, algorithm) -> None:
     config = compose(f"algorithm={algorithm}", "trainer.total_training_steps=8")

@@ -269,6 +269,16 @@ def test_moments_of_another_model_are_refused(make: Callable, tmp_path: Path) ->
         load_moments(torch.optim.AdamW([module.weight]), path)
 
 
+def test_moments_that_are_cut_short_are_named(tmp_path: Path) -> None:
+    module, optimizer = adam()
+    train(module, optimizer, 1)
+    path = tmp_path / "moments.safetensors"
+    save_moments(optimizer, path)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=r"moments\.safetensors is no complete safetensors file"):
+        load_moments(optimizer, path)
+
+
 # --- whose optimizer steps -------------------------------------------------------------------------------------------
 
 

@@ -270,7 +270,13 @@ def _model(subject: Subject) -> Iterable[Finding]:
             return
         folder, remedy = Path(cached).parent, f"{DOWNLOAD} {name}"
     if (folder / "config.json").is_file():
-        yield planned.check_model(name, planned.missing_weights(folder), remedy)
+        lacking = planned.missing_weights(folder) or planned.damaged_weights(folder)
+        yield planned.check_model(name, lacking, remedy)
+        code = planned.code_of(folder, bool(subject.select("actor_rollout_ref.model.trust_remote_code")))
+        if code is not None:
+            yield planned.check_model(
+                name, code, "take a folder without, or trust it: actor_rollout_ref.model.trust_remote_code=true"
+            )
     else:
         yield planned.check_model(name, "no config.json", remedy)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from unify_posttrain.doctoring.findings import Finding, green, red, some, yellow
 from unify_posttrain.doctoring.probes import Space
+from unify_posttrain.untrusted.documents import read_object
+from unify_posttrain.untrusted.folders import leads_out
+from unify_posttrain.untrusted.remote_code import custom_code
+from unify_posttrain.untrusted.weights import check_files
 
 CHECKPOINT_BYTES = 12  # per parameter: its fp32 weight and two Adam moments
 KEPT = 2  # checkpoints at a time if their number is not bounded: the newest, and the one that is being written
@@ -151,11 +154,31 @@ def missing_weights(folder: Path) -> str | None:
     if not names[0].endswith(".json"):
         return None
     try:
-        files = set(json.loads((folder / names[0]).read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError):
+        files = {str(file) for file in read_object(folder / names[0])["weight_map"].values()}
+    except (ValueError, KeyError, AttributeError):
         return f"an unreadable {names[0]}"
+    if any(leads_out(file) for file in files):
+        return f"{names[0]} names files outside of the folder"
     gone = sorted(each for each in files if not (folder / each).is_file())
     return f"{len(gone)} of {len(files)} files of weights missing" if gone else None
+
+
+def damaged_weights(folder: Path) -> str | None:
+    """What is wrong with weights that are all there: a file cut short, an index that does not fit."""
+    try:
+        check_files(folder, "weights", allow_pickle=True)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def code_of(folder: Path, trusted: bool) -> str | None:
+    """Code that a folder asks for and that nobody trusts."""
+    try:
+        found = None if trusted else custom_code(folder)
+    except ValueError as error:
+        return str(error)
+    return found and f"{found[0].name} asks for code of the folder ({found[1]}), which a run refuses"
 
 
 def check_model(path: str, lacking: str | None, command: str) -> Finding:

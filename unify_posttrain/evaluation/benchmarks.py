@@ -84,7 +84,7 @@ def _read(file: Path) -> list[dict[str, Any]]:
         check_columns(f"benchmark file {file}", schema.names)
         wanted = [column for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if column in schema.names]
         rows = pq.read_table(file, columns=wanted).to_pylist()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"benchmark file {file} cannot be read as parquet: {error}") from error
     if not rows:
         raise ValueError(f"benchmark file {file} holds no rows; prepare it again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.runs import state
 from unify_posttrain.runs.lineage import lineage_in
+from unify_posttrain.untrusted.documents import read_object
+from unify_posttrain.untrusted.folders import leads_out
 
 CONFIG = "config.yaml"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -80,6 +81,8 @@ def flaw(folder: Path) -> str | None:
     One of ours has a marker that names all its files (unify_posttrain.runs.state). One of plain verl has none; it must have the
     shards of all ranks, or weights in actor/huggingface.
     """
+    if any(leads_out(name) for name in _marked(folder)):
+        return f"its {state.MARKER} names files outside of it"
     ours = (folder / state.STATE).exists() or (folder / state.MARKER).exists()
     if ours and not state.is_complete(folder):
         return "the run was stopped while writing it, or files were removed since"
@@ -88,11 +91,19 @@ def flaw(folder: Path) -> str | None:
     if not (folder / HF / "config.json").is_file():
         return f"{HF}/config.json is missing"
     try:
-        ranks = int(json.loads((folder / "actor" / "fsdp_config.json").read_text(encoding="utf-8"))["world_size"])
+        ranks = int(read_object(folder / "actor" / "fsdp_config.json")["world_size"])
     except (OSError, ValueError, KeyError, TypeError):
         return "neither weights in actor/huggingface nor actor/fsdp_config.json"
     missing = [rank for rank in range(ranks) if not shard(folder, ranks, rank).is_file()]
     return f"{shard(folder, ranks, missing[0]).name} is missing" if missing else None
+
+
+def _marked(folder: Path) -> list[str]:
+    """Names in a checkpoint's list of its own files; none if there is no list that can be read."""
+    try:
+        return list(read_object(folder / state.MARKER)["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # `state.is_complete` says what is wrong with it
 
 
 def shard(folder: Path, ranks: int, rank: int) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 
 from unify_posttrain.evaluation.benchmarks import Problem, files_digest, read_problems
 from unify_posttrain.evaluation.engines import Engine, EngineSettings, Output, Request, start_engine
-from unify_posttrain.evaluation.models import Model, fingerprint, local_folder
+from unify_posttrain.evaluation.models import Model, check_folder, fingerprint, local_folder
 from unify_posttrain.evaluation.prompts import load_tokenizer, prompts_digest, render
 from unify_posttrain.evaluation.results import Measured, as_results
 from unify_posttrain.evaluation.rewards import Judge, load_extractor, load_reward
@@ -62,6 +62,7 @@ def conduct(evaluation: Evaluation, start: Starter = start_engine) -> dict[str, 
 
 def _evaluate_model(evaluation: Evaluation, model: Model, problems: dict[str, list[Problem]], start: Starter) -> list[Measured]:
     folder = _model_folder(evaluation, model)
+    check_folder(folder, f"model={model.path}", evaluation.allow_pickle)
     print_of_model = fingerprint(folder)
     tokenizer = load_tokenizer(folder, evaluation.prompts.template)
     engine = _LazyEngine(lambda: start(folder, evaluation.engine))

@@ -15,6 +15,8 @@ from unify_posttrain import __version__
 from unify_posttrain.evaluation.checkpoints import HF, checkpoint, has_hf_weights, load_run_config
 from unify_posttrain.evaluation.model_card import model_card
 from unify_posttrain.runs import state
+from unify_posttrain.untrusted.folders import refuse_links
+from unify_posttrain.untrusted.remote_code import refuse_code
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,8 @@ def export(run: Path, step: int | str = "latest", output: Path | None = None, dt
         the output folder.
 
     Raises:
-        ValueError: no such run, an incomplete checkpoint, a folder in the way, or weights that do not fit the model.
+        ValueError: no such run, an incomplete checkpoint, a folder in the way, code that comes with the model, or weights that do
+            not fit the model or are no numbers.
     """
     run = Path(run).expanduser()
     config = load_run_config(run)
@@ -122,11 +125,14 @@ def _write(run: Path, config: DictConfig, source: Path, step: int, dtype: str, f
     from unify_posttrain.algorithms import ALGORITHMS
     from unify_posttrain.evaluation.merging import check_loads, merge_checkpoint
 
+    refuse_code(source / HF, f"checkpoint {source}", trust_key=None)
+    # A link would put the file that it leads to, of whatever kind, into a folder that is passed on.
+    refuse_links(source / HF, (source / HF).rglob("*"), f"checkpoint {source}")
     if has_hf_weights(source):
         shutil.copytree(source / HF, folder, dirs_exist_ok=True)
     else:
         merge_checkpoint(source, folder, dtype, OmegaConf.select(config, "actor_rollout_ref.model.lora_alpha"))
-    check_loads(folder)
+    check_loads(folder, source)
     algorithm = ALGORITHMS.get(str(OmegaConf.select(config, "fusion.algorithm")))
     card = model_card(run, config, step, getattr(algorithm, "paper", None), __version__)
     (folder / "README.md").write_text(card, encoding="utf-8")

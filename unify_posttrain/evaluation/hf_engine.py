@@ -8,30 +8,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from unify_posttrain.evaluation.requests import EngineSettings, Output, Request
 from unify_posttrain.rollout.decoding import decode_batch, end_tokens
 from unify_posttrain.rollout.sampling import SamplingParams
+from unify_posttrain.untrusted.loading import flaws_of
+from unify_posttrain.untrusted.weights import first_not_finite
 
 
 class HFEngine:
     """A causal language model of transformers on one device.
 
     Raises:
-        ValueError: the folder cannot be loaded as one.
+        ValueError: the folder cannot be loaded as one, lacks weights of the model, or holds some that are no numbers.
     """
 
     def __init__(self, folder: Path, settings: EngineSettings) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **settings.override_config)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, config=config, dtype=getattr(torch, settings.dtype), trust_remote_code=False
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=getattr(torch, settings.dtype),
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, with the whole name
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"model {folder} cannot be loaded as a causal language model: {error}") from error
+        flaws = flaws_of(loading)
+        if flaws:  # transformers only warns, and draws what is missing at random
+            raise ValueError(f"model {folder}: its weights do not fit its config.json: {flaws}; get the model again")
+        bad = first_not_finite(model.named_parameters())
+        if bad is not None:
+            raise ValueError(f"model {folder}: {bad} holds NaN or infinite numbers in {settings.dtype}; take an earlier checkpoint")
         self.model: Any = model.to(device).eval()
         self.eos_ids = end_tokens(str(folder), tokenizer.eos_token_id)
         if not self.eos_ids:

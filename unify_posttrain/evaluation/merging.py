@@ -5,6 +5,7 @@ merging them. Its own error reports: verl-project/verl#6334 (tied keys), #4553 (
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -18,6 +19,8 @@ from verl.model_merger.base_model_merger import ModelMergerConfig
 from verl.model_merger.fsdp_model_merger import FSDPModelMerger
 
 from unify_posttrain.evaluation.checkpoints import shard
+from unify_posttrain.untrusted.loading import check_fits
+from unify_posttrain.untrusted.weights import check_files, check_finite
 
 LORA_PREFIX, LORA_A, LORA_B = "base_model.model.", ".lora_A.default.weight", ".lora_B.default.weight"
 
@@ -26,13 +29,13 @@ def merge_checkpoint(checkpoint: Path, target: Path, dtype: str, lora_alpha: flo
     """Write the model of a checkpoint with its configuration, generation settings and tokenizer.
 
     Args:
-        checkpoint: `global_step_N` folder; its shards are unpickled, so it must be trusted.
+        checkpoint: `global_step_N` folder; of its shards, only tensors are read.
         target: new folder.
         dtype: of the weights, e.g. float32.
         lora_alpha: of the run, needed if the checkpoint holds adapters.
 
     Raises:
-        ValueError: shards of a layout that cannot be merged, or adapters without their alpha.
+        ValueError: shards of a layout that cannot be merged, damaged ones, or adapters without their alpha.
     """
     actor = checkpoint / "actor"
     config = ModelMergerConfig(
@@ -55,13 +58,17 @@ class _Merger(FSDPModelMerger):
         super().__init__(config)
         self.checkpoint, self.dtype, self.lora_alpha = checkpoint, dtype, lora_alpha
 
+    def _load_rank_zero_state_dict(self, world_size: int) -> dict[str, Any]:
+        # verl's own reads whatever the file holds, and with it runs what its author put in.
+        return _load_shard(shard(self.checkpoint, world_size, 0))
+
     def _load_and_merge_state_dicts(
         self, world_size: int, total_shards: int, mesh_shape: tuple[int, ...], mesh_dim_names: tuple[str, ...]
     ) -> dict[str, Tensor]:
         if len(mesh_shape) != 1:
             raise ValueError(f"{self.checkpoint}: shards on a mesh {mesh_dim_names} cannot be merged; FSDP and HSDP can")
         paths = [shard(self.checkpoint, world_size, rank) for rank in range(total_shards)]
-        shards = [torch.load(path, map_location="cpu", weights_only=False) for path in paths]
+        shards = [_load_shard(path) for path in paths]
         distributed = any(isinstance(tensor, DTensor) for tensor in shards[0].values())
         merged = {}
         for name in list(shards[0]):
@@ -95,6 +102,18 @@ class _Merger(FSDPModelMerger):
             processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
             if isinstance(processor, ProcessorMixin):
                 processor.save_pretrained(target)
+
+
+def _load_shard(path: Path) -> dict[str, Any]:
+    """A rank's weights. The reader takes tensors, also distributed ones, and refuses every other kind of object."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds something else than tensors, which would run what its author put in it; it is no checkpoint of FSDP"
+        ) from error
+    except (OSError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}); choose another step") from error
 
 
 def tied_names(model: Any) -> dict[str, str]:
@@ -140,21 +159,17 @@ def _base_name(name: str) -> str:
     return name.removeprefix(LORA_PREFIX).replace(".base_layer.", ".")
 
 
-def check_loads(folder: Path) -> None:
-    """Let transformers load the folder, onto the meta device: names and shapes without memory.
+def check_loads(folder: Path, checkpoint: Path) -> None:
+    """Whether an export can be used: transformers loads it (names and shapes, without memory), and every weight is a number.
+
+    Args:
+        folder: the export.
+        checkpoint: what it was made from, for the message.
 
     Raises:
-        ValueError: a weight is missing (tied ones excepted), unknown, or of another shape.
+        ValueError: a weight is missing (tied ones excepted), unknown, of another shape, or holds NaN or an infinity.
     """
     config = ModelMergerConfig(operation="merge", backend="fsdp", local_dir=str(folder), hf_model_config_path=str(folder))
-    model_class = FSDPModelMerger(config).get_transformers_auto_model_class()
-    try:
-        _, loading = model_class.from_pretrained(folder, device_map="meta", output_loading_info=True, trust_remote_code=False)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{folder}: transformers cannot load the merged weights: {error}") from error
-    flaws = {kind: sorted(map(str, names))[:5] for kind, names in loading.items() if names}
-    if flaws:
-        raise ValueError(
-            f"{folder}: the merged weights do not fit the model: {flaws}; the checkpoint is damaged, or of another architecture "
-            "than its config.json says"
-        )
+    shapes = check_files(folder, str(checkpoint), allow_pickle=False)
+    check_fits(folder, shapes, FSDPModelMerger(config).get_transformers_auto_model_class(), str(checkpoint))
+    check_finite(folder, str(checkpoint))

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-WEIGHTS = (".safetensors", ".bin")
+from unify_posttrain.untrusted.remote_code import refuse_code
+from unify_posttrain.untrusted.weights import check_files, weight_files
+
 UNSAFE = re.compile(r"[^\w.-]+")
 
 
@@ -81,14 +83,24 @@ def local_folder(path: str) -> Path:
         raise ValueError(f"model={path} is no folder and cannot be had from the hub ({type(error).__name__}); check it") from error
 
 
+def check_folder(folder: Path, setting: str, allow_pickle: bool) -> None:
+    """What can be said of a model before anything of it is loaded: no code of its own, and weights whose files are whole.
+
+    Raises:
+        ValueError: names the file.
+    """
+    refuse_code(folder, setting, trust_key=None)
+    check_files(folder, setting, allow_pickle)
+
+
 def fingerprint(folder: Path, edge: int = 1 << 20) -> str:
     """sha256 over config.json and, of every weight file, name, size, first and last megabyte: cheap, and changes with the weights.
 
     Raises:
-        ValueError: the folder holds no model.
+        ValueError: the folder holds no model, or an index of weights that names a file elsewhere.
     """
     description = folder / "config.json"
-    weights = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS)
+    weights = weight_files(folder).files
     if not description.is_file() or not weights:
         raise ValueError(
             f"model {folder} holds no {'weights' if description.is_file() else 'config.json'}; give a folder that transformers "
@@ -97,7 +109,7 @@ def fingerprint(folder: Path, edge: int = 1 << 20) -> str:
     digest = hashlib.sha256(description.read_bytes())
     for path in weights:
         size = path.stat().st_size
-        digest.update(f"\0{path.name}\0{size}\0".encode())
+        digest.update(f"\0{path.relative_to(folder)}\0{size}\0".encode())
         with open(path, "rb") as file:
             digest.update(hashlib.sha256(file.read(edge)).digest())
             file.seek(max(0, size - edge))

@@ -76,11 +76,13 @@ class Benchmark:
 class Evaluation:
     """Everything that :func:`unify_posttrain.evaluation.conduct.conduct` needs; see conf/evaluate.yaml for the meanings.
 
-    `run` is the folder whose checkpoints `models` are, if any; `export_dtype` that of their weights.
+    `run` is the folder whose checkpoints `models` are, if any; `export_dtype` that of their weights; `allow_pickle` whether
+    models may come as files of torch.save.
     """
 
     output: Path
     overwrite: bool
+    allow_pickle: bool
     models: tuple[Model, ...]
     run: Path | None
     export_dtype: str
@@ -113,6 +115,7 @@ class Evaluation:
         return cls(
             output=Path(str(config.output)),
             overwrite=bool(config.overwrite),
+            allow_pickle=bool(config.allow_pickle),
             models=tuple(_models(config, run, trained)),
             run=run,
             export_dtype=str(config.export.dtype),

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from unify_posttrain.evaluation.requests import EngineSettings, Output, Request
+from unify_posttrain.untrusted.weights import check_finite
 
 
 class VLLMEngine:
     """`vllm.LLM` on the visible GPUs.
 
     Raises:
-        ValueError: vLLM is not installed.
+        ValueError: vLLM is not installed, or a weight holds NaN or an infinity.
     """
 
     def __init__(self, folder: Path, settings: EngineSettings) -> None:
@@ -25,6 +26,7 @@ class VLLMEngine:
                 f"engine=vllm needs vLLM, which cannot be imported here ({error}); pip install 'unify-posttrain[vllm]', or set "
                 "engine=hf"
             ) from error
+        check_finite(folder, f"model={folder}")  # vLLM itself refuses weights that are missing, and takes NaN for numbers
         self.sampling_params = vllm.SamplingParams
         self.max_context = settings.max_context
         self.model: Any = vllm.LLM(

@@ -165,6 +165,11 @@ def _text(target: Any, row_id: int) -> str:
                 return _text(json.loads(stripped), row_id)
             except json.JSONDecodeError:
                 return target  # a text that happens to begin like JSON
+            except (RecursionError, ValueError) as error:  # brackets without end, a number without end
+                raise ValueError(
+                    f"training row {row_id}: column 'target' holds JSON that cannot be read ({type(error).__name__}); "
+                    "python -m unify_posttrain.prepare leaves such rows out"
+                ) from error
         return target
     if isinstance(target, Sequence | np.ndarray):
         messages = list(target)

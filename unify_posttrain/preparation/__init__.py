@@ -14,8 +14,11 @@ written. A fault of one row is a counted drop, or that error under `prepare.task
 |----------------------------------------------------------------|---------------------------|-----------------------|
 | file or folder missing, empty, of another format; no rows      | error                     |                       |
 | truncated parquet, invalid JSON (line), broken UTF-8           | error (file and line)     |                       |
+| an archive; a name or link that leads out of the folder        | error                     |                       |
 | column missing                                                 | error (source, column)    |                       |
 | value of a wrong type, empty or null prompt                    | fault of the row          | `malformed`           |
+| nested too deeply, too long a number, a key twice (JSON)       | fault of the row          | `malformed`           |
+| NUL character, half of a UTF-16 pair                           | fault of the row          | `malformed`           |
 | right choice that is none of the choices                       | fault of the row          | `malformed`           |
 | ground truth null, empty or NaN                                | fault of the row          | `no_ground_truth`     |
 | ground truth that the grader of `gold_version` cannot parse    | fault of the row          | `gold`                |

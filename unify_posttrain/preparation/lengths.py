@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from unify_posttrain.preparation.rows import Candidate
+from unify_posttrain.untrusted.remote_code import local_documents, refuse_code
 
 THINK_OPENING = "<think>\n"  # a template may open it; the same opening of a target is then not written twice
 
@@ -31,10 +32,13 @@ class TokenCounter:
             chat_template: in place of the tokenizer's own; None: that one.
 
         Raises:
-            ValueError: it cannot be loaded, or there is no chat template.
+            ValueError: it cannot be loaded, asks for code of its own, or there is no chat template.
         """
         from transformers import AutoTokenizer
 
+        documents = local_documents(name, download=True)
+        if documents is not None:
+            refuse_code(documents, f"prepare.task.tokenizer={name}", trust_key=None)
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:

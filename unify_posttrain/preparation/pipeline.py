@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 
 from unify_posttrain import __version__
 from unify_posttrain.preparation.lengths import TokenCounter
+from unify_posttrain.preparation.local_rows import Line
 from unify_posttrain.preparation.options import Options
 from unify_posttrain.preparation.prompts import prompt_style
 from unify_posttrain.preparation.report import Report
-from unify_posttrain.preparation.rows import Reader, schema
+from unify_posttrain.preparation.rows import Reader, RowFault, schema
 from unify_posttrain.preparation.sieve import Sieve
 from unify_posttrain.preparation.sources import hub_commit, locate, numbered_rows
 from unify_posttrain.preparation.store import MANIFEST, sha256, up_to_date, write_manifest
@@ -128,16 +129,19 @@ def choose_reader(readers: Sequence[Reader], columns: Sequence[str], name: str) 
     return found
 
 
-def _stage(
-    rows: Iterator[tuple[int, Mapping[str, Any]]], sieve: Sieve, readers: Sequence[Reader], options: Options, path: Path
-) -> Report:
+def _stage(rows: Iterator[tuple[int, Line]], sieve: Sieve, readers: Sequence[Reader], options: Options, path: Path) -> Report:
     """Write the rows that the sieve lets through, a chunk at a time."""
-    first = next(rows, None)
-    if first is None:
-        raise ValueError(f"{sieve.name}: holds no rows; check prepare.task.source and prepare.task.split")
-    reader = choose_reader(readers, list(first[1]), sieve.name)
+    head = []
+    for number, row in rows:
+        head.append((number, row))
+        if not isinstance(row, RowFault):
+            break
+    else:
+        found = f"none of {len(head)} rows can be read: {head[0][1]}" if head else "holds no rows"
+        raise ValueError(f"{sieve.name}: {found}; check prepare.task.source and prepare.task.split")
+    reader = choose_reader(readers, list(row), sieve.name)
     columns = schema(reader.has_hint)
-    rows = itertools.chain([first], rows)
+    rows = itertools.chain(head, rows)
     with pq.ParquetWriter(path, columns) as writer:
         while chunk := list(itertools.islice(rows, options.chunk_rows)):
             records = sieve.sift(chunk, reader)

@@ -13,6 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from unify_posttrain.untrusted.documents import BrokenDocumentError, DocumentError, parse
+
 MALFORMED = "malformed"
 NO_GROUND_TRUTH = "no_ground_truth"
 GOLD = "gold"
@@ -119,6 +121,26 @@ def as_record(candidate: Candidate, targets: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def check_texts(candidate: Candidate) -> None:
+    """Refuse what no file of text holds: NUL characters, and halves of a UTF-16 pair (JSON can write both).
+
+    Raises:
+        RowFault: names the field.
+    """
+    named = [(name, getattr(candidate, name)) for name in ("data_source", "ground_truth", "ability", "id", "subject", "level")]
+    named += [("prompt", part) for message in candidate.prompt for part in message.values()]
+    named += [("target", target) for target in candidate.targets] + [("hint", part) for part in candidate.hint or ()]
+    for name, value in named:
+        if value is None:
+            continue
+        if "\0" in value:
+            raise RowFault(MALFORMED, name, "holds a NUL character")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RowFault(MALFORMED, name, f"holds half of a UTF-16 pair (character {error.start})") from error
+
+
 def value_at(row: Row, path: str) -> Any:
     """The value of a column; `a.b` and `a.0` lead into mappings and lists. None where something on the way is absent or null.
 
@@ -151,6 +173,8 @@ def text(value: Any, column: str) -> str:
 
 def optional_text(value: Any) -> str | None:
     """Identifiers and labels: text and numbers as text, anything else as None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return str(value) if isinstance(value, str | int | float) else None
 
 
@@ -235,9 +259,11 @@ def _target_text(value: str, column: str) -> str:
     """Some sets store messages as JSON, because Arrow has no type for content that is now text, now a list."""
     if value.lstrip().startswith("[{"):
         try:
-            decoded = json.loads(value)
-        except json.JSONDecodeError:
+            decoded = parse(value)
+        except BrokenDocumentError:
             return value  # a text that happens to begin like JSON
+        except DocumentError as error:
+            raise RowFault(MALFORMED, column, str(error)) from error
         if all(isinstance(item, Mapping) and "role" in item for item in decoded):
             return _one_turn(decoded, column)
     return value
@@ -245,8 +271,8 @@ def _target_text(value: str, column: str) -> str:
 
 def _json(value: Any, column: str) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False)
-    except TypeError as error:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise RowFault(MALFORMED, column, f"cannot be written as JSON: {error}") from error
 
 

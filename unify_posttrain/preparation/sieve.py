@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from unify_posttrain.preparation.lengths import TokenCounter
+from unify_posttrain.preparation.local_rows import WHOLE_ROW, Line
 from unify_posttrain.preparation.options import Options
 from unify_posttrain.preparation.prompts import PromptStyle
 from unify_posttrain.preparation.report import Report
@@ -16,13 +17,14 @@ from unify_posttrain.preparation.rows import (
     EMPTY_TARGET,
     FAULTS,
     GOLD,
+    MALFORMED,
     TOO_LONG,
     Candidate,
     Message,
     Reader,
-    Row,
     RowFault,
     as_record,
+    check_texts,
 )
 
 _DIGEST_BYTES = 16  # one prompt that is kept costs this much memory
@@ -44,7 +46,7 @@ class Sieve:
         self._kept: set[bytes] = set()
         self._gradable: dict[str, bool] = {}
 
-    def sift(self, chunk: Sequence[tuple[int, Row]], reader: Reader) -> list[dict[str, Any]]:
+    def sift(self, chunk: Sequence[tuple[int, Line]], reader: Reader) -> list[dict[str, Any]]:
         """Records (see :func:`rows.as_record`) of the rows that are kept, in order.
 
         Raises:
@@ -60,10 +62,13 @@ class Sieve:
         self.report.kept += len(records)
         return records
 
-    def _read(self, number: int, row: Row, reader: Reader) -> Candidate | None:
+    def _read(self, number: int, row: Line, reader: Reader) -> Candidate | None:
         self.report.read += 1
         try:
+            if isinstance(row, RowFault):
+                raise row
             candidate = reader.read(row)
+            check_texts(candidate)
             candidate = replace(candidate, prompt=self.style.apply(candidate.prompt))
             if reader.has_targets and not candidate.targets and self.options.missing_target == "drop":
                 raise RowFault(EMPTY_TARGET, "target", "holds no text (prepare.task.missing_target=keep keeps such rows)")
@@ -72,6 +77,12 @@ class Sieve:
             self._check_gold(candidate)
         except RowFault as fault:
             self._drop(fault, number)
+            return None
+        except RecursionError:  # of whatever looked at it: a reader, the style, the grader
+            self._drop(RowFault(MALFORMED, WHOLE_ROW, "is nested too deeply"), number)
+            return None
+        except UnicodeError as error:  # half of a pair of UTF-16, which JSON can write and no file can hold
+            self._drop(RowFault(MALFORMED, WHOLE_ROW, f"holds text that is no Unicode ({error.reason})"), number)  # type: ignore[attr-defined]
             return None
         return candidate
 

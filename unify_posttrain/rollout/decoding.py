@@ -70,11 +70,11 @@ def _response(tokens: Tensor, log_probs: Tensor, max_tokens: int, eos_ids: Seque
     return Decoded(ids[:length], log_probs[:length])
 
 
-def end_tokens(folder: str, tokenizer_eos: int | None) -> list[int]:
+def end_tokens(folder: str, tokenizer_eos: int | None, trust_remote_code: bool = False) -> list[int]:
     """The tokenizer's end token first, then the others that the model's generation settings stop at."""
     try:
         configured = GenerationConfig.from_pretrained(folder).eos_token_id
     except OSError:
-        configured = AutoConfig.from_pretrained(folder).eos_token_id
+        configured = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).eos_token_id
     several = configured if isinstance(configured, list) else [configured]
     return list(dict.fromkeys(token for token in (tokenizer_eos, *several) if token is not None))

@@ -28,20 +28,21 @@ class HFReplica(RolloutReplica):
     async def launch_servers(self) -> None:
         if self.world_size != 1:
             raise ValueError("rollout.name=hf has no tensor parallelism; set rollout.tensor_model_parallel_size=1")
-        path = self.model_config.path
-        tokenizer = hf_tokenizer(path, trust_remote_code=False)
+        path, trust = self.model_config.path, bool(self.model_config.trust_remote_code)
+        tokenizer = hf_tokenizer(path, trust_remote_code=trust)
         server = (
             ray.remote(HFServer)
             .options(name=server_name(self.replica_rank), max_concurrency=self.max_concurrency, num_cpus=0)
             .remote(
                 model_path=path,
                 pad_id=tokenizer.pad_token_id,
-                eos_ids=end_tokens(path, tokenizer.eos_token_id),
+                eos_ids=end_tokens(path, tokenizer.eos_token_id, trust),
                 response_length=self.config.response_length,
                 max_context=self.config.max_model_len or self.config.prompt_length + self.config.response_length,
                 max_batch=self.config.max_num_seqs,
                 gather_seconds=(self.config.custom or {})["gather_seconds"],
                 dtype=self.config.dtype,
+                trust_remote_code=trust,
                 override_config=OmegaConf.to_container(OmegaConf.create(self.model_config.get("override_config", {}))),
             )
         )

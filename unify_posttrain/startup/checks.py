@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,11 +19,11 @@ from unify_posttrain.startup.environment_checks import check_environment
 from unify_posttrain.startup.forward_checks import check_fused_kernels
 from unify_posttrain.startup.inputs import missing_files, missing_model
 from unify_posttrain.startup.memory_checks import check_memory
+from unify_posttrain.startup.model_checks import TRUST, check_code, check_weights
 from unify_posttrain.startup.parallel_checks import check_parallelism
 from unify_posttrain.startup.place_checks import check_places
 from unify_posttrain.startup.reward_checks import check_reward
-
-logger = logging.getLogger(__name__)
+from unify_posttrain.untrusted.documents import read_object
 
 TESTED_VERL = "0.7.1"
 REQUIRED = (
@@ -41,6 +39,7 @@ COPIES = (
     ("actor_rollout_ref.actor.clip_ratio_c", "fusion.dual_clip", verl_dual),
     ("fusion.adv_estimator", "algorithm.adv_estimator", str),
     ("fusion.norm_adv_by_std", "algorithm.norm_adv_by_std_in_grpo", bool),
+    ("data.trust_remote_code", TRUST, bool),
 )
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+$")
 
@@ -70,6 +69,8 @@ def check_config(config: DictConfig) -> Algorithm:
     check_parallelism(config)
     check_fused_kernels(config)
     _check_model(config)
+    check_code(config, algorithm.needs_critic)
+    check_weights(config, algorithm.needs_critic)
     check_memory(config, algorithm)
     _check_resume(config)
     return algorithm
@@ -207,13 +208,7 @@ def _check_model(config: DictConfig) -> None:
     description = folder / "config.json"
     if not description.is_file():
         raise ValueError(f"actor_rollout_ref.model.path={path} holds no config.json: not a model folder of transformers")
-    model = json.loads(description.read_text(encoding="utf-8"))
-    if "auto_map" in model and not config.actor_rollout_ref.model.get("trust_remote_code", False):
-        logger.warning(
-            "%s brings code of its own (auto_map); it is not run here, but verl's reward workers load the tokenizer with "
-            "trust_remote_code=True. Use only model folders you trust.",
-            folder,
-        )
+    model = read_object(description)
     override = OmegaConf.select(config, "actor_rollout_ref.model.override_config.max_position_embeddings")
     context = override or model.get("max_position_embeddings")
     width = config.data.max_prompt_length + config.data.max_response_length

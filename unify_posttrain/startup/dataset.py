@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from glob import escape
 from pathlib import Path
 
 import datasets
@@ -38,7 +39,8 @@ class FusionDataset(RLHFDataset):
         if kind is None:
             raise ValueError(f"data file {file}: format must be .parquet, .json or .jsonl")
         try:
-            frame = datasets.load_dataset(kind, data_files=file)["train"]
+            # A name with brackets is a pattern to `datasets`, which would read another file.
+            frame = datasets.load_dataset(kind, data_files=escape(file))["train"]
         except Exception as error:  # datasets raises a dozen kinds of errors for a file that it cannot parse
             raise ValueError(f"data file {file} cannot be read as {kind}: {error}") from error
         if not len(frame):

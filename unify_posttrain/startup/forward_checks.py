@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from unify_posttrain.untrusted.documents import read_object
 
 logger = logging.getLogger(__name__)
 
@@ -84,4 +85,4 @@ def _check_verls_kernels(config: DictConfig) -> None:
 def _description(path: str) -> dict[str, Any]:
     """config.json of a model folder; of a name on the hub nothing is known yet (the worker then checks the model itself)."""
     file = Path(path).expanduser() / "config.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_object(file) if file.is_file() else {}

@@ -17,6 +17,10 @@ from omegaconf import DictConfig
 from verl.utils import hf_processor, hf_tokenizer
 from verl.utils.fs import copy_to_local
 
+from unify_posttrain.untrusted.remote_code import local_documents, refuse_code
+
+PATH = "actor_rollout_ref.model.path"
+
 
 def load_tokenizer(config: DictConfig, folder: str | None = None) -> Any:
     """Tokenizer of the policy with the template of the run.
@@ -26,10 +30,13 @@ def load_tokenizer(config: DictConfig, folder: str | None = None) -> Any:
         folder: local copy of actor_rollout_ref.model.path.
 
     Raises:
-        ValueError: neither the tokenizer nor the configuration has a template.
+        ValueError: neither the tokenizer nor the configuration has a template, or the folder asks for code that is not trusted.
     """
-    folder = folder or copy_to_local(config.actor_rollout_ref.model.path)
-    tokenizer = hf_tokenizer(folder, trust_remote_code=config.data.trust_remote_code)
+    path, trust = folder or copy_to_local(config.actor_rollout_ref.model.path), config.actor_rollout_ref.model.trust_remote_code
+    documents = None if trust else local_documents(str(path), download=True)
+    if documents is not None:
+        refuse_code(documents, f"{PATH}={path}", "actor_rollout_ref.model.trust_remote_code")
+    tokenizer = hf_tokenizer(path, trust_remote_code=trust)
     template = config.actor_rollout_ref.model.get("custom_chat_template")
     if template is not None:
         tokenizer.chat_template = template
@@ -44,7 +51,7 @@ def load_tokenizer(config: DictConfig, folder: str | None = None) -> Any:
 
 def load_processor(config: DictConfig, folder: str) -> Any:
     """Processor of a multimodal policy with the template of the run; None for a text model."""
-    processor = hf_processor(folder, trust_remote_code=config.data.trust_remote_code, use_fast=True)
+    processor = hf_processor(folder, trust_remote_code=config.actor_rollout_ref.model.trust_remote_code, use_fast=True)
     template = config.actor_rollout_ref.model.get("custom_chat_template")
     if processor is not None and template is not None:
         processor.chat_template = template

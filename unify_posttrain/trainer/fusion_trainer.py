@@ -38,6 +38,7 @@ from unify_posttrain.trainer.sessions import apart
 from unify_posttrain.trainer.step import Step
 from unify_posttrain.trainer.validation import evaluation_metrics
 from unify_posttrain.workers.metrics import OWN_METRICS, UPDATE_METRICS
+from unify_posttrain.workers.reward_loop import own_reward_workers
 from unify_posttrain.workers.transport import travelling
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,8 @@ class FusionTrainer(SeparateRayPPOTrainer):
 
     def init_workers(self) -> None:
         # The separation trainer's own version is for disjoint pools; ours are colocated, as in RayPPOTrainer.
-        RayPPOTrainer.init_workers(self)
+        with own_reward_workers():
+            RayPPOTrainer.init_workers(self)
         config, demonstrator = self.config, None
         if self.clock.needs_target:
             demonstrator = Demonstrator.from_config(config, self.fusion, self.tokenizer, self._compute_reward_colocate)

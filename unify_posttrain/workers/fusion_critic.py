@@ -28,6 +28,7 @@ from unify_posttrain import cpu_compat
 from unify_posttrain.objective.aggregation import Aggregation, Count, at_least_one
 from unify_posttrain.objective.update import Ranks
 from unify_posttrain.objective.value import value_loss
+from unify_posttrain.workers.finite import check_resumed, check_weights
 from unify_posttrain.workers.micro_batches import forward_in_step, micro_batches
 from unify_posttrain.workers.optimizers import keeping_settings
 from unify_posttrain.workers.ranks import worker_ranks
@@ -129,13 +130,16 @@ class FusionCriticWorker(CriticWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
         super().init_model()
+        check_weights(self.critic_module, f"critic.model.path={self.config.model.path}")
         # The checkpoint manager holds module and optimizer, not the critic, so replacing the critic is safe.
         self.critic = FusionCritic(self.config, self.critic_module, self.critic_optimizer)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def load_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def load_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
         with keeping_settings(self.critic_optimizer, self.critic_lr_scheduler):
-            super().load_checkpoint(*args, **kwargs)
+            super().load_checkpoint(local_path, *args, **kwargs)
+        if local_path is not None:
+            check_resumed(self.critic_module, self.critic_optimizer, local_path)
 
 
 def load_value_model(

@@ -18,6 +18,7 @@ from verl.workers.fsdp_workers import AsyncActorRolloutRefWorker
 
 from unify_posttrain import cpu_compat
 from unify_posttrain.rollout import register_engines
+from unify_posttrain.workers.finite import check_resumed, check_weights
 from unify_posttrain.workers.forward import ChunkedForward
 from unify_posttrain.workers.fusion_actor import FusionActor
 from unify_posttrain.workers.optimizers import (
@@ -54,6 +55,8 @@ class FusionWorker(PortableWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
         super().init_model()
+        for module in ([self.actor_module_fsdp] if self._is_actor else []) + ([self.ref_module_fsdp] if self._is_ref else []):
+            check_weights(module, f"actor_rollout_ref.model.path={self.config.model.path}")
         self.replay_optimizer: torch.optim.Optimizer | None = None
         if self._is_actor:
             # The checkpoint manager holds module and optimizer, not the actor, so replacing the actor is safe.
@@ -132,8 +135,11 @@ class FusionWorker(PortableWorker):
     def load_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
         with keeping_settings(self.actor_optimizer, self.actor_lr_scheduler):
             super().load_checkpoint(local_path, *args, **kwargs)
+        if local_path is not None and self._is_actor:
+            check_resumed(self.actor_module_fsdp, self.actor_optimizer, local_path)
         if self.replay_optimizer is not None and local_path is not None and self._moments(local_path).exists():
             load_moments(self.replay_optimizer, self._moments(local_path))
+            check_resumed(self.actor_module_fsdp, self.replay_optimizer, local_path, self._moments(local_path))
 
     @staticmethod
     def _moments(local_path: str) -> Path:

@@ -19,6 +19,7 @@ from verl.utils.torch_functional import get_constant_schedule_with_warmup, get_c
 from unify_posttrain.algorithms import Phase
 from unify_posttrain.algorithms.schedules import warmup_cosine
 from unify_posttrain.phase_files import OPTIM
+from unify_posttrain.untrusted.weights import header
 
 
 def optim_of(phase: Phase, run: Any) -> SimpleNamespace:
@@ -106,10 +107,11 @@ def load_moments(optimizer: Optimizer, path: Path) -> None:
     """Inverse of `save_moments`, into an optimizer of the same parameters.
 
     Raises:
-        ValueError: the file is of another model or another number of ranks.
+        ValueError: the file is damaged, or of another model or another number of ranks.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.state.clear()
+    header(path)  # a file that is cut short is named
     for key, value in load_file(path).items():
         number, name = key.split(".", 1)
         if int(number) >= len(parameters):
