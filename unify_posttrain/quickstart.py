@@ -18,8 +18,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from unify_posttrain.config import compose_config
+from unify_posttrain.output import cell, guarded_output
+from unify_posttrain.redaction import redact_text, redacted_overrides
+from unify_posttrain.text import with_margin
 
 SPLITS = {"easy": "arithmetic_easy", "hard": "arithmetic_hard", "out of distribution": "arithmetic_ood"}
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -33,14 +37,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train HPT on verified arithmetic on CPU and show what happened.")
     parser.add_argument("--compare", metavar="ALGORITHM", action="append", default=[], help="the same steps of another algorithm")
     parser.add_argument("overrides", nargs="*", help="configuration overrides for every run, e.g. trainer.total_training_steps=20")
-    options = parser.parse_args(arguments)
+    with guarded_output():
+        _run(parser.parse_args(arguments))
+
+
+def _run(options: argparse.Namespace) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110)
     started = time.monotonic()
     try:
         prepare(console, options.overrides)
         runs = {name: train(console, name, options.overrides) for name in ("hpt", *options.compare)}
     except RuntimeError as error:
-        console.print(f"[red]{error}[/red]", soft_wrap=True)
+        console.print(Text(with_margin(redact_text(str(error))), style="red"), soft_wrap=True)
         sys.exit(1)
     report(console, runs, options.overrides)
     console.print(f"Done in {time.monotonic() - started:.0f} s.")
@@ -52,7 +60,7 @@ def prepare(console: Console, overrides: Sequence[str]) -> None:
 
     config = compose_config(overrides)
     files = prepare_data(config)
-    console.print(f"[1/3] data: {', '.join(str(path) for path in files.values())}", soft_wrap=True)
+    console.print(cell(f"[1/3] data: {', '.join(str(path) for path in files.values())}"), soft_wrap=True)
     with _bar(console) as bar:
         task = bar.add_task("[2/3] base model: pretraining a tiny Qwen2 on sums (about a minute, once)", total=None)
 
@@ -60,7 +68,7 @@ def prepare(console: Console, overrides: Sequence[str]) -> None:
             bar.update(task, completed=step, total=total)
 
         folder = prepare_model(config, advance)
-    console.print(f"[2/3] base model: {folder}", soft_wrap=True)
+    console.print(cell(f"[2/3] base model: {folder}"), soft_wrap=True)
 
 
 def train(console: Console, algorithm: str, overrides: Sequence[str]) -> Metrics:
@@ -76,8 +84,8 @@ def train(console: Console, algorithm: str, overrides: Sequence[str]) -> Metrics
     metrics_file, log = folder / "metrics.jsonl", folder / "train.log"
     metrics_file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "unify_posttrain.train", *run]
-    console.print(f"[3/3] python -m unify_posttrain.train {' '.join(run)}", soft_wrap=True)
-    console.print(f"      log: {log}", soft_wrap=True)
+    console.print(cell(f"[3/3] python -m unify_posttrain.train {' '.join(redacted_overrides(run))}"), soft_wrap=True)
+    console.print(cell(f"      log: {log}"), soft_wrap=True)
     with open(log, "w", encoding="utf-8") as output, _bar(console) as bar:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         task = bar.add_task("      starting Ray, verl and the engine (about a minute)", total=None)
@@ -151,7 +159,7 @@ def report(console: Console, runs: dict[str, Metrics], overrides: Sequence[str])
         "validation samples": folder / "samples",
         "configuration": folder / "config.yaml",
     }.items():
-        console.print(f"{name:>19}: {path}", soft_wrap=True, highlight=False)
+        console.print(cell(f"{name:>19}: {path}"), soft_wrap=True)
 
 
 def _validated(metrics: Metrics, key: str) -> tuple[float, float]:

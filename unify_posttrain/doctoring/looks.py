@@ -159,6 +159,22 @@ def _ray(subject: Subject) -> Iterable[Finding]:
     yield host.check_ray(remains, getpass.getuser(), address, _answers(address), declares, subject.before_ray)
 
 
+def _reach(subject: Subject) -> Iterable[Finding]:
+    if subject.config is None:
+        return
+    environment = os.environ
+    mode, handed_on = environment.get("RAY_AUTH_MODE", ""), bool(subject.select("ray_kwargs.ray_init.address"))
+    cluster = host.Cluster(
+        nodes=int(str(subject.select("trainer.nnodes", 1))),
+        joined=handed_on or bool(environment.get("RAY_ADDRESS")) or subject.before_ray,
+        address=str(subject.select("ray_kwargs.ray_init._node_ip_address") or ""),
+        # exp_scripts/slurm, which asks before it starts a cluster, gives that a token unless there is a mode already.
+        mode=mode or ("token" if subject.before_ray else ""),
+        token=any(environment.get(each) for each in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or (subject.before_ray and not mode),
+    )
+    yield host.check_reach(cluster)
+
+
 def _answers(address: str) -> bool:
     """Whether something listens at host:port; other forms (ray://…, auto) count as if."""
     name, _, port = address.rpartition(":")
@@ -275,4 +291,4 @@ def _model(subject: Subject) -> Iterable[Finding]:
         yield planned.check_model(name, "no config.json", remedy)
 
 
-CHECKS: tuple[Check, ...] = (_software, _flash_attention, _gpus, _shared_memory, _disk, _ray, _inputs, _hub, _shell)
+CHECKS: tuple[Check, ...] = (_software, _flash_attention, _gpus, _shared_memory, _disk, _ray, _reach, _inputs, _hub, _shell)

@@ -16,6 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
+import tempfile
+from pathlib import Path
 from typing import Any
 
 # First of all: the wheel enters itself as "vllm" among the installed packages when it is imported, and verl asks for that name.
@@ -44,6 +47,22 @@ def declared_resource() -> str:
     return "GPU"
 
 
+def handle_of(name: str) -> str:
+    """Address of a weight socket, in a folder that nobody else can enter: what arrives through it is unpickled.
+
+    Raises:
+        RuntimeError: somebody else made the folder, or lets others in.
+    """
+    folder = Path(tempfile.gettempdir()) / f"unify-posttrain-{os.getuid()}"
+    folder.mkdir(mode=stat.S_IRWXU, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise RuntimeError(
+            f"{folder} is not a folder of this user alone, and weights would go through it; remove it, or set TMPDIR"
+        )
+    return f"ipc://{folder}/{name}.sock"
+
+
 class CPUServerAdapter(vllm_rollout.ServerAdapter):
     """A trainer's rank: pushes its weights to its replica."""
 
@@ -57,6 +76,7 @@ class CPUServerAdapter(vllm_rollout.ServerAdapter):
             super().__init__(*args, **kwargs)
         finally:
             vllm_rollout.get_device_uuid = of_a_gpu
+        self.zmq_handle = handle_of(self.device_uuid)
 
 
 class CPUWorkerExtension(vLLMColocateWorkerExtension):
@@ -67,3 +87,6 @@ class CPUWorkerExtension(vLLMColocateWorkerExtension):
         self.device = torch.device("cpu")  # vLLM's CPU worker leaves it unset
         self.device_uuid = f"{os.environ[CHANNEL]}-{self.rank}"
         super().update_weights_from_ipc(*args, **kwargs)
+
+    def _get_zmq_handle(self) -> str:
+        return handle_of(self.device_uuid)

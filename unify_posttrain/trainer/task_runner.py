@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from omegaconf import DictConfig, OmegaConf
+from ray._private import ray_constants, services
 from verl.experimental.reward_loop import migrate_legacy_reward_impl
 from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 from verl.trainer.main_ppo import TaskRunner, create_rl_dataset, create_rl_sampler
@@ -24,24 +28,32 @@ from verl.utils.dataset.rl_dataset import collate_fn
 from verl.utils.device import auto_set_device
 
 from unify_posttrain import cpu_compat
-from unify_posttrain.runs import state
+from unify_posttrain.redaction import redacted, redacted_overrides, remember
+from unify_posttrain.runs import listeners, state
 from unify_posttrain.runs.environment import environment
-from unify_posttrain.runs.loggers import logger_folders, redacted
+from unify_posttrain.runs.loggers import logger_folders
 from unify_posttrain.runs.progress import show_progress
 
 logger = logging.getLogger(__name__)
 
 START_ATTEMPTS = 3
+WANDB_PROXY = "WANDB_HTTPS_PROXY"  # its own variable for the setting `https_proxy`
 RAY_TIMED_OUT = "timed out during startup"
 # Ray remembers 100,000 calls, a few hundred MB after a thousand steps, for a dashboard that nobody has open.
+# Every worker guards its logs as this process does.
+SETUP_HOOK = "unify_posttrain.output.guard_logs"
 RAY_REMEMBERED_CALLS = ("RAY_task_events_max_num_task_in_gcs", "10000")
 
 
 class RedactedTracking(tracking.Tracking):
-    """verl's, to which verl gives the whole configuration."""
+    """verl's, to which verl gives the whole configuration; trackers upload it, and some of them the command line as well."""
 
     def __init__(self, *args: Any, config: Any = None, **kwargs: Any) -> None:
-        super().__init__(*args, config=redacted(config), **kwargs)
+        safe, proxy = redacted(config), ((config or {}).get("trainer") or {}).get("wandb_proxy")
+        if proxy and safe["trainer"]["wandb_proxy"] != proxy:  # verl takes it out of what it uploads
+            os.environ.setdefault(WANDB_PROXY, proxy)
+            safe["trainer"]["wandb_proxy"] = None
+        super().__init__(*args, config=safe, **kwargs)
 
 
 def run(config: DictConfig) -> None:
@@ -55,12 +67,14 @@ def run(config: DictConfig) -> None:
     for key in ("run_dir", "default_local_dir", "validation_data_dir", "rollout_data_dir"):
         if config.trainer.get(key):
             config.trainer[key] = str(Path(config.trainer[key]).resolve())
-    OmegaConf.save(OmegaConf.create(redacted(OmegaConf.to_container(config))), run_dir / "config.yaml")
+    plain = OmegaConf.to_container(config)
+    remember(plain)
+    OmegaConf.save(OmegaConf.create(redacted(plain)), run_dir / "config.yaml")
     state.write_json(run_dir / "environment.json", environment())
     cpu_compat.install()
     tracking.Tracking = RedactedTracking  # verl's trainer looks it up when it begins
     try:
-        with logger_folders(config), show_progress(config) as shown:
+        with logger_folders(config), own_cluster(config), redacted_arguments(), show_progress(config) as shown:
             start_ray(shown)
             torch.set_num_threads(1)  # what Ray gives an actor of one CPU; more would spin beside the workers
             FusionTaskRunner().run(shown)
@@ -70,11 +84,50 @@ def run(config: DictConfig) -> None:
         ray.shutdown()  # a sweep goes on in this process, with a cluster of its own for every run
 
 
+@contextmanager
+def redacted_arguments() -> Iterator[None]:
+    """The command line as trackers find it; Hydra has read the real one."""
+    before = sys.argv[1:]
+    sys.argv[1:] = redacted_overrides(before)
+    try:
+        yield
+    finally:
+        sys.argv[1:] = before
+
+
+@contextmanager
+def own_cluster(config: DictConfig) -> Iterator[None]:
+    """What a cluster that this run starts itself may listen to (`runs.listeners`). One that is there is joined as it is."""
+    given = config.ray_kwargs.get("ray_init", {})
+    if joins_cluster(given):
+        yield
+        return
+    listeners.ensure_token()
+    loopback = listeners.stays_on_loopback(config.trainer.nnodes, given)
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    try:
+        with listeners.variables(listeners.loopback_variables() if loopback else {}):
+            # Ray has read its variable when it was imported; the processes that it starts read it themselves.
+            ray_constants.ENABLE_RAY_CLUSTER = before and os.environ.get(listeners.RAY_BEYOND_LOOPBACK) != "0"
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def joins_cluster(ray_init: Mapping[str, Any]) -> bool:
+    """Whether `ray.init` would join a cluster: the user's, RAY_ADDRESS, or one that `ray start` left behind."""
+    address = ray_init.get("address") or os.environ.get("RAY_ADDRESS")
+    if address:
+        return bool(address != "local")
+    return services.find_bootstrap_address(ray_init.get("_temp_dir")) is not None
+
+
 def start_ray(config: DictConfig) -> None:
     """What verl's `run_ppo` would do, which prints these settings, secrets included. Ray waits 30 s, not more, for its own node to
     come up; on a busy laptop that is not enough every time."""
     given = OmegaConf.to_container(config.ray_kwargs.get("ray_init", OmegaConf.create()), resolve=True)
     runtime_env = OmegaConf.merge(get_ppo_ray_runtime_env(), given.pop("runtime_env", None) or {})
+    runtime_env.setdefault("worker_process_setup_hook", SETUP_HOOK)
     os.environ.setdefault(*RAY_REMEMBERED_CALLS)
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
