@@ -18,5 +18,5 @@ def acting(text: str, allowed: str = OWN) -> set[str]:
 def assert_harmless(text: str, allowed: str = OWN) -> None:
     """Nothing acts, nothing begins a line of its own, nothing was read as markup, and the text was shown at all."""
     assert acting(text, allowed) == set(), text
-    assert "\\x1b[2J" in text and "[red]markup[/red]" in text.replace("\n", "")
+    assert "\\x1b[2J" in text and "[red]markup[" in text.replace("\n", "")
     assert not any(line.startswith("ERROR forged") for line in text.splitlines())

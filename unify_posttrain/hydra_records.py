@@ -53,7 +53,8 @@ class RedactedRecords(Callback):
         hydra = OmegaConf.create({"hydra": OmegaConf.to_container(HydraConfig.instance().cfg.hydra, resolve=False)})
         OmegaConf.save(safe_copy(task), folder / "config.yaml")
         OmegaConf.save(safe_copy(hydra), folder / "hydra.yaml")
-        OmegaConf.save(OmegaConf.create(redacted_overrides(list(config.hydra.overrides.task))), folder / "overrides.yaml")
+        overrides = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # ${oc.env:…} names a place, not its value
+        OmegaConf.save(OmegaConf.create(redacted_overrides(overrides)), folder / "overrides.yaml")
 
 
 def safe_copy(config: Any) -> DictConfig:

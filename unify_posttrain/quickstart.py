@@ -124,7 +124,7 @@ def report(console: Console, runs: dict[str, Metrics], overrides: Sequence[str])
     table.add_column("split")
     table.add_column("before", justify="right")
     for name in runs:
-        table.add_column(f"after {name}", justify="right")
+        table.add_column(cell(f"after {name}"), justify="right")
     for split, source in SPLITS.items():
         key = f"val-core/{source}/acc/mean@1"
         ends = [_validated(metrics, key) for metrics in runs.values()]
@@ -141,7 +141,7 @@ def report(console: Console, runs: dict[str, Metrics], overrides: Sequence[str])
         }
         prompts = mean["prompts_sft"] + mean["prompts_rl"]
         gate.add_row(
-            f"{steps[0]}-{steps[-1]}",
+            f"{steps[0]:d}-{steps[-1]:d}",
             f"{mean['prompts_sft'] / prompts:.0%}",
             f"{mean['prompts_rl'] / prompts:.0%}",
             f"{mean['solve_rate']:.0%}",

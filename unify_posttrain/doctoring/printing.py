@@ -43,7 +43,12 @@ def as_json(findings: Sequence[Finding], seconds: float) -> str:
         "status": worst(findings).value,
         "seconds": round(seconds, 1),
         "findings": [
-            {"name": each.name, "status": each.status.value, "found": clean_line(each.found), "remedy": clean_line(each.remedy)}
+            {
+                "name": clean_line(each.name),
+                "status": each.status.value,
+                "found": clean_line(each.found),
+                "remedy": clean_line(each.remedy),
+            }
             for each in findings
         ],
     }

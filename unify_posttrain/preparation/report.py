@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from unify_posttrain.output import cell
 from unify_posttrain.preparation.lengths import summary
@@ -76,9 +76,8 @@ def tables(path: Path) -> list[Table]:
 
 
 def _rows_table(title: str, report: Mapping[str, Any]) -> Table:
-    table = Table("rows", *map(cell, report), title=cell(title), title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    columns = [Column(cell(split), justify="right") for split in report]
+    table = Table("rows", *columns, title=cell(title), title_justify="left")
     table.add_row("read", *(f"{part['read']:,}" for part in report.values()))
     for key, label in (("dropped", "dropped"), ("traces_left_out", "further traces left out")):
         for reason in sorted({reason for part in report.values() for reason in part[key]}):
