@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -123,3 +124,12 @@ def test_no_large_file_is_kept() -> None:
     sizes = {relative(path): path.stat().st_size for path in files if path.is_file()}
     assert len(sizes) > 100
     assert {path: size for path, size in sizes.items() if size > FILE_BYTES} == {}
+
+
+def test_ray_is_new_enough_for_tokens() -> None:
+    """SECURITY.md: a cluster that a run starts asks for a token by itself from Ray 2.59; the bound and the pins say so."""
+    wanted = next(Requirement(each) for each in PYPROJECT["project"]["dependencies"] if each.startswith("ray"))
+    assert wanted.specifier.contains("2.59.0") and not wanted.specifier.contains("2.58.0")
+    for name in ("constraints.txt", "constraints-gpu.txt", "constraints-vllm.txt"):
+        (pinned,) = re.findall(r"^ray(?:\[\w+\])?==(\S+)", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert wanted.specifier.contains(pinned), name

@@ -13,7 +13,11 @@ from tests.e2e.conftest import World
 
 pytestmark = pytest.mark.e2e
 
-STEPS = ("trainer.total_training_steps=500", "trainer.n_gpus_per_node=2")
+STEPS = (
+    "trainer.total_training_steps=500",
+    "trainer.n_gpus_per_node=2",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
+)
 
 
 def listening(process: psutil.Process) -> dict[str, set[str]]:

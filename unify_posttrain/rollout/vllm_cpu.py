@@ -32,6 +32,7 @@ from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
 from unify_posttrain import cpu_compat
 
+LONGEST_SOCKET = 107  # characters of a path, on Linux
 CHANNEL = "UNIFY_VLLM_CHANNEL"  # environment variable: from a replica's server to its vLLM processes
 
 
@@ -51,7 +52,7 @@ def handle_of(name: str) -> str:
     """Address of a weight socket, in a folder that nobody else can enter: what arrives through it is unpickled.
 
     Raises:
-        RuntimeError: somebody else made the folder, or lets others in.
+        RuntimeError: somebody else made the folder or lets others in, or its path is too long.
     """
     folder = Path(tempfile.gettempdir()) / f"unify-posttrain-{os.getuid()}"
     folder.mkdir(mode=stat.S_IRWXU, exist_ok=True)
@@ -60,7 +61,10 @@ def handle_of(name: str) -> str:
         raise RuntimeError(
             f"{folder} is not a folder of this user alone, and weights would go through it; remove it, or set TMPDIR"
         )
-    return f"ipc://{folder}/{name}.sock"
+    socket = folder / f"{name}.sock"
+    if len(str(socket)) > LONGEST_SOCKET:
+        raise RuntimeError(f"{socket} is too long for a socket ({LONGEST_SOCKET} characters); set TMPDIR to a shorter folder")
+    return f"ipc://{socket}"
 
 
 class CPUServerAdapter(vllm_rollout.ServerAdapter):
