@@ -133,3 +133,30 @@ def test_ray_is_new_enough_for_tokens() -> None:
     for name in ("constraints.txt", "constraints-gpu.txt", "constraints-vllm.txt"):
         (pinned,) = re.findall(r"^ray(?:\[\w+\])?==(\S+)", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert wanted.specifier.contains(pinned), name
+
+
+def names_of(module: str) -> set[str]:
+    """What can be imported from a module of the package: what it defines or imports at its top, and its submodules."""
+    path = ROOT / module.replace(".", "/")
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    found = {each.stem for each in path.glob("*.py")} | {each.name for each in path.glob("*/")} if path.is_dir() else set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            found |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_imports_find_their_names(path: Path) -> None:
+    """Those inside of functions, too, which fail only when they are reached."""
+    wanted = [
+        (node.module, alias.name)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").partition(".")[0] == PACKAGE.name
+        for alias in node.names
+    ]
+    assert [f"{module}.{name}" for module, name in wanted if name not in names_of(str(module))] == []

@@ -99,6 +99,7 @@ def test_shapes_of_secrets(secret: str) -> None:
         "outputs/runs/hpt", "https://huggingface.co/Qwen/Qwen2.5-Math-7B", "s3://bucket/key", "ssh://git@host/x",
         "git@github.com:a/b",
         "hf_overrides", "hf_server.py", "task-something-long-name-1234567890", "commit 0123456789abcdef0123456789abcdef01234567",
+        "set HF_TOKEN=… first", "export HF_TOKEN=$HF_TOKEN",
         "unexpected token: }", "pkg://unify_posttrain.startup.dataset", "http://10.0.0.1:6379", "[1, 2]", "Bearer of news",
         "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes=64", "sk-learn", "{not json", "a:b@c",
     ],

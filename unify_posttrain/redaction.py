@@ -108,6 +108,7 @@ _OPTION = re.compile(r"(?<!\S)(?P<name>--?[A-Za-z][\w-]*)(?P<gap>\s+)(?P<value>\
 _NAMED = re.compile(r"(?<![\w.@/-])(?P<name>[A-Za-z_][\w.@/-]{0,200})(?P<gap>[\"']?\s?[:=]\s?)")
 _VALUE = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^\s\"'&]+")
 _OVERRIDE = re.compile(r"(?P<name>[+~]{0,2}[A-Za-z_][\w.@/:-]*)=(?P<value>.*)", re.DOTALL)
+_PLACEHOLDER = re.compile(r"…|\.\.\.|\*+|\$[A-Z_][A-Z0-9_]*|\$\(.*|<[a-z _-]*>|\$\{[\w.:]+\}")  # of a manual, a shell, or ours
 _INTERPOLATION = re.compile(r"\$\{[\w.:]+\}")  # names where the value comes from, and holds none of it
 
 _remembered: set[str] = set()
@@ -209,7 +210,7 @@ def _of_option(found: re.Match[str]) -> str:
 def _in_quotes(value: str) -> str:
     """What stands in a value's place, with its quotes."""
     bare = value.strip("\"'")
-    if not bare or _INTERPOLATION.fullmatch(bare) or bare.startswith(REDACTED):
+    if not bare or _PLACEHOLDER.fullmatch(bare) or bare.startswith(REDACTED):
         return value
     return value.replace(bare, REDACTED) if value[0] in "\"'" else REDACTED
 

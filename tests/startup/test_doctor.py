@@ -684,3 +684,12 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("overrides", [(), ("hardware=node_8gpu", "model=qwen2_5_math_7b", "task=openr1_math")])
+def test_no_check_fails_itself(overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that raises becomes a yellow line, so that a doctor keeps no job from running; here it is a defect."""
+    monkeypatch.setenv("UNIFY_HOME", str(tmp_path))
+    monkeypatch.setattr(looks, "_reaches", lambda _: False)
+    findings = [each for check in looks.CHECKS for each in check(Subject(compose_config(overrides)))]
+    assert {"disk", "listeners", "ray", "hub"} <= {each.name for each in findings}

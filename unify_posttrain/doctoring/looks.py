@@ -22,6 +22,7 @@ from unify_posttrain.config import PACKAGE
 from unify_posttrain.doctoring import gpus, host, packages, planned, probes
 from unify_posttrain.doctoring.findings import Finding
 from unify_posttrain.rollout.vllm_cpu_checks import declares_ranks
+from unify_posttrain.shapes import model_shape
 from unify_posttrain.startup.environment_checks import ENV_VARS, env_vars_problem, installed_trl
 
 SMI_SECONDS = 10.0  # nvidia-smi wakes the driver up, which takes seconds where nothing keeps it awake
@@ -211,9 +212,8 @@ def _disk(subject: Subject) -> Iterable[Finding]:
 def _plan(subject: Subject) -> planned.Plan:
     if subject.config is None:
         return planned.Plan(str(subject.run_dir), None)
-    from unify_posttrain.startup.memory import model_size
-
-    size, trainer = model_size(str(subject.config.actor_rollout_ref.model.path)), subject.config.trainer
+    trainer = subject.config.trainer
+    size = model_shape(str(subject.config.actor_rollout_ref.model.path), OmegaConf.select(subject.config, "shape"))
     kept = planned.checkpoints_kept(trainer.max_actor_ckpt_to_keep, trainer.total_training_steps, trainer.save_freq)
     return planned.Plan(str(subject.run_dir), None if size is None else size.parameters, kept)
 
