@@ -14,6 +14,7 @@ import wandb
 from omegaconf import DictConfig, OmegaConf
 from verl.utils import tracking
 
+from tests.hostile import HOSTILE, acting, assert_harmless
 from unify_posttrain.trainer import task_runner
 
 TIMED_OUT = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
@@ -116,6 +117,21 @@ def test_a_proxy_with_a_password_is_used_and_not_uploaded(monkeypatch: pytest.Mo
     assert wandb.Settings().https_proxy is None and os.environ[task_runner.WANDB_PROXY] == "http://me:hunter2@proxy:3128"
     task_runner.RedactedTracking(config={"trainer": {"wandb_proxy": "http://proxy:3128"}})
     assert given["config"] == {"trainer": {"wandb_proxy": "http://proxy:3128"}}
+
+
+def test_names_of_data_sources_are_printed_harmlessly(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """verl's console logger prints a line of all metrics; those of a validation are named after the data's sources."""
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "metrics.jsonl"))
+    tracker = task_runner.RedactedTracking(
+        project_name="p", experiment_name="e", default_backend=["console", "file"], config={"trainer": {}}
+    )
+    tracker.log(data={f"val-core/{HOSTILE}/acc/mean@1": 0.5, "actor/loss": 1.0}, step=3)
+    printed = capsys.readouterr().out
+    assert_harmless(printed)
+    assert "actor/loss:1.0" in printed
+    assert acting((tmp_path / "metrics.jsonl").read_text()) == set()
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ from unify_posttrain.runs import listeners, state
 from unify_posttrain.runs.environment import environment
 from unify_posttrain.runs.loggers import logger_folders
 from unify_posttrain.runs.progress import show_progress
+from unify_posttrain.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,10 @@ class RedactedTracking(tracking.Tracking):
             os.environ.setdefault(WANDB_PROXY, proxy)
             safe["trainer"]["wandb_proxy"] = None
         super().__init__(*args, config=safe, **kwargs)
+
+    def log(self, data: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Metrics bear the names of data sources, which verl's console logger prints as they are."""
+        super().log({one_line(name): value for name, value in data.items()}, *args, **kwargs)
 
 
 def run(config: DictConfig) -> None:
