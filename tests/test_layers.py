@@ -19,7 +19,9 @@ COMMANDS = ("train", "prepare", "export", "evaluate", "report", "explain", "quic
 # Rooms (folders and single modules) from low to high. A module imports its own room and rooms of lower layers, nothing else: two
 # rooms of one layer do not know each other, commands excepted.
 LAYERS = (
-    ("objective", "experience", "typos", "sweeps", "cpu_compat", "paths", "untrusted"),
+    ("text", "redaction"),
+    ("output",),
+    ("objective", "experience", "typos", "sweeps", "cpu_compat", "paths", "untrusted", "hydra_records"),
     ("phase_files", "shapes"),
     ("config",),
     ("algorithms", "provenance"),
@@ -39,9 +41,10 @@ KNOWN: dict[str, set[str]] = {
     "measures": set(),
     "rewards": set(),
     "algorithms": {"objective", "experience", "config"},  # the last for the arithmetic of episodes
-    "preparation": {"rewards", "untrusted"},
+    "output": {"text", "redaction"},
+    "preparation": {"rewards", "untrusted", "output", "redaction"},
     "tasks": {"preparation", "untrusted"},
-    "runs": {"sweeps", "paths"},
+    "runs": {"sweeps", "paths", "output", "redaction"},
     "rollout": {"cpu_compat", "untrusted"},
 }
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -123,3 +124,39 @@ def test_no_large_file_is_kept() -> None:
     sizes = {relative(path): path.stat().st_size for path in files if path.is_file()}
     assert len(sizes) > 100
     assert {path: size for path, size in sizes.items() if size > FILE_BYTES} == {}
+
+
+def test_ray_is_new_enough_for_tokens() -> None:
+    """SECURITY.md: a cluster that a run starts asks for a token by itself from Ray 2.59; the bound and the pins say so."""
+    wanted = next(Requirement(each) for each in PYPROJECT["project"]["dependencies"] if each.startswith("ray"))
+    assert wanted.specifier.contains("2.59.0") and not wanted.specifier.contains("2.58.0")
+    for name in ("constraints.txt", "constraints-gpu.txt", "constraints-vllm.txt"):
+        (pinned,) = re.findall(r"^ray(?:\[\w+\])?==(\S+)", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert wanted.specifier.contains(pinned), name
+
+
+def names_of(module: str) -> set[str]:
+    """What can be imported from a module of the package: what it defines or imports at its top, and its submodules."""
+    path = ROOT / module.replace(".", "/")
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    found = {each.stem for each in path.glob("*.py")} | {each.name for each in path.glob("*/")} if path.is_dir() else set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            found |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_imports_find_their_names(path: Path) -> None:
+    """Those inside of functions, too, which fail only when they are reached."""
+    wanted = [
+        (node.module, alias.name)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").partition(".")[0] == PACKAGE.name
+        for alias in node.names
+    ]
+    assert [f"{module}.{name}" for module, name in wanted if name not in names_of(str(module))] == []

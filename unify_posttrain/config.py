@@ -20,6 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from unify_posttrain.output import guarded_output
 from unify_posttrain.paths import check_written, expand_environment, expand_home, tidy
 from unify_posttrain.phase_files import expand_phases, file_chain
 from unify_posttrain.shapes import bucket_mib, logits_chunk
@@ -224,13 +225,19 @@ def _verl_keys() -> frozenset[str]:
 def run_command(main: Callable[[], None], config_name: str = "train") -> None:
     """Run the `hydra.main` of a command: a mistake on its command line ends it with one line, `error: …`, and code 1.
 
-    With HYDRA_FULL_ERROR=1 in the environment Hydra's own traceback is left as it is.
+    What it logs and ends with is cleaned (`unify_posttrain.output`). With HYDRA_FULL_ERROR=1 in the environment Hydra's own
+    traceback is left as it is.
 
     Args:
         main: the decorated function.
         config_name: its primary file, for the keys to suggest.
     """
     sys.argv[1:] = expand_home(sys.argv[1:])
+    with guarded_output():
+        _run_command(main, config_name)
+
+
+def _run_command(main: Callable[[], None], config_name: str) -> None:
     arguments, given = sys.argv[1:], os.environ.get(FULL_ERROR)
     try:
         _check_arguments(arguments, config_name)

@@ -66,4 +66,5 @@ def join_process_group() -> None:
     """
     if torch.cuda.is_available() or dist.is_initialized():
         return
-    dist.init_process_group("gloo", rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
+    method = os.environ.get("DIST_INIT_METHOD")  # as verl reads it
+    dist.init_process_group("gloo", method, rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))

@@ -19,6 +19,13 @@ JSON, BEFORE_RAY, HELP = "--json", "--before-ray", ("--help", "-h")
 
 def main() -> None:
     """Entry point of `unify-doctor`."""
+    from unify_posttrain.output import guarded_output
+
+    with guarded_output():
+        _main()
+
+
+def _main() -> None:
     begun = time.monotonic()
     options = {argument for argument in sys.argv[1:] if argument.startswith("-")}
     overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]

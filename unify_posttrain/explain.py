@@ -15,10 +15,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from unify_posttrain.config import compose_config
+from unify_posttrain.output import cell, guarded_output
 from unify_posttrain.provenance import Provenance
+from unify_posttrain.redaction import redacted
 from unify_posttrain.typos import with_hint
 
 COLUMNS = ("term", "tokens", "mask", "pi_ref", "advantage", "weight", "aggregation", "coefficient")
@@ -125,14 +126,18 @@ def _settings(algorithm: Any, config: DictConfig, overrides: Sequence[str]) -> I
         if key == "fusion.phases":
             value = [{name: each.get(name) for name in ("algorithm", "steps", "stall", "lr") if name in each} for each in value]
         value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        yield {"key": key, "value": value, "from": provenance.source(key)}
+        yield {"key": key, "value": redacted(value, key), "from": provenance.source(key)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `unify-explain`."""
+    with guarded_output():
+        _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: list[str]) -> None:
     from unify_posttrain.algorithms import ALGORITHMS
 
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in arguments
     overrides = [argument for argument in arguments if argument != "--json"]
     if any(argument in ("-h", "--help") for argument in overrides):
@@ -153,11 +158,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _print(algorithm: dict[str, Any], console: Console) -> None:
-    """All as `Text`: brackets of a formula are no markup."""
+    """All as cells: brackets of a formula are no markup."""
     paper = f" ({algorithm['paper']})" if algorithm["paper"] else ""
-    console.print(Text(algorithm["algorithm"] + paper, style="bold"))
-    console.print(Text(f"rows       {algorithm['rows']}"))
-    console.print(Text(f"advantage  {algorithm['advantage']}"))
+    console.print(cell(algorithm["algorithm"] + paper, style="bold"))
+    console.print(cell(f"rows       {algorithm['rows']}"))
+    console.print(cell(f"advantage  {algorithm['advantage']}"))
     terms = [
         {**term, "coefficient": f"{term['coefficient']:g}" if isinstance(term["coefficient"], float | int) else term["coefficient"]}
         for term in algorithm["terms"]
@@ -167,7 +172,7 @@ def _print(algorithm: dict[str, Any], console: Console) -> None:
         for column in columns:
             table.add_column(column)
         for row in rows:
-            table.add_row(*(Text("null" if row[column] is None else str(row[column])) for column in columns))
+            table.add_row(*(cell("null" if row[column] is None else row[column]) for column in columns))
         console.print(table)
 
 

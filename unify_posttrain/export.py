@@ -55,15 +55,16 @@ def with_run_key(arguments: Sequence[str]) -> list[str]:
 @hydra.main(config_path=str(conf_dir()), config_name="export", version_base=None)
 def _main(config: DictConfig) -> None:
     from unify_posttrain.evaluation.exporting import export, push
+    from unify_posttrain.output import write
 
     try:
         if config.run is None:
             raise ValueError("run is not set; give the folder of a run, e.g. python -m unify_posttrain.export outputs/runs/hpt")
         output = None if config.output is None else Path(str(config.output))
         folder = export(Path(str(config.run)), config.step, output, str(config.dtype), bool(config.overwrite))
-        sys.stdout.write(f"{folder}\n")
+        write(str(folder))
         if config.push_to_hub is not None:
-            sys.stdout.write(f"{push(folder, str(config.push_to_hub), bool(config.private))}\n")
+            write(push(folder, str(config.push_to_hub), bool(config.private)))
     except ValueError as error:
         sys.exit(f"error: {error}")
 

@@ -18,9 +18,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from unify_posttrain.config import INTERRUPTED, compose_config
+from unify_posttrain.output import cell, guarded_output
+from unify_posttrain.redaction import redact_text, redacted_overrides
 from unify_posttrain.runs.lineage import read_run
+from unify_posttrain.text import with_margin
 
 SPLITS = {"easy": "arithmetic_easy", "hard": "arithmetic_hard", "out of distribution": "arithmetic_ood"}
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -34,14 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train HPT on verified arithmetic on CPU and show what happened.")
     parser.add_argument("--compare", metavar="ALGORITHM", action="append", default=[], help="the same steps of another algorithm")
     parser.add_argument("overrides", nargs="*", help="configuration overrides for every run, e.g. trainer.total_training_steps=20")
-    options = parser.parse_args(arguments)
+    with guarded_output():
+        _run(parser.parse_args(arguments))
+
+
+def _run(options: argparse.Namespace) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110)
     started = time.monotonic()
     try:
         prepare(console, options.overrides)
         runs = {name: train(console, name, options.overrides) for name in ("hpt", *options.compare)}
     except RuntimeError as error:
-        console.print(f"[red]{error}[/red]", soft_wrap=True)
+        console.print(Text(with_margin(redact_text(str(error))), style="red"), soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         console.print("[red]interrupted[/red]; the same command begins again")
@@ -56,7 +64,7 @@ def prepare(console: Console, overrides: Sequence[str]) -> None:
 
     config = compose_config(overrides)
     files = prepare_data(config)
-    console.print(f"[1/3] data: {', '.join(str(path) for path in files.values())}", soft_wrap=True)
+    console.print(cell(f"[1/3] data: {', '.join(str(path) for path in files.values())}"), soft_wrap=True)
     with _bar(console) as bar:
         task = bar.add_task("[2/3] base model: pretraining a tiny Qwen2 on sums (about a minute, once)", total=None)
 
@@ -64,7 +72,7 @@ def prepare(console: Console, overrides: Sequence[str]) -> None:
             bar.update(task, completed=step, total=total)
 
         folder = prepare_model(config, advance)
-    console.print(f"[2/3] base model: {folder}", soft_wrap=True)
+    console.print(cell(f"[2/3] base model: {folder}"), soft_wrap=True)
 
 
 def train(console: Console, algorithm: str, overrides: Sequence[str]) -> Metrics:
@@ -80,8 +88,8 @@ def train(console: Console, algorithm: str, overrides: Sequence[str]) -> Metrics
     metrics_file, log = folder / "metrics.jsonl", folder / "train.log"
     before = read_run(folder)  # of an earlier quick start, whose metrics are there until the new run sets them aside
     command = [sys.executable, "-m", "unify_posttrain.train", *run]
-    console.print(f"[3/3] python -m unify_posttrain.train {' '.join(run)}", soft_wrap=True)
-    console.print(f"      log: {log}", soft_wrap=True)
+    console.print(cell(f"[3/3] python -m unify_posttrain.train {' '.join(redacted_overrides(run))}"), soft_wrap=True)
+    console.print(cell(f"      log: {log}"), soft_wrap=True)
     with open(log, "w", encoding="utf-8") as output, _bar(console) as bar:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         task = bar.add_task("      starting Ray, verl and the engine (about a minute)", total=None)
@@ -120,7 +128,7 @@ def report(console: Console, runs: dict[str, Metrics], overrides: Sequence[str])
     table.add_column("split")
     table.add_column("before", justify="right")
     for name in runs:
-        table.add_column(f"after {name}", justify="right")
+        table.add_column(cell(f"after {name}"), justify="right")
     for split, source in SPLITS.items():
         key = f"val-core/{source}/acc/mean@1"
         ends = [_validated(metrics, key) for metrics in runs.values()]
@@ -137,7 +145,7 @@ def report(console: Console, runs: dict[str, Metrics], overrides: Sequence[str])
         }
         prompts = mean["prompts_sft"] + mean["prompts_rl"]
         gate.add_row(
-            f"{steps[0]}-{steps[-1]}",
+            f"{steps[0]:d}-{steps[-1]:d}",
             f"{mean['prompts_sft'] / prompts:.0%}",
             f"{mean['prompts_rl'] / prompts:.0%}",
             f"{mean['solve_rate']:.0%}",
@@ -155,7 +163,7 @@ def report(console: Console, runs: dict[str, Metrics], overrides: Sequence[str])
         "validation samples": folder / "samples",
         "configuration": folder / "config.yaml",
     }.items():
-        console.print(f"{name:>19}: {path}", soft_wrap=True, highlight=False)
+        console.print(cell(f"{name:>19}: {path}"), soft_wrap=True)
 
 
 def _validated(metrics: Metrics, key: str) -> tuple[float, float]:

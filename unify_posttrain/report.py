@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from unify_posttrain.output import guarded_output, write
 from unify_posttrain.reporting.build import build_report
 from unify_posttrain.reporting.settings import load_settings
 
@@ -32,7 +33,11 @@ LIMITS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `unify-report`."""
-    options = _parser().parse_args(arguments)
+    with guarded_output():
+        _write_page(_parser().parse_args(arguments))
+
+
+def _write_page(options: argparse.Namespace) -> None:
     try:
         settings = load_settings(**{name: getattr(options, name) for name in LIMITS})
         page = build_report(options.runs, settings=settings, rollouts=options.rollouts)
@@ -41,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = options.output or default_output(options.runs)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
-    sys.stdout.write(f"{output} ({output.stat().st_size / 1e6:.1f} MB)\n")
+    write(f"{output} ({output.stat().st_size / 1e6:.1f} MB)")
 
 
 def default_output(runs: Sequence[Path]) -> Path:

@@ -14,6 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from unify_posttrain.redaction import redacted_overrides
+
 # What may change when a sweep is started again without making it another one.
 NOT_IN_NAME = (
     "dry_run",
@@ -36,7 +38,8 @@ def job_label(overrides: Sequence[str]) -> str:
     'algorithm_hpt-lr_1e-5-88c68f0b'
     """
     own = sorted(each for each in overrides if each.lstrip("+~").partition("=")[0] not in NOT_IN_NAME)
-    parts = sorted((each.lstrip("+~").partition("=") for each in own), key=lambda part: ("." in part[0], part))  # groups first
+    shown = redacted_overrides(own)  # a name is seen by whoever lists the folder; the digest still tells two such jobs apart
+    parts = sorted((each.lstrip("+~").partition("=") for each in shown), key=lambda part: ("." in part[0], part))  # groups first
     readable = "-".join(f"{key.rpartition('.')[2]}_{value}" for key, _, value in parts)
     safe = re.sub(r"[^\w.+-]+", "_", readable)[:LABEL_LENGTH]  # no comma or equals sign: Hydra would read them on a command line
     digest = hashlib.sha256("\n".join(own).encode()).hexdigest()[:DIGEST_LENGTH]

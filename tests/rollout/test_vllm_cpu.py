@@ -198,6 +198,7 @@ def adapter(monkeypatch: pytest.MonkeyPatch) -> Any:
         def update_weights_from_ipc(self, use_shm: bool) -> None:
             self.received = (str(self.device), self.device_uuid, use_shm)
             self.receiver = transfer.BucketedWeightReceiver
+            self.connected = self._get_zmq_handle()
 
     rollout.ServerAdapter, rollout.get_device_uuid = ServerAdapter, get_device_uuid
     server.vLLMHttpServer, server.vLLMReplica, server.get_resource_name = HttpServer, Replica, lambda: "NPU"
@@ -231,6 +232,7 @@ def test_both_ends_of_a_weight_channel_have_one_name(adapter: Any, rank: int) ->
     receiver = adapter.CPUWorkerExtension()
     receiver.update_weights_from_ipc(use_shm=True)
     assert receiver.received == ("cpu", sender.device_uuid, True)
+    assert receiver.connected == sender.zmq_handle
 
 
 def test_channels_differ_between_ranks_and_runs(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +272,25 @@ def test_a_bucket_is_loaded_before_its_memory_is_given_back(adapter: Any) -> Non
     worker.receiver().receive_weights(lambda: happened.append("loaded"))
     assert happened == ["bucket", "loaded", "answered"] * 2 + ["closed"]
     assert adapter.bucketed_weight_transfer.BucketedWeightReceiver is verls
+
+
+def test_weights_travel_through_a_folder_of_this_user_alone(adapter: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What arrives through the socket is unpickled: nobody else may make it, its folder, or a link in its place."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    handle = adapter.CPUServerAdapter(0).zmq_handle
+    folder = Path(handle.removeprefix("ipc://")).parent
+    assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o755)
+    with pytest.raises(RuntimeError, match="not a folder of this user alone"):
+        adapter.CPUServerAdapter(0)
+    folder.rmdir()
+    folder.symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(RuntimeError, match="not a folder of this user alone"):
+        adapter.CPUServerAdapter(0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a".ljust(90, "a")))
+    Path(str(tmp_path / "a".ljust(90, "a"))).mkdir()
+    with pytest.raises(RuntimeError, match="set TMPDIR to a shorter folder"):
+        adapter.CPUServerAdapter(0)
 
 
 def test_verls_question_is_put_back(adapter: Any) -> None:

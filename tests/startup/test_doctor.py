@@ -264,6 +264,48 @@ def test_ports(listening: dict[int, set[str]], joins: bool, status: str, said: s
     assert finding.status.value == status and said in finding.found
 
 
+@pytest.mark.parametrize(
+    ("cluster", "status", "said"),
+    [
+        (host.Cluster(1, False), "green", "at 127.0.0.1 alone, with a token of its own"),
+        (host.Cluster(1, False, mode="disabled"), "green", "at 127.0.0.1 alone, without a token"),
+        (host.Cluster(1, False, address="10.0.0.7"), "green", "at 10.0.0.7, with a token"),
+        (host.Cluster(1, False, address="10.0.0.7", mode="disabled"), "yellow", "at 10.0.0.7, without a token"),
+        (host.Cluster(2, False, mode="disabled"), "yellow", "every interface, without a token"),
+        (host.Cluster(2, True, mode="token", token=True), "green", "asks for a token"),
+        (host.Cluster(2, True), "yellow", "runs code as its user"),
+        (host.Cluster(2, True, mode="token"), "yellow", "no token in this environment"),
+        (host.Cluster(1, True, mode="disabled", token=True), "yellow", "runs code as its user"),
+    ],
+)
+def test_who_reaches_the_cluster(cluster: host.Cluster, status: str, said: str) -> None:
+    finding = host.check_reach(cluster)
+    assert (finding.name, finding.status.value) == ("listeners", status) and said in finding.found
+    assert bool(finding.remedy) == (status == "yellow")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "environment", "before_ray", "said"),
+    [
+        ((), {}, False, "127.0.0.1 alone, with a token"),
+        ((), {"RAY_ADDRESS": "10.0.0.1:6379"}, False, "runs code as its user"),
+        ((), {"RAY_ADDRESS": "10.0.0.1:6379", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": SECRET}, False, "asks for a token"),
+        (("trainer.nnodes=2",), {}, True, "asks for a token"),  # the Slurm job gives its cluster one
+        (("trainer.nnodes=2",), {"RAY_AUTH_MODE": "disabled"}, True, "runs code as its user"),
+        (("+ray_kwargs.ray_init._node_ip_address=10.0.0.7",), {}, False, "at 10.0.0.7"),
+    ],
+)
+def test_the_cluster_is_the_one_of_this_run(
+    overrides: tuple[str, ...], environment: dict[str, str], before_ray: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    (finding,) = looks._reach(Subject(compose_config(overrides), before_ray))
+    assert said in finding.found and SECRET not in finding.found + finding.remedy
+
+
 def test_listeners_are_read_from_the_kernel(tmp_path: Path) -> None:
     """127.0.0.1:6379, 0.0.0.0:8265, [::1]:80 and a connection, which is none; each word little-endian."""
     head = "  sl  local_address rem_address   st\n"
@@ -642,3 +684,12 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("overrides", [(), ("hardware=node_8gpu", "model=qwen2_5_math_7b", "task=openr1_math")])
+def test_no_check_fails_itself(overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that raises becomes a yellow line, so that a doctor keeps no job from running; here it is a defect."""
+    monkeypatch.setenv("UNIFY_HOME", str(tmp_path))
+    monkeypatch.setattr(looks, "_reaches", lambda _: False)
+    findings = [each for check in looks.CHECKS for each in check(Subject(compose_config(overrides)))]
+    assert {"disk", "listeners", "ray", "hub"} <= {each.name for each in findings}

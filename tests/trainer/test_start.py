@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from omegaconf import DictConfig, OmegaConf
+from verl.utils import tracking
 
+from tests.hostile import HOSTILE, acting, assert_harmless
 from unify_posttrain.trainer import task_runner
 
 TIMED_OUT = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
@@ -69,4 +77,82 @@ def test_settings_reach_ray_and_none_of_them_the_output(
     environment = given["runtime_env"]["env_vars"]
     assert environment["WANDB_API_KEY"] == "hush" and environment["NCCL_DEBUG"] == "INFO", "the user's win over verl's"
     assert environment["TOKENIZERS_PARALLELISM"] == "true", "verl's own are kept"
+    assert given["runtime_env"]["worker_process_setup_hook"] == "unify_posttrain.output.guard_logs", (
+        "workers' logs are guarded, too"
+    )
     assert "hush" not in "".join(capsys.readouterr())
+
+
+def test_the_hook_of_workers_exists_and_the_users_own_stays(starts: Starts) -> None:
+    module, _, function = task_runner.SETUP_HOOK.rpartition(".")
+    assert callable(getattr(importlib.import_module(module), function))
+    task_runner.start_ray(config(runtime_env={"worker_process_setup_hook": "mine.hook"}))
+    assert starts.given[0]["runtime_env"]["worker_process_setup_hook"] == "mine.hook"
+
+
+# Trackers
+
+
+def test_trackers_are_given_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(tracking.Tracking, "__init__", lambda self, **arguments: given.update(arguments, argv=sys.argv[1:]))
+    monkeypatch.setattr(tracking.Tracking, "__del__", lambda self: None)
+    monkeypatch.setattr(sys, "argv", ["train", "+env.HF_TOKEN=abc", "a=1"])
+    with task_runner.redacted_arguments():
+        task_runner.RedactedTracking(
+            project_name="p", experiment_name="e", config={"trainer": {}, "env": {"HF_TOKEN": "abc", "A": "1"}}
+        )
+    assert given["config"] == {"trainer": {}, "env": {"HF_TOKEN": "<redacted>", "A": "1"}} and given["project_name"] == "p"
+    assert given["argv"] == ["+env.HF_TOKEN=<redacted>", "a=1"] and sys.argv[1:] == ["+env.HF_TOKEN=abc", "a=1"]
+
+
+def test_a_proxy_with_a_password_is_used_and_not_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(tracking.Tracking, "__init__", lambda self, **arguments: given.update(arguments))
+    monkeypatch.setattr(tracking.Tracking, "__del__", lambda self: None)
+    monkeypatch.setenv(task_runner.WANDB_PROXY, "x")
+    monkeypatch.delenv(task_runner.WANDB_PROXY)
+    task_runner.RedactedTracking(config={"trainer": {"wandb_proxy": "http://me:hunter2@proxy:3128"}})
+    assert given["config"] == {"trainer": {"wandb_proxy": None}}
+    assert wandb.Settings().https_proxy is None and os.environ[task_runner.WANDB_PROXY] == "http://me:hunter2@proxy:3128"
+    task_runner.RedactedTracking(config={"trainer": {"wandb_proxy": "http://proxy:3128"}})
+    assert given["config"] == {"trainer": {"wandb_proxy": "http://proxy:3128"}}
+
+
+def test_names_of_data_sources_are_printed_harmlessly(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """verl's console logger prints a line of all metrics; those of a validation are named after the data's sources."""
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "metrics.jsonl"))
+    tracker = task_runner.RedactedTracking(
+        project_name="p", experiment_name="e", default_backend=["console", "file"], config={"trainer": {}}
+    )
+    tracker.log(data={f"val-core/{HOSTILE}/acc/mean@1": 0.5, "actor/loss": 1.0}, step=3)
+    printed = capsys.readouterr().out
+    assert_harmless(printed)
+    assert "actor/loss:1.0" in printed
+    assert acting((tmp_path / "metrics.jsonl").read_text()) == set()
+
+
+@pytest.mark.slow
+def test_a_real_tracker_writes_no_secret(tmp_path: Path) -> None:
+    """wandb without a network and tensorboard, told what a run tells them, from a process with a secret on its command line."""
+    secret = "nobody-guesses-this-1"
+    code = (
+        "from unify_posttrain.trainer import task_runner\n"
+        f"config = {{'trainer': {{'x': 'https://me:{secret}@h'}}, 'env': {{'MY_PASSWORD': '{secret}'}}}}\n"
+        "with task_runner.redacted_arguments():\n"
+        "    t = task_runner.RedactedTracking("
+        "project_name='p', experiment_name='e', default_backend=['wandb', 'tensorboard'], config=config)\n"
+        "    t.log({'a': 1.0}, step=1)\n"
+        "    t.logger['wandb'].finish()\n"
+    )
+    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "TENSORBOARD_DIR": str(tmp_path / "tb")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"+env.MY_PASSWORD={secret}"], env=environment, capture_output=True, text=True, timeout=600,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in written) and any("tfevents" in path.name for path in written)
+    assert [path.name for path in written if secret.encode() in path.read_bytes()] == []

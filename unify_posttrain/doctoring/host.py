@@ -61,6 +61,40 @@ def check_ports(listening: Mapping[int, set[str]], joins: bool) -> Finding:
     return green(name, f"{RAY_PORT} and {DASHBOARD_PORT} free; {others} other port(s) listen beyond loopback")
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """The Ray cluster that a run will use.
+
+    Attributes:
+        nodes: trainer.nnodes.
+        joined: it is there, or the caller starts it; else the run starts one.
+        address: `_node_ip_address` that the user gives to `ray.init`, '' for none.
+        mode: RAY_AUTH_MODE, '' if not set.
+        token: whether a token was given (RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH).
+    """
+
+    nodes: int
+    joined: bool
+    address: str = ""
+    mode: str = ""
+    token: bool = False
+
+
+def check_reach(cluster: Cluster) -> Finding:
+    """Who can connect to the cluster of a run: whoever can, runs code as its user."""
+    name, guarded = "listeners", cluster.mode == "token" and cluster.token
+    remedy = "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=… before ray start on every node, and a firewall: SECURITY.md, Listeners"
+    if not cluster.joined:
+        whose = "without a token" if cluster.mode not in ("", "token") else "with a token of its own"
+        where = cluster.address or ("127.0.0.1 alone" if cluster.nodes == 1 else "every interface")
+        found = f"the run's own cluster listens at {where}, {whose}"
+        exposed = not where.startswith("127.") and whose == "without a token"
+        return yellow(name, found, "unset RAY_AUTH_MODE") if exposed else green(name, found)
+    if guarded:
+        return green(name, "the cluster asks for a token; its ports, NCCL's and the stores of torch listen at every interface")
+    return yellow(name, "whoever reaches the ports of the Ray cluster runs code as its user: no token in this environment", remedy)
+
+
 def _outside(addresses: Sequence[str] | set[str]) -> list[str]:
     return [address for address in addresses if not is_loopback(address)]
 

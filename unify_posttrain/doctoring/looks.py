@@ -22,6 +22,7 @@ from unify_posttrain.config import PACKAGE
 from unify_posttrain.doctoring import gpus, host, packages, planned, probes
 from unify_posttrain.doctoring.findings import Finding
 from unify_posttrain.rollout.vllm_cpu_checks import declares_ranks
+from unify_posttrain.shapes import model_shape
 from unify_posttrain.startup.environment_checks import ENV_VARS, env_vars_problem, installed_trl
 
 SMI_SECONDS = 10.0  # nvidia-smi wakes the driver up, which takes seconds where nothing keeps it awake
@@ -159,6 +160,22 @@ def _ray(subject: Subject) -> Iterable[Finding]:
     yield host.check_ray(remains, getpass.getuser(), address, _answers(address), declares, subject.before_ray)
 
 
+def _reach(subject: Subject) -> Iterable[Finding]:
+    if subject.config is None:
+        return
+    environment = os.environ
+    mode, handed_on = environment.get("RAY_AUTH_MODE", ""), bool(subject.select("ray_kwargs.ray_init.address"))
+    cluster = host.Cluster(
+        nodes=int(str(subject.select("trainer.nnodes", 1))),
+        joined=handed_on or bool(environment.get("RAY_ADDRESS")) or subject.before_ray,
+        address=str(subject.select("ray_kwargs.ray_init._node_ip_address") or ""),
+        # exp_scripts/slurm, which asks before it starts a cluster, gives that a token unless there is a mode already.
+        mode=mode or ("token" if subject.before_ray else ""),
+        token=any(environment.get(each) for each in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or (subject.before_ray and not mode),
+    )
+    yield host.check_reach(cluster)
+
+
 def _answers(address: str) -> bool:
     """Whether something listens at host:port; other forms (ray://…, auto) count as if."""
     name, _, port = address.rpartition(":")
@@ -195,9 +212,8 @@ def _disk(subject: Subject) -> Iterable[Finding]:
 def _plan(subject: Subject) -> planned.Plan:
     if subject.config is None:
         return planned.Plan(str(subject.run_dir), None)
-    from unify_posttrain.startup.memory import model_size
-
-    size, trainer = model_size(str(subject.config.actor_rollout_ref.model.path)), subject.config.trainer
+    trainer = subject.config.trainer
+    size = model_shape(str(subject.config.actor_rollout_ref.model.path), OmegaConf.select(subject.config, "shape"))
     kept = planned.checkpoints_kept(trainer.max_actor_ckpt_to_keep, trainer.total_training_steps, trainer.save_freq)
     return planned.Plan(str(subject.run_dir), None if size is None else size.parameters, kept)
 
@@ -281,4 +297,4 @@ def _model(subject: Subject) -> Iterable[Finding]:
         yield planned.check_model(name, "no config.json", remedy)
 
 
-CHECKS: tuple[Check, ...] = (_software, _flash_attention, _gpus, _shared_memory, _disk, _ray, _inputs, _hub, _shell)
+CHECKS: tuple[Check, ...] = (_software, _flash_attention, _gpus, _shared_memory, _disk, _ray, _reach, _inputs, _hub, _shell)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from unify_posttrain.doctoring.findings import Finding, Status, worst
+from unify_posttrain.output import clean_line
 
 STYLES = {Status.GREEN: "green", Status.YELLOW: "yellow", Status.RED: "bold red"}
 ENDS = {
@@ -26,8 +27,8 @@ def show(findings: Sequence[Finding], seconds: float, console: Console) -> None:
     for finding in findings:
         line = Text.assemble(
             (f"{finding.status.value:<{words}}", STYLES[finding.status]),
-            f"  {finding.name:<{names}}  {finding.found}",
-            (f"; {finding.remedy}" if finding.remedy else "", "italic"),
+            clean_line(f"  {finding.name:<{names}}  {finding.found}"),
+            (clean_line(f"; {finding.remedy}") if finding.remedy else "", "italic"),
         )
         console.print(line, soft_wrap=True)
     status = worst(findings)
@@ -42,7 +43,13 @@ def as_json(findings: Sequence[Finding], seconds: float) -> str:
         "status": worst(findings).value,
         "seconds": round(seconds, 1),
         "findings": [
-            {"name": each.name, "status": each.status.value, "found": each.found, "remedy": each.remedy} for each in findings
+            {
+                "name": clean_line(each.name),
+                "status": each.status.value,
+                "found": clean_line(each.found),
+                "remedy": clean_line(each.remedy),
+            }
+            for each in findings
         ],
     }
     return json.dumps(report, indent=2)

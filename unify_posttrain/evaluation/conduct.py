@@ -22,6 +22,8 @@ from unify_posttrain.evaluation.results import Measured, as_results
 from unify_posttrain.evaluation.rewards import Judge, load_extractor, load_reward
 from unify_posttrain.evaluation.settings import Benchmark, Evaluation
 from unify_posttrain.evaluation.store import Sample, SampleStore
+from unify_posttrain.output import described
+from unify_posttrain.redaction import redacted
 from unify_posttrain.rollout.seeds import rollout_seeds
 from unify_posttrain.runs.files import write_text
 
@@ -54,7 +56,7 @@ def conduct(evaluation: Evaluation, start: Starter = start_engine) -> dict[str, 
     }
     measured = [part for model in evaluation.models for part in _evaluate_model(evaluation, model, problems, start)]
     results = as_results(evaluation, measured)
-    write_text(evaluation.output / JSON, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(evaluation.output / JSON, json.dumps(redacted(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     figures = draw(results, evaluation.output)
     write_text(evaluation.output / MARKDOWN, markdown(results, [path.name for path in figures]))
     return results
@@ -220,7 +222,7 @@ def _progress(description: str, total: int, done: int) -> Iterator[Advance]:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(description, total=total, completed=done)
+        task = bar.add_task(described(description), total=total, completed=done)
         yield lambda count: bar.advance(task, count)
 
 
@@ -228,4 +230,4 @@ def _note_duration(output: Path, model: Model, benchmark: Benchmark, samples: in
     """Times stand in a file of their own: results.json must not depend on them."""
     entry = {"began": began, "seconds": round(seconds, 3), "model": model.label, "benchmark": benchmark.name, "samples": samples}
     with open(output / DURATIONS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+        file.write(json.dumps(redacted(entry)) + "\n")

@@ -10,6 +10,9 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from unify_posttrain.redaction import redacted
+from unify_posttrain.text import one_line
+
 LIBRARY = "unify_posttrain"
 
 
@@ -18,12 +21,12 @@ def model_card(run: Path, config: DictConfig, step: int, paper: str | None, vers
 
     Args:
         run: folder with metrics.jsonl.
-        config: of the run, secrets redacted already; absolute paths are cut to their last part.
+        config: of the run, whose secrets are left out; absolute paths are cut to their last part.
         step: of the checkpoint.
         paper: of the algorithm, if known.
         version: of this package.
     """
-    plain = without_folders(OmegaConf.to_container(config))
+    plain = without_folders(redacted(OmegaConf.to_container(config)))
     base, algorithm = str(_select(plain, "actor_rollout_ref.model.path")), str(_select(plain, "fusion.algorithm"))
     validated, metrics = last_validation(run / "metrics.jsonl", step)
     parts = [
@@ -118,4 +121,4 @@ def _listed(files: Any) -> str:
 
 
 def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return one_line(value).replace("|", "\\|")

@@ -23,6 +23,7 @@ def draw(results: Mapping[str, Any], folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")  # no display needed, and none opened
+    matplotlib.rcParams["text.parse_math"] = False  # names come from data: a $ in one is a dollar
     steps = [model["step"] for model in results["models"]]
     if len(steps) > 1 and None not in steps:
         return [_save(_curve(results), folder / CURVE)]

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from unify_posttrain.redaction import redacted
+
 logger = logging.getLogger(__name__)
 
 SETTINGS, SAMPLES = "settings.json", "samples.jsonl"
@@ -76,7 +78,7 @@ class SampleStore:
     def __init__(self, folder: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         self.folder = Path(folder)
         self.path = self.folder / SAMPLES
-        wanted = json.loads(json.dumps({"format": FORMAT, **settings}))  # as it will be read back
+        wanted = json.loads(json.dumps(redacted({"format": FORMAT, **settings})))  # as it will be read back
         if self._mismatch(wanted) is not None and overwrite:
             logger.warning("%s: samples of other settings are deleted (overwrite=true)", self.folder)
             shutil.rmtree(self.folder)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unify_posttrain.output import cell, clean_line
+
 NONE = "-"
 
 
@@ -20,7 +22,7 @@ def column_title(column: tuple[str, str], columns: Sequence[tuple[str, str]]) ->
     """The benchmark's name, with the source where the benchmark has several."""
     benchmark, source = column
     several = sum(1 for other, _ in columns if other == benchmark) > 1
-    return f"{benchmark}: {source}" if several else benchmark
+    return clean_line(f"{benchmark}: {source}" if several else benchmark)
 
 
 def groups_of(results: Mapping[str, Any]) -> list[str]:
@@ -62,7 +64,8 @@ COMPARISON_NOTE = (
 def _protocol(results: Mapping[str, Any]) -> str:
     settings = results["settings"]
     lines = [
-        f"- {name}: n = {each['n']}, temperature {each['temperature']:g}, top-p {each['top_p']:g}, reward {_reward(each['reward'])}"
+        f"- {clean_line(name)}: n = {each['n']}, temperature {each['temperature']:g}, top-p {each['top_p']:g}, "
+        f"reward {_reward(each['reward'])}"
         for name, each in settings["benchmarks"].items()
     ]
     head = (
@@ -74,7 +77,7 @@ def _protocol(results: Mapping[str, Any]) -> str:
 
 def _reward(node: Mapping[str, Any]) -> str:
     version = (node.get("reward_kwargs") or {}).get("version")
-    return f"{node['path']} {node['name']}" + ("" if version is None else f", version {version}")
+    return clean_line(f"{node['path']} {node['name']}") + ("" if version is None else f", version {version}")
 
 
 def _explanation(results: Mapping[str, Any]) -> str:
@@ -166,7 +169,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     # Names come from data; a bar or a line break in one must not break the table.
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(clean_line(each).replace("|", "\\|") for each in cells) + " |"
 
 
 def show(results: Mapping[str, Any], output: Path) -> None:
@@ -174,15 +177,14 @@ def show(results: Mapping[str, Any], output: Path) -> None:
     import sys
 
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 150)
     head, rows = accuracy_table(results)
     table = Table(title="accuracy in %", title_justify="left")
     for number, name in enumerate(head):
-        table.add_column(escape(name), justify="right" if number else "left")
+        table.add_column(cell(name), justify="right" if number else "left")
     for row in rows:
-        table.add_row(*(escape(cell.strip("*")) for cell in row))
+        table.add_row(*(cell(each.strip("*")) for each in row))
     console.print(table)
-    console.print(f"results: {output / 'results.md'}", soft_wrap=True, highlight=False, markup=False)
+    console.print(cell(f"results: {output / 'results.md'}"), soft_wrap=True)

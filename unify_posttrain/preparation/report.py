@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
+from unify_posttrain.output import cell
 from unify_posttrain.preparation.lengths import summary
 from unify_posttrain.preparation.options import Options
 from unify_posttrain.preparation.rows import FAULTS
@@ -75,13 +76,14 @@ def tables(path: Path) -> list[Table]:
 
 
 def _rows_table(title: str, report: Mapping[str, Any]) -> Table:
-    table = Table("rows", *report, title=title, title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    columns = [Column(cell(split), justify="right") for split in report]
+    table = Table("rows", *columns, title=cell(title), title_justify="left")
     table.add_row("read", *(f"{part['read']:,}" for part in report.values()))
     for key, label in (("dropped", "dropped"), ("traces_left_out", "further traces left out")):
         for reason in sorted({reason for part in report.values() for reason in part[key]}):
-            table.add_row(f"{label}: {reason.replace('_', ' ')}", *(f"{part[key].get(reason, 0):,}" for part in report.values()))
+            table.add_row(
+                cell(f"{label}: {reason.replace('_', ' ')}"), *(f"{part[key].get(reason, 0):,}" for part in report.values())
+            )
     table.add_row("kept", *(f"{part['kept']:,}" for part in report.values()), style="bold")
     return table
 
@@ -89,12 +91,12 @@ def _rows_table(title: str, report: Mapping[str, Any]) -> Table:
 def _lengths_table(title: str, report: Mapping[str, Any]) -> Table:
     shares = next(iter(report.values()))["tokens"]["prompt"]["quantiles"]
     heads = ["mean", *(f"q{share}" for share in shares), "limit", "over"]
-    table = Table("tokens", title=f"{title}: lengths", title_justify="left")
+    table = Table("tokens", title=cell(f"{title}: lengths"), title_justify="left")
     for head in heads:
-        table.add_column(head, justify="right")
+        table.add_column(cell(head), justify="right")
     for split, part in report.items():
         for kind, found in part["tokens"].items():
             if found:
                 cells = [found["mean"], *found["quantiles"].values(), found["limit"], found["over"]]
-                table.add_row(f"{split}: {kind}", *(f"{cell:,}" for cell in cells))
+                table.add_row(cell(f"{split}: {kind}"), *(f"{cell:,}" for cell in cells))
     return table

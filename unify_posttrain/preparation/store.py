@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from unify_posttrain.redaction import redacted
+
 MANIFEST = "manifest.json"
 
 _BLOCK = 1 << 20  # bytes hashed at a time: data files may be larger than memory
@@ -25,8 +27,9 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_manifest(path: Path, content: Mapping[str, Any]) -> None:
-    """Write ``content`` as JSON in one step; last of a folder's files, so that a crash before it makes the next call rebuild."""
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    """Write ``content`` as JSON in one step, without its secrets; last of a folder's files, so that a crash before it makes the
+    next call rebuild."""
+    text = json.dumps(redacted(content), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -52,4 +55,4 @@ def up_to_date(manifest_path: Path, identity: Mapping[str, Any], paths: Mapping[
         sums = {path.name: sha256(path) for path in paths.values()}
     except (FileNotFoundError, json.JSONDecodeError):
         return False
-    return isinstance(manifest, dict) and {**identity, "sha256": sums}.items() <= manifest.items()
+    return isinstance(manifest, dict) and {**redacted(identity), "sha256": sums}.items() <= manifest.items()

@@ -1,6 +1,6 @@
 """The page itself: what can be read without a script (verdict, numbers, configuration), and the data for what cannot.
 
-Every text that comes from a run passes through `html.escape`, or through `json_for_html` into a block that no browser executes; the
+Every text that comes from a run passes through `escape`, or through `json_for_html` into a block that no browser executes; the
 script puts it on the page as text nodes only. A content security policy forbids everything but the page's own script and style.
 """
 
@@ -11,7 +11,6 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from html import escape
 from importlib.resources import files
 from string import Template
 from typing import Any
@@ -22,6 +21,7 @@ from unify_posttrain.reporting.configuration import Row
 from unify_posttrain.reporting.panels import SECTIONS
 from unify_posttrain.reporting.run import Run
 from unify_posttrain.reporting.tables import configuration_table, difference_table, environment_table, run_table, validation_table
+from unify_posttrain.reporting.text import escape, shown
 from unify_posttrain.reporting.verdict import STATUSES, Validation, Verdict
 
 SCRIPTS = ("draw.js", "charts.js", "browser.js", "page.js")
@@ -67,12 +67,12 @@ def render(page: Page) -> str:
 
 
 def json_for_html(value: Any) -> str:
-    """JSON that may stand inside a script element: no text in it can end the element or open a comment.
+    """JSON that may stand inside a script element: no text in it can end the element or open a comment, none turns lines around.
 
     Raises:
         ValueError: a number that is not finite, which JSON has no word for.
     """
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(shown(value), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -123,9 +123,9 @@ def _headline(summary: Summary) -> str:
     facts = {"algorithm": run.algorithm, "model": run.model, "task": run.task, "steps": f"{run.done}{planned}"}
     if run.updated is not None:
         facts["last written"] = f"{run.updated:%Y-%m-%d %H:%M} UTC"
-    shown = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
+    listed = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
     return (
-        f'<h1>{escape(run.label)}</h1><dl class="facts">{shown}</dl>'
+        f'<h1>{escape(run.label)}</h1><dl class="facts">{listed}</dl>'
         f'<p class="verdict">{_badge(summary.verdict)} {escape(summary.verdict.sentence)}</p>'
         f"{validation_table(summary.validations)}{_alerts(summary.alerts)}"
     )

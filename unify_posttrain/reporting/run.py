@@ -16,6 +16,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from unify_posttrain.redaction import redacted, redacted_overrides
+
 CONFIG, METRICS, GATE, ENVIRONMENT, RECORD = "config.yaml", "metrics.jsonl", "gate.jsonl", "environment.json", "record.json"
 SAMPLES = "samples"
 STEP_FILE = re.compile(r"(\d+)\.jsonl")
@@ -136,7 +138,7 @@ def read_run(folder: Path) -> Run:
             "outputs/runs/<trainer.experiment_name>)"
         )
     damage: list[str] = []
-    config = _mapping(folder / CONFIG, damage)
+    config = redacted(_mapping(folder / CONFIG, damage))  # a run of an older release, or of plain verl, did not
     metrics, not_finite = _metrics(folder / METRICS, damage)
     updated = (folder / METRICS).stat().st_mtime if (folder / METRICS).is_file() else None
     trainer = config.get("trainer")
@@ -252,10 +254,10 @@ def _mapping(path: Path, damage: list[str]) -> dict[str, Any]:
 
 def _environment(folder: Path, damage: list[str]) -> dict[str, Any] | None:
     """environment.json, or what the study recorded of its run."""
-    found = _mapping(folder / ENVIRONMENT, damage)
+    found = redacted(_mapping(folder / ENVIRONMENT, damage))
     if found:
         return found
-    record = _mapping(folder / RECORD, damage)
+    record = redacted(_mapping(folder / RECORD, damage))
     kept = {name: record[name] for name in ("versions", "source", "started", "seconds", "status") if name in record}
     return kept or None
 
@@ -267,4 +269,4 @@ def _overrides(path: Path) -> tuple[str, ...]:
         content = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
     except yaml.YAMLError:
         return ()
-    return tuple(str(item) for item in content) if isinstance(content, list) else ()
+    return tuple(redacted_overrides([str(item) for item in content])) if isinstance(content, list) else ()

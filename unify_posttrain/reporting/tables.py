@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import Any
 
 from unify_posttrain.reporting.configuration import Row, flatten
 from unify_posttrain.reporting.panels import GENERATED
 from unify_posttrain.reporting.run import Run
-from unify_posttrain.reporting.text import number, percent, short_names
+from unify_posttrain.reporting.text import escape, number, percent, short_names
 from unify_posttrain.reporting.verdict import Validation, demonstration_share
 
 NONE = "–"

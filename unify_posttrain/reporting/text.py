@@ -1,9 +1,31 @@
-"""How numbers and names are written on the page."""
+"""How numbers, names and texts are written on the page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import html
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
+from typing import Any
+
+from unify_posttrain.text import one_line, visible
+
+
+def escape(text: object) -> str:
+    """A text for HTML, in one line of visible characters.
+
+    >>> escape("a<b>\\x1b")
+    'a&lt;b&gt;\\\\x1b'
+    """
+    return html.escape(one_line(text))
+
+
+def shown(value: Any) -> Any:
+    """Data for the page's script with every text made visible; the texts keep their lines."""
+    if isinstance(value, Mapping):
+        return {visible(name): shown(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [shown(each) for each in value]
+    return visible(value) if isinstance(value, str) else value
 
 
 def percent(share: float) -> str:

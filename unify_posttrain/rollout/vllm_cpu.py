@@ -17,6 +17,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
+import tempfile
+from pathlib import Path
 from typing import Any
 
 # First of all: the wheel enters itself as "vllm" among the installed packages when it is imported, and verl asks for that name.
@@ -31,6 +34,7 @@ from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 from unify_posttrain import cpu_compat
 from unify_posttrain.rollout.late_reply import replying_late
 
+LONGEST_SOCKET = 107  # characters of a path, on Linux
 CHANNEL = "UNIFY_VLLM_CHANNEL"  # environment variable: from a replica's server to its vLLM processes
 
 
@@ -46,6 +50,25 @@ def declared_resource() -> str:
     return "GPU"
 
 
+def handle_of(name: str) -> str:
+    """Address of a weight socket, in a folder that nobody else can enter: what arrives through it is unpickled.
+
+    Raises:
+        RuntimeError: somebody else made the folder or lets others in, or its path is too long.
+    """
+    folder = Path(tempfile.gettempdir()) / f"unify-posttrain-{os.getuid()}"
+    folder.mkdir(mode=stat.S_IRWXU, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise RuntimeError(
+            f"{folder} is not a folder of this user alone, and weights would go through it; remove it, or set TMPDIR"
+        )
+    socket = folder / f"{name}.sock"
+    if len(str(socket)) > LONGEST_SOCKET:
+        raise RuntimeError(f"{socket} is too long for a socket ({LONGEST_SOCKET} characters); set TMPDIR to a shorter folder")
+    return f"ipc://{socket}"
+
+
 class CPUServerAdapter(vllm_rollout.ServerAdapter):
     """A trainer's rank: pushes its weights to its replica."""
 
@@ -59,6 +82,7 @@ class CPUServerAdapter(vllm_rollout.ServerAdapter):
             super().__init__(*args, **kwargs)
         finally:
             vllm_rollout.get_device_uuid = of_a_gpu
+        self.zmq_handle = handle_of(self.device_uuid)
 
 
 class CPUWorkerExtension(vLLMColocateWorkerExtension):
@@ -74,3 +98,6 @@ class CPUWorkerExtension(vLLMColocateWorkerExtension):
             super().update_weights_from_ipc(*args, **kwargs)
         finally:
             bucketed_weight_transfer.BucketedWeightReceiver = of_a_gpu
+
+    def _get_zmq_handle(self) -> str:
+        return handle_of(self.device_uuid)

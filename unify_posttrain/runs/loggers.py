@@ -7,20 +7,17 @@ come from the environment alone. W&B without a network: WANDB_MODE=offline, and 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig
 
 WANDB_HOST = "https://api.wandb.ai"
-SECRET = re.compile(r"(api|access|private|secret)_?key|(^|_)token$|secret|password|credential", re.IGNORECASE)
 WITHOUT_KEY = ("offline", "disabled", "dryrun")  # values of WANDB_MODE
 
 
@@ -79,15 +76,6 @@ def check_loggers(config: DictConfig, environment: Mapping[str, str] = os.enviro
                 "trainer.logger has wandb, but WANDB_API_KEY is not in the environment; export it, run `wandb login`, set "
                 f"WANDB_MODE=offline to upload later, or leave it out: trainer.logger={_without(config, name)}"
             )
-
-
-def redacted(node: Any, name: str = "") -> Any:
-    """A configuration for files and trackers: values whose key speaks of a secret (an API key in Ray's env_vars) are replaced."""
-    if isinstance(node, dict):
-        return {key: redacted(value, str(key)) for key, value in node.items()}
-    if isinstance(node, list):
-        return [redacted(value, name) for value in node]
-    return "<redacted>" if isinstance(node, str) and SECRET.search(name) else node
 
 
 def _without(config: DictConfig, name: str) -> str:

@@ -32,8 +32,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
-from rich.text import Text
 
+from unify_posttrain.output import cell
 from unify_posttrain.runs.loggers import check_loggers, chosen_loggers
 from unify_posttrain.runs.tail import JsonLines
 from unify_posttrain.sweeps import check_sweep
@@ -156,12 +156,12 @@ class ProgressDisplay:
     def __rich__(self) -> RenderableType:
         self.update()
         first = Table.grid(padding=(0, 1))
-        parts: list[RenderableType] = [self._spinner, Text(self.name, style="bold")]
+        parts: list[RenderableType] = [self._spinner, cell(self.name, style="bold")]
         if self.progress.step is not None and self.progress.total is not None:
             parts.append(ProgressBar(total=self.progress.total, completed=self.progress.step, width=BAR_WIDTH))
-        first.add_row(*parts, Text(self.progress.headline()))
+        first.add_row(*parts, cell(self.progress.headline()))
         details = self.progress.details()
-        return Group(first, Text(f"  {details}")) if details else first
+        return Group(first, cell(f"  {details}")) if details else first
 
     def __enter__(self) -> ProgressDisplay:
         self._live.start()
@@ -206,9 +206,7 @@ def show_progress(config: DictConfig, console: Console | None = None) -> Iterato
             return
         run_dir = Path(trainer.run_dir)
         display = ProgressDisplay(run_dir, trainer.experiment_name, trainer.total_training_steps, trainer.test_freq, console)
-        display.console.print(
-            f"All metrics: {run_dir / 'metrics.jsonl'} (trainer.progress=plain prints them here)", highlight=False
-        )
+        display.console.print(cell(f"All metrics: {run_dir / 'metrics.jsonl'} (trainer.progress=plain prints them here)"))
         before = sys.stdout, sys.stderr
         with display, _handlers_moved(before):
             yield quiet

@@ -8,12 +8,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.algorithms import Algorithm, build_algorithm
 from unify_posttrain.experience.row_plan import plan_rows
+from unify_posttrain.output import clean_line
 from unify_posttrain.shapes import Shape
 from unify_posttrain.startup.data_checks import DataReport
 from unify_posttrain.startup.disk import checkpoints_of
 from unify_posttrain.startup.inputs import DOWNLOAD, Missing
 from unify_posttrain.startup.memory import MOMENTS, RankPlan, parts_of, totals
 from unify_posttrain.startup.memory_plan import actor_shape, critic_shape, rank_plan
+from unify_posttrain.text import lines_of
 
 HEADS = {"update": "update", "critic": "critic's", "generation": "generation", "scoring": "scoring"}
 
@@ -52,7 +54,7 @@ def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[
         *_missing_lines(missing),
         f"checks       passed{'' if data else ', those of the data wait for it'}; nothing was started",
     ]
-    return "\n".join(lines) + "\n"
+    return lines_of(map(clean_line, lines))
 
 
 def _model(path: str, shape: Shape | None) -> str:

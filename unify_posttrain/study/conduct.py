@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from unify_posttrain.output import Lines
 from unify_posttrain.study.grid import Grid, Run, effective_settings
 from unify_posttrain.study.outcomes import read_metrics
 from unify_posttrain.study.processes import FINISHED, Ended, Job, Limits, Stop, run_jobs, stop_on_signals
@@ -199,8 +200,8 @@ class _Study:
         )
         write_record(self.grid.folder, record)
 
-    def _tail(self, job: Job) -> str:
-        return "\n".join(tail(job.log, self.grid.log_tail_lines))
+    def _tail(self, job: Job) -> Lines:
+        return Lines("\n".join(tail(job.log, self.grid.log_tail_lines)))
 
 
 @contextmanager

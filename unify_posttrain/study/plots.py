@@ -25,6 +25,7 @@ def draw_task(grid: Grid, task: TaskSummary, folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")  # no display needed, and none opened
+    matplotlib.rcParams["text.parse_math"] = False  # names come from data: a $ in one is a dollar
     files = []
     rows = [row for row in task.rows if any(row.curves.values())]
     if rows:

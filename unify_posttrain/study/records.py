@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from unify_posttrain.config import PACKAGE, conf_dir
+from unify_posttrain.redaction import redact_text, redacted, redacted_overrides
 from unify_posttrain.runs.files import write_text
 from unify_posttrain.study.grid import Run
 from unify_posttrain.study.processes import FINISHED, Ended
+from unify_posttrain.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +58,8 @@ class Record:
         return self.status == FINISHED
 
     def is_of(self, run: Run) -> bool:
-        """Whether this run had the very overrides that `run` has today."""
-        return self.overrides == list(run.overrides)
+        """Whether this run had the very overrides that `run` has today; secrets, which no record holds, may differ."""
+        return self.overrides == redacted_overrides(run.overrides)
 
 
 def make_record(
@@ -71,9 +73,9 @@ def make_record(
         seed=run.seed,
         learning_rate=run.learning_rate,
         purpose=run.purpose,
-        overrides=list(run.overrides),
-        command=list(ended.job.command),
-        settings=settings,
+        overrides=redacted_overrides(run.overrides),
+        command=redacted_overrides(ended.job.command),
+        settings=redacted(settings),
         versions=versions(),
         source=source,
         started=ended.started,
@@ -115,11 +117,11 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def tail(log: Path, lines: int) -> list[str]:
-    """The last lines of a log, without blank ones and colours."""
+    """The last lines of a log, without blank ones and colours, each a line of visible characters without secrets."""
     if not log.exists() or lines < 1:
         return []
     text = COLOUR.sub("", log.read_text(encoding="utf-8", errors="replace")).splitlines()
-    return [line.rstrip() for line in text if line.strip()][-lines:]
+    return [one_line(redact_text(line.rstrip())) for line in text if line.strip()][-lines:]
 
 
 def versions() -> dict[str, str | None]:

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from unify_posttrain.output import cell
+from unify_posttrain.redaction import redacted
 from unify_posttrain.runs.files import write_text
 from unify_posttrain.study.grid import Grid
 from unify_posttrain.study.records import read_records
@@ -44,21 +46,23 @@ def as_json(grid: Grid, summary: Summary, invocations: Sequence[dict[str, Any]],
         {**asdict(result.record), "outcome": None if result.outcome is None else asdict(result.outcome)}
         for result in summary.results
     ]
-    return _plain(
-        {
-            "format": FORMAT,
-            "study": {
-                "settings": asdict(grid) | {"folder": str(grid.folder)},
-                "search": describe_search(grid),
-                "invocations": list(invocations),
-                "run_seconds": sum(result.record.seconds for result in summary.results),
-                "clock_seconds": sum(entry["seconds"] for entry in invocations),
-                "interval": "mean ± t((1 + confidence)/2; n - 1) * s / sqrt(n) over seeds, s unbiased; null for one seed",
-            },
-            "tasks": {task.task: asdict(task) | {"figures": figures.get(task.task, [])} for task in summary.tasks},
-            "runs": runs,
-            "excluded": [asdict(record) for record in summary.excluded],
-        }
+    return redacted(
+        _plain(
+            {
+                "format": FORMAT,
+                "study": {
+                    "settings": asdict(grid) | {"folder": str(grid.folder)},
+                    "search": describe_search(grid),
+                    "invocations": list(invocations),
+                    "run_seconds": sum(result.record.seconds for result in summary.results),
+                    "clock_seconds": sum(entry["seconds"] for entry in invocations),
+                    "interval": "mean ± t((1 + confidence)/2; n - 1) * s / sqrt(n) over seeds, s unbiased; null for one seed",
+                },
+                "tasks": {task.task: asdict(task) | {"figures": figures.get(task.task, [])} for task in summary.tasks},
+                "runs": runs,
+                "excluded": [asdict(record) for record in summary.excluded],
+            }
+        )
     )
 
 
@@ -66,7 +70,7 @@ def append_invocation(folder: Path, entry: dict[str, Any]) -> None:
     """Remember that a command ran: {"command", "started", "seconds", "status"}."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / INVOCATIONS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+        file.write(json.dumps(redacted(entry)) + "\n")
 
 
 def read_invocations(folder: Path) -> list[dict[str, Any]]:
@@ -99,14 +103,14 @@ def show(grid: Grid) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110)
     summary = summarise(grid, read_records(grid.folder))
     for task in summary.tasks:
-        table = Table(title=f"{task.task}, accuracy on {grid.splits[0]}", title_justify="left")
+        table = Table(title=cell(f"{task.task}, accuracy on {grid.splits[0]}"), title_justify="left")
         for column in ("algorithm", "seeds", "before", "after", f"against {grid.baseline}"):
-            table.add_column(column, justify="left" if column == "algorithm" else "right")
+            table.add_column(cell(column), justify="left" if column == "algorithm" else "right")
         for row in task.rows:
             cells = cells_of(grid, row)
-            table.add_row(*cells[:4], cells[-1])
+            table.add_row(*map(cell, (*cells[:4], cells[-1])))
         console.print(table)
     unfinished = [result.record.name for result in summary.results if not result.record.finished]
     if unfinished:
-        console.print(f"[red]did not finish:[/red] {', '.join(unfinished)}", soft_wrap=True)
-    console.print(f"results: {grid.folder / MARKDOWN}", soft_wrap=True, highlight=False)
+        console.print(cell(f"did not finish: {', '.join(unfinished)}", style="red"), soft_wrap=True)
+    console.print(cell(f"results: {grid.folder / MARKDOWN}"), soft_wrap=True)

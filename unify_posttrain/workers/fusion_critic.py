@@ -29,6 +29,7 @@ from unify_posttrain.objective.aggregation import Aggregation, Count, at_least_o
 from unify_posttrain.objective.update import Ranks
 from unify_posttrain.objective.value import value_loss
 from unify_posttrain.workers.finite import check_resumed, check_weights
+from unify_posttrain.workers.loopback import keep_on_loopback
 from unify_posttrain.workers.micro_batches import forward_in_step, micro_batches
 from unify_posttrain.workers.optimizers import keeping_settings
 from unify_posttrain.workers.ranks import worker_ranks
@@ -120,6 +121,7 @@ class FusionCriticWorker(CriticWorker):
 
     def __init__(self, config: Any) -> None:
         cpu_compat.install()
+        keep_on_loopback()
         cpu_compat.join_process_group()
         super().__init__(config)
 

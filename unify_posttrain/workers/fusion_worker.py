@@ -21,6 +21,7 @@ from unify_posttrain.rollout import register_engines
 from unify_posttrain.workers.finite import check_resumed, check_weights
 from unify_posttrain.workers.forward import ChunkedForward
 from unify_posttrain.workers.fusion_actor import FusionActor
+from unify_posttrain.workers.loopback import keep_on_loopback
 from unify_posttrain.workers.optimizers import (
     HeldRate,
     keeping_settings,
@@ -39,6 +40,7 @@ class PortableWorker(AsyncActorRolloutRefWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         cpu_compat.install()
         register_engines()
+        keep_on_loopback()
         cpu_compat.join_process_group()
         super().__init__(*args, **kwargs)
 
