@@ -1,5 +1,4 @@
-"""What lies in the memory of a rank's accelerator, part by part, while the policy is updated, while the engine generates, and
-while a reward model scores that takes turns with the engine.
+"""What lies in the memory of a rank's accelerator, part by part, during the update, during generation, and while a model scores.
 
     P weights, T of them trained, V words, H hidden, L layers, I intermediate, N tokens of a forward pass, R ranks that share a copy
 
@@ -155,9 +154,8 @@ class RankPlan:
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of one thing in each of the moments. `largest`: of a moment's parts of this kind only the largest counts.
-
-    While something is scored there is what there is during generation, engines apart."""
+    """Bytes of one thing in each of the moments. `largest`: of a moment's parts of this kind only the largest counts. While
+    something is scored there is what there is during generation, engines apart."""
 
     name: str
     update: float = 0.0
@@ -192,12 +190,9 @@ def totals(parts: list[Part]) -> dict[str, float]:
 def _state(plan: RankPlan) -> Iterator[Part]:
     """The actor's. `verl.workers.fsdp_workers`: update_actor loads what is offloaded and offloads it again."""
     actor = plan.actor
-    on, share = (
-        0.0 if actor.offload_policy else 1.0,
-        f"{_dtype(actor.width)}, 1/{actor.shards}" if actor.shards > 1 else _dtype(actor.width),
-    )
+    on, shards = 0.0 if actor.offload_policy else 1.0, f", 1/{actor.shards}" if actor.shards > 1 else ""
     rest = actor.resting_weights
-    yield Part(f"weights ({share})", on * actor.weights, rest, rest)
+    yield Part(f"weights ({_dtype(actor.width)}{shards})", on * actor.weights, rest, rest)
     if actor.gradients:
         yield Part("gradients", on * actor.gradients)
         yield Part("Adam's two moments", on * actor.moments, actor.resting_moments, actor.resting_moments)
