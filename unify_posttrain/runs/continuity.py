@@ -21,7 +21,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain import __version__
-from unify_posttrain.runs.loggers import redacted
+from unify_posttrain.redaction import redacted
 
 
 class Resume(Enum):
