@@ -2,8 +2,8 @@
 
     python -m tests.gpu.seeded_draws FOLDER REQUESTS TOKENS
 
-Prints JSON: seconds of both, and the share of the responses that two rounds agree in. vLLM takes requests that have a seed out of the
-batch and draws for one after another, in Python, at every token (`trainer.seed_rollouts`).
+Prints JSON: seconds of both, and the share of the responses that two rounds agree in. vLLM takes requests that have a seed out of
+the batch and draws for one after another, in Python, at every token (`trainer.seed_rollouts`).
 """
 
 from __future__ import annotations
