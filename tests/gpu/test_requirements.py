@@ -50,6 +50,8 @@ def session(*arguments: str) -> str:
 
 @pytest.mark.slow
 def test_make_test_gpu_where_there_is_nothing() -> None:
+    command = subprocess.run(["make", "-n", "test-gpu", "PYTHON_GPU=python"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert command.stdout.split() == ["python", "-m", "pytest", "-q", "-m", "gpu", "--confcutdir=tests/gpu", "tests/gpu"]
     said = session("-m", "gpu", "tests/gpu")
     assert re.search(r"^\d{2} skipped, \d+ deselected", said, flags=re.MULTILINE), "not one of them failed, or ran"
     listed = said.partition("not run on this machine")[2]

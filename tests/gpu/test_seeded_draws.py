@@ -47,4 +47,7 @@ def test_the_price_of_seeded_draws(size: Requests, tmp_path: Path, measured: Cal
     seeded, free = report["seconds"]["seeded"], report["seconds"]["free"]
     measured(f"{size.number} x {size.tokens} tokens: seeded draws take {seeded / free:.2f} times as long ({free:.2f} s without)")
     assert report["tokens"] == size.number * size.tokens
-    assert report["repeats"] == {"seeded": True, "free": False}
+    # In bfloat16 on a GPU a token may fall otherwise where requests were batched otherwise, and then the rest of its response.
+    repeated = report["repeated"]
+    measured(f"responses that repeat: {repeated['seeded']:.0%} with seeds, {repeated['free']:.0%} without")
+    assert repeated["seeded"] >= (1.0 if size.device == "cpu" else 0.5) and repeated["free"] < 0.5

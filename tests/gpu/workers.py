@@ -9,6 +9,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from verl import DataProto
+from verl.utils.device import get_device_id
 from verl.utils.fsdp_utils import load_fsdp_model_to_gpu, offload_fsdp_model_to_cpu
 
 from tests.benchmarks.objective_update import batch_of_full_rows
@@ -68,7 +69,8 @@ def weights_of(worker: FusionWorker) -> dict[str, torch.Tensor]:
     if worker._is_offload_param:  # as verl does before it sends them to the engine
         load_fsdp_model_to_gpu(worker.actor_module_fsdp)
     state = worker.actor_module_fsdp.state_dict()
-    whole = {name: each.full_tensor() if hasattr(each, "full_tensor") else each for name, each in state.items()}
+    device = get_device_id()  # shards that wait in main memory are put together where the ranks' backend is
+    whole = {name: each.to(device).full_tensor() if hasattr(each, "full_tensor") else each for name, each in state.items()}
     copied = {name: each.detach().cpu().clone() for name, each in whole.items()}
     if worker._is_offload_param:
         offload_fsdp_model_to_cpu(worker.actor_module_fsdp)
