@@ -45,8 +45,6 @@ class Caller(Protocol):
 class ProcessCaller:
     """Calls a function in processes that can be killed; this process never imports it.
 
-    Raises (when first called):
-        WorkerStartError: the function cannot be loaded.
     """
 
     def __init__(self, node: Mapping[str, Any], protection: Protection, taken: Sequence[str] = (), workers: int | None = None) -> None:
@@ -56,8 +54,12 @@ class ProcessCaller:
             SERVE, self.workers, protection.timeout_seconds, protection.memory_mb, argument, protection.load_seconds
         )
 
-    @property
-    def asynchronous(self) -> bool:
+    def load(self) -> bool:
+        """Load the function in one of the processes; whether it is asynchronous.
+
+        Raises:
+            WorkerStartError: it cannot be loaded.
+        """
         return bool(self.pool.run(None).value["asynchronous"])
 
     def __call__(self, calls: Sequence[Call]) -> list[Scored]:
@@ -131,7 +133,7 @@ def build_caller(node: Mapping[str, Any], protection: Protection) -> ProcessCall
     """
     if protection.process and not is_own(node):
         caller = ProcessCaller(node, protection)
-        if not caller.asynchronous:
+        if not caller.load():
             return caller
         caller.close()
     contract = Contract(function_name(node), protection.field_characters)

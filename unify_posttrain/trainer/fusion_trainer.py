@@ -33,8 +33,9 @@ from unify_posttrain.trainer.phases import PhaseClock
 from unify_posttrain.trainer.port import ActorPort, LegacyPort
 from unify_posttrain.trainer.prompts import Generated, PromptReader, drop_own_columns
 from unify_posttrain.trainer.replayer import Replayer
+from unify_posttrain.trainer.rewards import RewardReader
 from unify_posttrain.trainer.step import Step
-from unify_posttrain.trainer.validation import evaluation_metrics
+from unify_posttrain.trainer.validation import validated_fields, validated_metrics
 from unify_posttrain.workers.metrics import OWN_METRICS, UPDATE_METRICS
 
 logger = logging.getLogger(__name__)
@@ -55,9 +56,9 @@ class FusionTrainer(SeparateRayPPOTrainer):
     def init_workers(self) -> None:
         # The separation trainer's own version is for disjoint pools; ours are colocated, as in RayPPOTrainer.
         RayPPOTrainer.init_workers(self)
-        config, demonstrator = self.config, None
+        config, demonstrator, self.rewards = self.config, None, RewardReader.from_config(self.config)
         if self.clock.needs_target:
-            demonstrator = Demonstrator.from_config(config, self.fusion, self.tokenizer, self.reward_loop_manager.compute_rm_score)
+            demonstrator = Demonstrator.from_config(config, self.fusion, self.tokenizer, self.rewards.reading(self.reward_loop_manager))
         reference = self.ref_policy_wg if self.use_reference_policy else None
         self.port: ActorPort = LegacyPort(self.actor_rollout_wg, reference, self._get_dp_size(self.actor_rollout_wg, "actor"))
         self.engine = Engine(config, self.async_rollout_manager, self.checkpoint_manager)
@@ -92,8 +93,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
 
     def _load_checkpoint(self) -> int:
         self.engine.awake = True  # fit() pushes the weights right after this
-        file_logger = self.logger.logger.get("file")
-        return self.checkpoints.load(self.port, self.total_training_steps, super()._load_checkpoint, file_logger)
+        return self.checkpoints.load(self.port, self.total_training_steps, super()._load_checkpoint, self.logger.logger.get("file"))
 
     def _save_checkpoint(self) -> None:
         self.checkpoints.save(self.global_steps, super()._save_checkpoint, self._metrics_so_far)
@@ -102,8 +102,10 @@ class FusionTrainer(SeparateRayPPOTrainer):
         return self.checkpoints.with_line_held_back(self.global_steps, super()._validate(*args, **kwargs))
 
     def _val_metrics_update(self, sources: Any, uids: list[str], fields: dict[str, list], turns: list) -> dict[str, Any]:
-        own = evaluation_metrics(sources, uids, fields, self.fusion.success_threshold)
-        return {**super()._val_metrics_update(sources, uids, fields, turns), **own}
+        return validated_metrics(self.rewards, super()._val_metrics_update, self.fusion, sources, uids, fields, turns)
+
+    def _dump_generations(self, reward_extra_infos_dict: dict[str, list], **samples: Any) -> None:
+        super()._dump_generations(reward_extra_infos_dict=validated_fields(reward_extra_infos_dict), **samples)
 
     # One step, in verl's order
 
@@ -161,7 +163,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
         return mixed.batch
 
     def _scored(self, batch: DataProto) -> Generated:
-        rollouts = super()._fit_compute_reward(batch) if "responses" in batch.batch else None
+        rollouts = self.rewards.read(super()._fit_compute_reward(batch)) if "responses" in batch.batch else None
         return Generated(self.step.prompts, rollouts)
 
     def _more(self) -> Generated:
