@@ -24,11 +24,11 @@ from unify_posttrain.rewards.calling import Gatherer, ProcessCaller
 from unify_posttrain.rewards.loading import load_function
 from unify_posttrain.rewards.protection import Protection
 
-FUNCTION = '''
+FUNCTION = """
 def compute_score(data_source, solution_str, ground_truth, extra_info):
     right = solution_str.strip() == ground_truth
     return {"score": float(right), "acc": float(right), "pred": solution_str}
-'''
+"""
 
 
 def milliseconds(run: Callable[[], Any]) -> float:
@@ -46,7 +46,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     calls = [
-        {"data_source": "sums", "solution_str": f"{'3+4+0=07 ' * 8}{number}", "ground_truth": str(number), "extra_info": {"index": number}}
+        {
+            "data_source": "sums",
+            "solution_str": f"{'3+4+0=07 ' * 8}{number}",
+            "ground_truth": str(number),
+            "extra_info": {"index": number},
+        }
         for number in range(options.rewards)
     ]
     protection = Protection.from_node({**compose_config([]).reward.protection, "workers": options.workers})

@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
+from unify_posttrain.config import compose_config
 from unify_posttrain.evaluation.benchmarks import Problem
 from unify_posttrain.evaluation.rewards import Judge, Verdict, load_extractor, load_reward
+from unify_posttrain.rewards.protection import Protection
+
+PROTECTION = Protection.from_node(compose_config([]).reward.protection)
 
 
 def problem(truth: Any = "3", **extra: Any) -> Problem:
@@ -39,10 +43,18 @@ def test_results(result: Any, threshold: float, expected: Verdict) -> None:
     assert judge(result, threshold=threshold) == expected
 
 
-@pytest.mark.parametrize("result", [None, {}, {"acc": 1.0}, {"score": None}])
-def test_results_without_a_score(result: Any) -> None:
-    with pytest.raises(ValueError, match="must return a number, or a mapping with `score`"):
-        judge(result)
+@pytest.mark.parametrize("result", [None, {"score": None}, float("nan"), {"score": float("inf"), "acc": 1.0}])
+def test_a_response_without_a_score_is_left_out(result: Any) -> None:
+    verdict = judge(result)
+    assert (verdict.score, verdict.gold_ok) == (0.0, False)
+
+
+@pytest.mark.parametrize("result", [{}, {"acc": 1.0}, "1.0", [1.0], {"score": "1"}])
+def test_a_result_that_is_none_counts_as_wrong_until_there_are_too_many(result: Any) -> None:
+    assert judge(result) == Verdict(0.0, False, "", True)
+    strict = Judge(lambda **_: result, lambda: lambda text: None, 1, 1.0, PROTECTION)
+    with pytest.raises(ValueError, match=r"1 of 1 calls failed \(1 error\).*it must return a number, or a mapping with `score`"):
+        strict.judge([problem()], ["so 3"])
 
 
 def test_answers_are_extracted_only_where_the_reward_gives_none() -> None:
@@ -96,10 +108,13 @@ def test_the_call_is_that_of_verls_manager() -> None:
 def test_verls_loader_and_its_arguments(tmp_path: Path) -> None:
     own = tmp_path / "own.py"
     own.write_text("def scored(data_source, solution_str, ground_truth, extra_info, bonus): return len(solution_str) + bonus\n")
-    reward = load_reward({"path": str(own), "name": "scored", "reward_kwargs": {"bonus": 10}})
-    assert reward(data_source="", solution_str="ab", ground_truth="", extra_info={}) == 12
-    packaged = load_reward({"path": "pkg://unify_posttrain.tasks.arithmetic", "name": "compute_score", "reward_kwargs": None})
-    assert packaged(data_source="", solution_str="answer 3", ground_truth="3", extra_info={})["acc"] == 1.0
+    call = {"data_source": "", "solution_str": "ab", "ground_truth": "", "extra_info": {}}
+    reward = load_reward({"path": str(own), "name": "scored", "reward_kwargs": {"bonus": 10}}, PROTECTION)
+    assert reward([call])[0].score == 12
+    reward.close()
+    node = {"path": "pkg://unify_posttrain.tasks.arithmetic", "name": "compute_score", "reward_kwargs": None}
+    (scored,) = load_reward(node, PROTECTION)([{**call, "solution_str": "answer 3", "ground_truth": "3"}])
+    assert scored.fields["acc"] == 1.0
     assert load_extractor({"path": "pkg://unify_posttrain.tasks.answer", "name": "final_answer"})("answer 3") == "3"
 
 
@@ -107,12 +122,12 @@ def test_functions_that_cannot_be_used(tmp_path: Path) -> None:
     own = tmp_path / "slow.py"
     own.write_text("async def scored(**_): return 1.0\n")
     with pytest.raises(ValueError, match="is asynchronous"):
-        load_reward({"path": str(own), "name": "scored"})
+        load_reward({"path": str(own), "name": "scored"}, PROTECTION)
     with pytest.raises(ValueError, match=r"other of .*slow\.py cannot be loaded"):
-        load_reward({"path": str(own), "name": "other"})
+        load_reward({"path": str(own), "name": "other"}, PROTECTION)
     with pytest.raises(ValueError, match="cannot be loaded"):
-        load_reward({"path": str(tmp_path / "none.py"), "name": "f"})
+        load_reward({"path": str(tmp_path / "none.py"), "name": "f"}, PROTECTION)
     with pytest.raises(ValueError, match="path and name must be set"):
-        load_reward({"path": None, "name": "compute_score"})
+        load_reward({"path": None, "name": "compute_score"}, PROTECTION)
     with pytest.raises(ValueError, match="answer extractor f of pkg://nowhere cannot be loaded"):
         load_extractor({"path": "pkg://nowhere", "name": "f"})

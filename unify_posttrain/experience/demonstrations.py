@@ -163,8 +163,8 @@ def _text(target: Any, row_id: int) -> str:
         if stripped.startswith("[{"):
             try:
                 return _text(json.loads(stripped), row_id)
-            except json.JSONDecodeError:
-                return target  # a text that happens to begin like JSON
+            except (json.JSONDecodeError, RecursionError):
+                return target  # a text that happens to begin like JSON, be it by a hundred thousand brackets
         return target
     if isinstance(target, Sequence | np.ndarray):
         messages = list(target)

@@ -43,11 +43,11 @@ class Caller(Protocol):
 
 
 class ProcessCaller:
-    """Calls a function in processes that can be killed; this process never imports it.
+    """Calls a function in processes that can be killed; this process never imports it."""
 
-    """
-
-    def __init__(self, node: Mapping[str, Any], protection: Protection, taken: Sequence[str] = (), workers: int | None = None) -> None:
+    def __init__(
+        self, node: Mapping[str, Any], protection: Protection, taken: Sequence[str] = (), workers: int | None = None
+    ) -> None:
         argument = {"node": dict(node), "field_characters": protection.field_characters, "taken": list(taken)}
         self.workers = workers or protection.workers
         self.pool = KillablePool(
@@ -89,7 +89,9 @@ class InProcessCaller:
         timeout_seconds: of an asynchronous call; no thread can be ended.
     """
 
-    def __init__(self, function: Callable[..., Any], contract: Contract, workers: int, timeout_seconds: float | None = None) -> None:
+    def __init__(
+        self, function: Callable[..., Any], contract: Contract, workers: int, timeout_seconds: float | None = None
+    ) -> None:
         self.function, self.contract, self.workers, self.timeout_seconds = function, contract, workers, timeout_seconds
         self.asynchronous = is_asynchronous(function)
 
@@ -106,11 +108,17 @@ class InProcessCaller:
         if not self.asynchronous:
             return await asyncio.get_running_loop().run_in_executor(None, self._caught, call)
         try:
-            return self._read(await asyncio.wait_for(self.function(**call), self.timeout_seconds))
+            return self._read(await asyncio.wait_for(self._contained(call), self.timeout_seconds))
         except asyncio.TimeoutError:
             return Scored.failed("timeout", f"no result within {self.timeout_seconds} s")
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             return _failed(error)
+
+    async def _contained(self, call: Call) -> Any:
+        try:
+            return await self.function(**call)
+        except SystemExit as error:  # a task that raises it would end the event loop
+            raise RuntimeError(f"SystemExit: {error}") from error
 
     def close(self) -> None:
         """Nothing was started."""
@@ -125,8 +133,8 @@ class InProcessCaller:
         return read(self.contract, result)
 
 
-def build_caller(node: Mapping[str, Any], protection: Protection) -> ProcessCaller | InProcessCaller:
-    """The caller for a node {path, name, reward_kwargs}.
+def build_caller(node: Mapping[str, Any], protection: Protection, threads: int | None = None) -> ProcessCaller | InProcessCaller:
+    """The caller for a node {path, name, reward_kwargs}; `threads` of this process, if it runs here.
 
     Raises:
         LoadError, WorkerStartError: the function cannot be loaded.
@@ -137,7 +145,7 @@ def build_caller(node: Mapping[str, Any], protection: Protection) -> ProcessCall
             return caller
         caller.close()
     contract = Contract(function_name(node), protection.field_characters)
-    return InProcessCaller(load_function(node), contract, protection.workers, protection.timeout_seconds)
+    return InProcessCaller(load_function(node), contract, threads or protection.workers, protection.timeout_seconds)
 
 
 def serve(argument: Mapping[str, Any]) -> Callable[[Call | None], dict[str, Any]]:
@@ -151,7 +159,7 @@ def serve(argument: Mapping[str, Any]) -> Callable[[Call | None], dict[str, Any]
             return kind
         try:
             result = _complete(function(**call))
-        except BaseException as error:
+        except BaseException:
             refused = forbidden_attempt()
             if refused is None:
                 raise  # the worker knows a fault from a lack of memory
@@ -195,7 +203,13 @@ def as_settings(node: Mapping[str, Any], protection: Protection) -> str:
 
 
 async def compute_score(
-    data_source: str, solution_str: str, ground_truth: Any, extra_info: Mapping[str, Any] | None = None, *, settings: str, **further: Any
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    settings: str,
+    **further: Any,
 ) -> dict[str, Any]:
     """Score a response by the function of `settings` (see :func:`as_settings`).
 
@@ -208,7 +222,13 @@ async def compute_score(
 
 
 def compute_score_sync(
-    data_source: str, solution_str: str, ground_truth: Any, extra_info: Mapping[str, Any] | None = None, *, settings: str, **further: Any
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    settings: str,
+    **further: Any,
 ) -> dict[str, Any]:
     """:func:`compute_score` for managers that cannot await."""
     return _result(_gatherer(settings).caller([_call(data_source, solution_str, ground_truth, extra_info, further)])[0])
@@ -230,7 +250,7 @@ def _gatherer(settings: str) -> Gatherer:
 
 
 class Gatherer:
-    """Makes batches of single calls, without making any of them wait: calls that come while all workers are busy travel together."""
+    """Makes batches of single calls without making any of them wait: those that come while all workers are busy travel together."""
 
     def __init__(self, caller: ProcessCaller | InProcessCaller) -> None:
         self.caller = caller

@@ -25,16 +25,21 @@ NUMBERS = (ACCURACY, GOLD, FAULT)  # fields that something computes with
 MASKS = {GOLD: 1.0, FAULT: 0.0, UNSCORED: 0.0}  # fields with a meaning of their own, and what their absence means
 # Names that the batch, verl's dumps and metrics, or this package use for something else.
 RESERVED = frozenset(
-    """
-    attention_mask batch_entropy entropys input_ids old_log_probs position_ids prefix_mask prompts ref_log_prob response_mask
-    responses returns advantages rm_scores rollout_log_probs routed_experts target_probs token_level_rewards token_level_scores
-    uniforms values solved unsolved scores
-    __num_turns__ ability agent_name data_source extra_info fusion_kind hint index interaction_kwargs multi_modal_data
-    multi_modal_inputs prompt raw_prompt raw_prompt_ids request_id response_prefix_length reward_extra_info reward_model
-    reward_scores row_id seed target target_lst tool_extra_fields tool_rewards tools_kwargs turn_scores uid
-    min_global_steps max_global_steps extras
-    advantage demonstration gts input output reward reward_outcome row_kind segments step unscored
-    """.split()
+    name
+    for names in (
+        # tensors of a batch
+        "attention_mask advantages batch_entropy entropys input_ids old_log_probs position_ids prefix_mask prompts ref_log_prob",
+        "response_mask responses returns rm_scores rollout_log_probs routed_experts scores solved target_probs",
+        "token_level_rewards token_level_scores uniforms unsolved values",
+        # columns of a batch
+        "__num_turns__ ability agent_name data_source extra_info extras fusion_kind hint index interaction_kwargs",
+        "max_global_steps min_global_steps multi_modal_data multi_modal_inputs prompt raw_prompt raw_prompt_ids request_id",
+        "response_prefix_length reward_extra_info reward_model reward_outcome reward_scores row_id seed target target_lst",
+        "tool_extra_fields tool_rewards tools_kwargs turn_scores uid unscored",
+        # fields of what is dumped
+        "advantage demonstration gts input output reward row_kind segments step",
+    )
+    for name in names.split()
 )
 _PLAIN = frozenset((float, int, bool, str))
 _INTEGERS = 2**63  # beyond it numpy would make objects of a column
@@ -54,7 +59,7 @@ class Scored:
 
     Attributes:
         score: finite; 0 after a fault and where the function gave none.
-        fields: what the function said beside it: numbers and texts; None is a missing value.
+        fields: of a mapping that the function returned: numbers and texts, `score` among them; None is a missing value.
         fault: None, or timeout, crash, memory, error: the function did not return a result.
         unscored: the function returned, but no finite score: the row is masked.
         refused: a mistake of the function that concerns every row, e.g. a field whose name is taken: the run ends.
@@ -112,7 +117,7 @@ class Contract:
             own: dict[str, Any] = {SCORE: score, **fields}
         else:
             score = self._score(result, self.where)
-            own = {ACCURACY: score}  # as verl's reward managers do
+            own = {}
         if score is None:
             shown = result[SCORE] if isinstance(result, Mapping) else result
             return Scored(0.0, own, unscored=True, detail=f"{self.where} gave no score: {str(shown)[:40]}")

@@ -12,14 +12,16 @@ import importlib.abc
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.machinery import ModuleSpec
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 PACKAGE, FILE = "pkg://", "file://"
 VERL_GRADERS = "verl.utils.reward_score"
+DISPATCHER = "default_compute_score"  # verl's, which chooses a grader by data source
 # Modules of verl that hand what a model wrote to an evaluator, and what they do with it.
 FORBIDDEN = {
     f"{VERL_GRADERS}.prime_math": "evaluates model text (CVE-2026-6878)",
@@ -93,10 +95,23 @@ def forbidden_path(path: str) -> str | None:
     parts = Path(path.removeprefix(FILE)).expanduser().resolve().with_suffix("").parts
     for module in FORBIDDEN:
         folder, name = module.split(".")[-2:]
-        inside = any(pair == (folder, name) for pair in zip(parts, parts[1:], strict=False))
+        inside = any(pair == (folder, name) for pair in pairwise(parts))
         if inside or (name.startswith("prime_") and name in parts):
             return module
     return None
+
+
+def check_dispatch(node: Mapping[str, Any], sources: Iterable[str]) -> None:
+    """Raises:
+    ValueError: verl's dispatcher would send a data source to a forbidden grader.
+    """
+    if node.get("name") != DISPATCHER and not str(node.get("path")).replace("/", ".").endswith(VERL_GRADERS):
+        return
+    remote = (node.get("reward_kwargs") or {}).get("sandbox_fusion_url")  # a service that the user runs for it
+    for source in sorted(FORBIDDEN_SOURCES.keys() & set(sources)):
+        module = FORBIDDEN_SOURCES[source]
+        if not (remote and module.endswith("prime_code")):
+            raise ValueError(f"data_source={source!r}: verl's {DISPATCHER} grades it with {refusal(module)}")
 
 
 def load_function(node: Mapping[str, Any]) -> Callable[..., Any]:
@@ -115,7 +130,9 @@ def load_function(node: Mapping[str, Any]) -> Callable[..., Any]:
     module = _module(path, key)
     function = getattr(module, name, None)
     if function is None:
-        defined = [each for each, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
+        defined = [
+            each for each, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__
+        ]
         raise LoadError(f"{key}.name={name}: {path} has no such function; it defines {', '.join(defined) or 'none'}")
     if not callable(function):
         raise LoadError(f"{key}.name={name} of {path} is {type(function).__name__}, not a function")

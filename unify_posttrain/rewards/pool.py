@@ -2,8 +2,10 @@
 
 A pool holds `workers` supervisors (`unify_posttrain.rewards.worker`). A supervisor imports the function once and forks a child
 that does the work; when the child dies, it says so and forks the next one, which takes milliseconds because nothing is imported
-again. Many items travel in one message; what a dead child had not begun is sent once more. The limits are the kernel's: an interval timer that nobody catches, and a bound of the address space. Hence no item can
-outwit them, be it stuck in C code or in a loop that swallows exceptions, and hence no thread of the caller has to watch.
+again. Many items travel in one message; those that a dead child had not begun are sent once more.
+
+The limits are the kernel's: an interval timer that nobody catches, and a bound of the address space. Hence no item can outwit
+them, be it stuck in C code or in a loop that swallows exceptions, and hence no thread of the caller has to watch.
 
 Nothing is left behind: a child ends when its supervisor or the caller's end of the pipe is gone, at the latest after the timeout.
 """
@@ -206,7 +208,7 @@ class _Worker:
         return [*outcomes, Outcome(fault="crash", detail="the worker process was killed from outside, or does not answer")]
 
     def _unread(self, items: Sequence[Any], outcome: Outcome) -> list[Outcome]:
-        """Nothing of a message could be read. One of its items is to blame, so they go one by one, each to a supervisor that lives."""
+        """Nothing of a message could be read. One of its items is to blame, so they go one by one, to a supervisor that lives."""
         if outcome.fault in FATAL:
             self.stop()
         return [outcome] if len(items) == 1 else self._exchange(items[:1])

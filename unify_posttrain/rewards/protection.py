@@ -48,7 +48,9 @@ class Protection:
         known = [each.name for each in fields(cls)]
         wrong = sorted({*node} ^ {*known})
         if wrong:
-            raise ValueError(f"{NODE}.{wrong[0]} is {'unknown' if wrong[0] in node else 'not set'}; its keys are {', '.join(known)}")
+            raise ValueError(
+                f"{NODE}.{wrong[0]} is {'unknown' if wrong[0] in node else 'not set'}; its keys are {', '.join(known)}"
+            )
         return cls(**node)
 
 

@@ -1,7 +1,7 @@
 """Load a reward function and call it on a few rows before anything costly starts; every mistake is one clear error.
 
-The function is loaded and called in a process of its own: nothing of a user's file stays in the caller, and a file that hangs, exits
-or crashes is an error like any other. Functions of this package are called here.
+The function is loaded and called in a process of its own: nothing of a user's file stays in the caller, and a file that hangs,
+exits or crashes is an error like any other. Functions of this package are called here.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def try_reward(
     if excess is not None:
         raise ValueError(f"{excess}{remedy}")
     if counted.failed:
-        logger.warning("%s: %d of %d calls failed on rows of the data; the last: %s", where, counted.failed, counted.calls, counted.last)
+        logger.warning(
+            "%s: %d of %d calls failed on rows of the data; the last: %s", where, counted.failed, counted.calls, counted.last
+        )
 
 
 def _results(node: Mapping[str, Any], protection: Protection, calls: Sequence[Call], taken: Iterable[str]) -> list[Scored]:

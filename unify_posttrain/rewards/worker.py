@@ -56,10 +56,9 @@ def main(arguments: list[str]) -> None:
         if pid == 0:
             _serve(function, timeout, memory_mb, limit_mb, progress)
         _, status = os.waitpid(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        if code == GONE:
+        code, number = os.waitstatus_to_exitcode(status), progress.number
+        if code == GONE and number == IDLE:  # a function may exit with any code
             return
-        number = progress.number
         if number == READING:
             progress.reply(UNREAD, b"null", *_cause(code, timeout))
             progress.flush()

@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 from unify_posttrain.runs import state
 
 
-
 class RunEndedError(Exception):
     """The run was ended on purpose; the message says why and what to do."""
 

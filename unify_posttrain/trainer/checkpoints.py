@@ -85,11 +85,14 @@ class Checkpoints:
 
     @staticmethod
     def _cause(error: Exception, folder: Path) -> str:
-        """The error in its own words. The disk is spoken of only if it is to blame: the system says so, or what is free is less than
-        the part that was written (torch's writer tells no reason)."""
+        """The error in its own words. The disk is spoken of only if it is to blame: the system says so, or what is free is less
+        than the part that was written (torch's writer tells no reason)."""
         lines = str(error).strip().splitlines()
         own = f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
-        free, written = shutil.disk_usage(folder.parent).free, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        free, written = (
+            shutil.disk_usage(folder.parent).free,
+            sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        )
         if isinstance(error, OSError) or free < written:
             return f"; {free / 1e9:.2f} GB were free on its disk ({own})"
         return f": {own}"

@@ -56,9 +56,10 @@ class FusionTrainer(SeparateRayPPOTrainer):
     def init_workers(self) -> None:
         # The separation trainer's own version is for disjoint pools; ours are colocated, as in RayPPOTrainer.
         RayPPOTrainer.init_workers(self)
-        config, demonstrator, self.rewards = self.config, None, RewardReader.from_config(self.config)
+        config, demonstrator = self.config, None
+        self.rewards = RewardReader.from_config(config, self.reward_loop_manager)
         if self.clock.needs_target:
-            demonstrator = Demonstrator.from_config(config, self.fusion, self.tokenizer, self.rewards.reading(self.reward_loop_manager))
+            demonstrator = Demonstrator.from_config(config, self.fusion, self.tokenizer, self.rewards.score)
         reference = self.ref_policy_wg if self.use_reference_policy else None
         self.port: ActorPort = LegacyPort(self.actor_rollout_wg, reference, self._get_dp_size(self.actor_rollout_wg, "actor"))
         self.engine = Engine(config, self.async_rollout_manager, self.checkpoint_manager)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,20 +33,22 @@ class RewardReader:
     Attributes:
         where: the function, for messages.
         protection: how much may fail.
+        manager: verl's, which scores rows that are no rollouts.
     """
 
     where: str
     protection: Protection
+    manager: Any = None
     seen: dict[str, None] = field(default_factory=dict)
 
     @classmethod
-    def from_config(cls, config: Any) -> RewardReader:
+    def from_config(cls, config: Any, manager: Any) -> RewardReader:
         node = OmegaConf.to_container(config.reward.protection, resolve=True)
-        return cls(function_name(config.reward.custom_reward_function), Protection.from_node(node))
+        return cls(function_name(config.reward.custom_reward_function), Protection.from_node(node), manager)
 
-    def reading(self, manager: Any) -> Callable[[DataProto], DataProto]:
-        """verl's scoring of rows outside of a rollout, read."""
-        return lambda rows: self.read(manager.compute_rm_score(rows))
+    def score(self, rows: DataProto) -> DataProto:
+        """Rows that are no rollouts, scored and read; see :meth:`read`."""
+        return self.read(self.manager.compute_rm_score(rows))
 
     def read(self, data: DataProto) -> DataProto:
         """The batch with a column per field in place of the outcomes.

@@ -1,8 +1,8 @@
 """verl's reward worker, in which every reward function is called through `unify_posttrain.rewards.calling`.
 
-verl's collations take the names of the reward fields from the first row and look them up in all others. So every row has exactly one
-field here, `reward_outcome`, whatever the function returned and whatever the reward manager added; `trainer.rewards` makes columns of
-it.
+verl's collations take the names of the reward fields from the first row and look them up in all others. So every row has exactly
+one field here, `reward_outcome`, whatever the function returned and whatever the reward manager added; `trainer.rewards` makes
+columns of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from verl.experimental.reward_loop import reward_loop
 
 from unify_posttrain.rewards import calling
 from unify_posttrain.rewards.calling import OUTCOME
-from unify_posttrain.rewards.contract import ContractError, Scored, sayable
+from unify_posttrain.rewards.contract import ACCURACY, ContractError, Scored, sayable
 from unify_posttrain.rewards.protection import Protection, function_name
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,9 @@ class FusionRewardLoopWorker(VerlWorker):
             added = {name: sayable(value, self.protection.field_characters) for name, value in extra.items()}
         except (TypeError, RecursionError) as error:
             raise ContractError(f"the reward manager added a field that JSON cannot say: {error}") from None
-        return Scored(number, {**own.fields, **added})
+        # A number alone is also its accuracy, as verl's managers have it.
+        fields = own.fields if own.fields or found is None else {ACCURACY: own.score}
+        return Scored(number, {**fields, **added})
 
 
 def _number(score: Any) -> float | None:
