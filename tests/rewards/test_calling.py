@@ -263,7 +263,7 @@ BROKEN = {
     "x = 1": "name=compute_score: .* has no such function; it defines none",
     "def other(**_): pass": "it defines other",
     "compute_score = 3": "is int, not a function",
-    "def compute_score(text, answer): return 1.0": r"takes \(text, answer\), but is called with data_source=….*name its arguments so",
+    "def compute_score(text, answer): return 1.0": r"takes \(text, answer\), but is called with data_source=….*name its arguments",
     "def compute_score(data_source, solution_str, ground_truth, extra_info, *, bonus): pass": "bonus",
     "from verl.utils.reward_score import prime_math": "prime_math evaluates model text",
 }

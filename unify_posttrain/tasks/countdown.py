@@ -70,8 +70,8 @@ def _parse_truth(data_source: str, ground_truth: str) -> tuple[int, tuple[int, .
         raise TypeError(f"{where} must be text, got {type(ground_truth).__name__}; {remedy}")
     try:
         truth = json.loads(ground_truth)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}={ground_truth!r} is no JSON ({error}); {remedy}") from None
+    except (json.JSONDecodeError, RecursionError) as error:  # a hundred thousand brackets, say
+        raise ValueError(f"{where}={ground_truth[:200]!r} is no JSON ({error}); {remedy}") from None
     if not isinstance(truth, dict) or set(truth) != _TRUTH_KEYS or not isinstance(truth["numbers"], list):
         raise ValueError(f"{where}={ground_truth!r}; {remedy}")
     if any(type(number) is not int for number in (truth["target"], *truth["numbers"])):

@@ -17,8 +17,7 @@ from verl.trainer.ppo.reward import extract_reward
 from verl.utils.debug import marked_timer
 
 from unify_posttrain.algorithms import build_algorithm
-from unify_posttrain.runs import state
-from unify_posttrain.runs.run_logs import ResumableLogs
+from unify_posttrain.runs import run_logs, state
 from unify_posttrain.runs.signals import StopRequest, time_limit
 from unify_posttrain.trainer.advantages import set_advantages
 from unify_posttrain.trainer.batch_mixer import BatchMixer
@@ -50,7 +49,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
         self.fusion = root.fusion
         self.clock = PhaseClock(root.phases, own_schedule=root.fusion.lr_schedule is not None)
         self.train_dataloader = TrainLoader(self.train_dataloader)
-        self.logs = ResumableLogs(config.trainer.run_dir)
+        self.logs = run_logs.ResumableLogs(config.trainer.run_dir)
         self.stop = StopRequest()
 
     def init_workers(self) -> None:
