@@ -46,7 +46,8 @@ def main(arguments: list[str]) -> None:
         function = _load(target, *arguments[4:])
         limit_mb = _limit_mb(memory_mb, beyond=len(arguments) > 3)
     except BaseException as error:  # a module may do anything when it is imported, SystemExit included
-        traceback.print_exc()
+        if error.__cause__ is not None or not isinstance(error, ValueError):  # else its message says all
+            traceback.print_exception(error.__cause__ or error)
         _write(replies, {"failed": f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)})
         sys.exit(1)
     progress = Progress(replies)

@@ -39,7 +39,7 @@ class RewardReader:
     where: str
     protection: Protection
     manager: Any = None
-    seen: dict[str, None] = field(default_factory=dict)
+    seen: dict[str, bool] = field(default_factory=dict)  # name of a field -> whether it has held text
 
     @classmethod
     def from_config(cls, config: Any, manager: Any) -> RewardReader:
@@ -98,9 +98,10 @@ class RewardReader:
 
     def columns(self, outcomes: Sequence[Scored]) -> dict[str, np.ndarray]:
         """A column per field that any row has or ever had."""
-        self.seen.update(dict.fromkeys(name for scored in outcomes for name in fields_of(scored)))
+        for name, value in (item for scored in outcomes for item in fields_of(scored).items()):
+            self.seen[name] = self.seen.get(name, False) or isinstance(value, str)
         rows = [fields_of(scored, self.seen) for scored in outcomes]
-        return {name: column(name, [fields.get(name) for fields in rows]) for name in self.seen}
+        return {name: column(name, [fields.get(name) for fields in rows], text) for name, text in self.seen.items()}
 
 
 def _failed(scored: Scored) -> bool:
@@ -117,12 +118,12 @@ def fields_of(scored: Scored, known: Container[str] = ()) -> dict[str, Any]:
     return fields
 
 
-def column(name: str, values: Sequence[Any]) -> np.ndarray:
-    """(B,) array of one field; see :meth:`RewardReader.read` for missing values."""
+def column(name: str, values: Sequence[Any], text: bool = False) -> np.ndarray:
+    """(B,) array of one field, which may be of texts; see :meth:`RewardReader.read` for missing values."""
     if name in MASKS:
         return np.array([MASKS[name] if value is None else float(value) for value in values])
     present = [value for value in values if value is not None]
-    if any(isinstance(value, str) for value in present):
+    if text or any(isinstance(value, str) for value in present):
         return object_column(list(values))
     if len(present) < len(values):
         return np.array([np.nan if value is None else float(value) for value in values])
@@ -131,13 +132,15 @@ def column(name: str, values: Sequence[Any]) -> np.ndarray:
 
 def aligned(batches: Sequence[DataProto]) -> Sequence[DataProto]:
     """Batches of one step, each with the columns that any of them has: a field may turn up in the second batch only."""
-    names = dict.fromkeys(name for batch in batches for name in batch.meta_info.get(KEYS, ()))
-    unscored = any(UNSCORED in batch.non_tensor_batch for batch in batches)
+    keys = list(dict.fromkeys(name for batch in batches for name in batch.meta_info.get(KEYS, ())))
+    columns = [batch.non_tensor_batch for batch in batches]
+    names = [name for name in (*keys, UNSCORED) if any(name in each for each in columns)]
+    text = {name: any(name in each and each[name].dtype.kind == "O" for each in columns) for name in names}
     for batch in batches:
-        for name in [*names, *([UNSCORED] if unscored else [])]:
+        for name in names:
             if name not in batch.non_tensor_batch:
-                batch.non_tensor_batch[name] = column(name, [None] * len(batch))
-        batch.meta_info[KEYS] = list(names)
+                batch.non_tensor_batch[name] = column(name, [None] * len(batch), text[name])
+        batch.meta_info[KEYS] = keys
     return batches
 
 
