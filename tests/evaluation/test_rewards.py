@@ -11,7 +11,7 @@ import pytest
 
 from unify_posttrain.config import compose_config
 from unify_posttrain.evaluation.benchmarks import Problem
-from unify_posttrain.evaluation.rewards import Judge, Verdict, load_extractor, load_reward
+from unify_posttrain.evaluation.rewards import Judge, Verdict, check_reward, load_extractor, load_reward
 from unify_posttrain.rewards.protection import Protection
 
 PROTECTION = Protection.from_node(compose_config([]).reward.protection)
@@ -131,3 +131,42 @@ def test_functions_that_cannot_be_used(tmp_path: Path) -> None:
         load_reward({"path": None, "name": "compute_score"}, PROTECTION)
     with pytest.raises(ValueError, match="answer extractor f of pkg://nowhere cannot be loaded"):
         load_extractor({"path": "pkg://nowhere", "name": "f"})
+
+
+def of_source(source: str) -> Problem:
+    return Problem(0, source, [{"role": "user", "content": "1+2="}], "3", {})
+
+
+@pytest.mark.parametrize("source", ["numina_olympiads", "codecontests", "hiyouga/geometry3k"])
+def test_graders_that_evaluate_are_refused_here_too(source: str) -> None:
+    dispatcher = {"path": "pkg://verl.utils.reward_score", "name": "default_compute_score"}
+    with pytest.raises(
+        ValueError, match=rf"data_source='{source}'.*set reward\.custom_reward_function\.path=pkg://unify_posttrain"
+    ):
+        check_reward(dispatcher, PROTECTION, [of_source("openai/gsm8k"), of_source(source)])
+    module = "pkg://verl.utils.reward_score.prime_math"
+    with pytest.raises(ValueError, match="evaluates model text"):
+        check_reward({"path": module, "name": "compute_score"}, PROTECTION, [of_source("a")])
+
+
+def test_a_function_is_tried_before_anything_is_generated(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text("def scored(data_source, **_): return 1.0 if data_source == 'a' else 'x'\n")
+    node = {"path": str(own), "name": "scored"}
+    check_reward(node, PROTECTION, [of_source("a")])
+    with pytest.raises(ValueError, match=r"own\.py, tried on 3 rows of the data: 3 of 3 calls failed.*returned str"):
+        check_reward(node, PROTECTION, [of_source(source) for source in "bcd"])
+
+
+def test_what_a_function_does_costs_its_response(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "import os\n"
+        "def scored(solution_str, **_):\n"
+        "    if solution_str == 'exit': os._exit(0)\n"
+        "    return {'score': 1.0, 'parts': [1]} if solution_str == 'fine' else float('nan')\n"
+    )
+    reward = load_reward({"path": str(own), "name": "scored"}, PROTECTION)
+    found = Judge(reward, lambda: lambda text: None, 1, 1.0, PROTECTION).judge([problem()] * 4, ["fine", "exit", "fine", "nan"])
+    reward.close()
+    assert [(each.correct, each.gold_ok) for each in found] == [(True, True), (False, True), (True, True), (False, False)]
