@@ -108,6 +108,7 @@ def test_a_sound_run_has_no_warnings(tmp_path: Path, make_run: Callable[..., Pat
 def test_what_is_wrong_is_said() -> None:
     run = run_of(
         fusion__grad_skipped=[1, 0, 2, 0], fusion__optimizer_steps=[1, 2, 0, 2], fusion__grader_faults=[0, 3, 0, 0],
+        fusion__reward_unscored=[0, 0, 2, 0],
         fusion__gold_masked=[0, 1, 1, 0], fusion__prompts_rl=[5, 5, 5, 5], fusion__demo_missing=[1, 1, 1, 0],
         fusion__demo_overlong=[1, 1, 0, 0], response_length__clip_ratio=[0, 0, 0, 0.25], fusion__tokens_generated=[9, 9, 0, 9],
         training__rollout_actor_probs_pearson_corr=[1, 0.5, 0, 1], fusion__empty_updates=[1, 0, 0, 0],
@@ -120,7 +121,8 @@ def test_what_is_wrong_is_said() -> None:
         "gate.jsonl: torn",
         "NaN or infinite at steps 1 to 2: actor/kl, actor/grad_norm; these points are missing from the curves",
         "3 of 8 optimizer steps skipped (norm over fusion.max_grad_norm=80, or not finite)",
-        "3 rollouts could not be graded (hang, crash or memory) and scored as wrong",
+        "3 rollouts could not be graded (exception, hang, crash or memory) and scored as wrong",
+        "2 rollouts were given no score (NaN or None) and left out of their groups",
         "2 prompts (10 %) masked: their ground truth cannot be graded against",
         "15 % of the prompts have no usable demonstration (2 too long: fusion.demo.max_length)",
         "25 % of the responses were cut off at ? tokens towards the end",

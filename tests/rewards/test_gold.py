@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from unify_posttrain.rewards import math
+from unify_posttrain.rewards.pool import KillablePool, Outcome
 
 LIMITS = {"workers": 1, "timeout_seconds": 20.0, "memory_mb": 1024}
 
@@ -22,3 +25,62 @@ def test_what_takes_the_grader_down_cannot_be_graded(gold: str, monkeypatch: pyt
     limits = {**LIMITS, "timeout_seconds": 1.0}
     assert math.gradable(gold, 3, **limits) is False
     assert math.gradable("fine", 3, **limits) is True
+
+
+SHORT = {"workers": 1, "timeout_seconds": 2.0, "memory_mb": 1024}
+UNCOMPUTABLE = (r"10^{10^{10}}", r"\boxed{9^{9^{9^{9}}}}", r"(1, 10^{10^{10}})", "10^{10^{10}} \\text{ cm}")
+DEEP = ("{" * 100_000, "(" * 100_000 + "1" + ")" * 100_000, '["' * 100_000, r"\sqrt{" * 300 + "x" + "}" * 300)
+
+
+class Counting:
+    """Graders, and how often each kind of question was put to them."""
+
+    def __init__(self, graders: KillablePool, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+
+        def run(item: dict) -> Outcome:
+            self.asked.append("answer" if "text" in item else "gold")
+            return KillablePool.run(graders, item)
+
+        monkeypatch.setattr(graders, "run", run)
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
+    monkeypatch.setattr(math, "_verdicts", math._Verdicts())
+    return Counting(math.pool(math.GRADE, **SHORT), monkeypatch)
+
+
+@pytest.mark.parametrize("gold", UNCOMPUTABLE)
+def test_what_cannot_be_computed_is_found_out_once(gold: str, counting: Counting) -> None:
+    scored = [math.compute_score("s", rf"\boxed{{{answer}}}", gold, version=6, **SHORT) for answer in ("x+1", "10^9", "2")]
+    assert [(each["score"], each["gold_ok"], each["grader_fault"]) for each in scored] == [(0.0, 0.0, 0.0)] * 3
+    assert counting.asked == ["gold"], "one question, no answer was graded"
+    assert math.gradable(gold, 6, **SHORT) is False, "so prepare drops it"
+
+
+def test_rollouts_of_a_group_that_are_graded_at_once_ask_once(counting: Counting) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        scored = list(
+            threads.map(
+                lambda number: math.compute_score("s", rf"\boxed{{{number}}}", UNCOMPUTABLE[0], version=6, **SHORT), range(8)
+            )
+        )
+    assert {each["gold_ok"] for each in scored} == {0.0} and counting.asked == ["gold"]
+
+
+@pytest.mark.parametrize("gold", DEEP, ids=["braces", "parentheses", "lists", "roots"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_deep_nesting_is_one_row(gold: str, version: int, counting: Counting) -> None:
+    """As the ground truth, and as the answer to another one: never an error of the run."""
+    as_gold = math.compute_score("s", r"\boxed{2}", gold, version=version, **SHORT)
+    as_answer = math.compute_score("s", rf"\boxed{{{gold}}}", "x^2+1", version=version, **SHORT)
+    assert as_gold["score"] == as_answer["score"] == 0.0
+    assert as_answer["gold_ok"] == 1.0, "an answer says nothing of the ground truth"
+
+
+def test_the_answer_line_has_the_same_verdicts(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    graders = Counting(math.pool(math.GRADE_DAPO, **SHORT), monkeypatch)
+    scored = [math.compute_dapo_score("s", f"Answer: {answer}", UNCOMPUTABLE[0], **SHORT) for answer in ("x+1", "3")]
+    assert {each["gold_ok"] for each in scored} == {0.0} and graders.asked == ["gold"]
+    assert math.compute_dapo_score("s", "Answer: 34", "34", **SHORT)["score"] == 1.0

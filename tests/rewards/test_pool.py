@@ -156,7 +156,42 @@ def test_a_target_that_cannot_be_imported_is_an_error(target: str) -> None:
         own.run(1)
 
 
-def test_too_little_memory_for_the_imports_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
-    with KillablePool(MISCHIEF, workers=1, timeout_seconds=1.0, memory_mb=8) as own, pytest.raises(RuntimeError):
+def test_too_little_memory_for_the_imports_is_an_error() -> None:
+    with (
+        KillablePool(MISCHIEF, workers=1, timeout_seconds=1.0, memory_mb=8) as own,
+        pytest.raises(RuntimeError, match="memory_mb=8: the imports alone take"),
+    ):
         own.run(["echo", 1])
-    assert "memory_mb=8: the imports alone take" in capfd.readouterr().err
+
+
+def test_a_message_that_cannot_be_read_costs_the_item_to_blame(pool: KillablePool) -> None:
+    """A class that the worker cannot import, an object that says no when it is sent."""
+    outcomes = pool.send([["echo", 1], ["echo", Unknown()], ["echo", 2], ["echo", Refusing()], ["echo", 3]])
+    assert [outcome.value for outcome in outcomes] == [1, None, 2, None, 3]
+    assert "cannot be read" in outcomes[1].detail and "cannot be sent: not me" in outcomes[3].detail
+
+
+class Unknown:
+    """Pickled by a name that is nowhere else."""
+
+    def __reduce__(self) -> tuple:
+        return exec_nothing, ()
+
+
+def exec_nothing() -> None:
+    raise ImportError("not here")
+
+
+class Refusing:
+    def __reduce__(self) -> tuple:
+        raise TypeError("not me")
+
+
+def test_many_items_travel_in_few_messages(pool: KillablePool) -> None:
+    assert [outcome.value for outcome in pool.map(["echo", number] for number in range(1000))] == list(range(1000))
+    assert [outcome.fault for outcome in pool.send([["exit", None]] * 3 + [["echo", 1]])] == ["crash"] * 3 + [None]
+
+
+def test_large_replies_and_small_ones_keep_their_order(pool: KillablePool) -> None:
+    texts = ["x" * size for size in (1, 70_000, 2, 40_000, 40_000, 3)]
+    assert [outcome.value for outcome in pool.send([["echo", text] for text in texts])] == texts

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from unify_posttrain.runs import state
-from unify_posttrain.runs.failures import cause, explain
+from unify_posttrain.runs.failures import RunEndedError, cause, explain
 
 
 def raised(outer: Exception, inner: Exception) -> Exception:
@@ -30,6 +30,7 @@ def raised(outer: Exception, inner: Exception) -> Exception:
         ),
         (raised(ValueError("x"), RuntimeError("ActorDiedError: The actor died unexpectedly")), "a process of the run died"),
         (ValueError("first line\nlast line"), "ValueError: last line"),
+        (raised(ValueError("x"), RunEndedError("reward function f of m.py: NCCL, gloo")), "reward function f of m.py: NCCL, gloo"),
         (KeyError(), "KeyError: no message"),
     ],
 )

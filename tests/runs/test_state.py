@@ -321,3 +321,28 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.write_bytes(path.read_bytes())
     assert state.fingerprint(copy, edge=10) == state.fingerprint(path, edge=10)  # the name does not count
+
+
+def deep() -> list:
+    value: list = []
+    for _ in range(100_000):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": [1, {"b": object()}]}, r"x\.json: a\[1\]\.b is object, which JSON cannot say"),
+        ({"a": {(1, 2): 3}}, r"x\.json: a key of a is tuple, which JSON cannot say"),
+        ({"a": b"x"}, r"a is bytes"),
+        ({"a": deep()}, r"is nested more than 100 deep"),
+    ],
+    ids=["object", "key", "bytes", "depth"],
+)
+def test_what_cannot_be_said_names_its_place_and_leaves_the_file(content: dict, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    state.write_json(file, {"fine": 1})
+    with pytest.raises(TypeError, match=message):
+        state.write_json(file, content)
+    assert json.loads(file.read_text()) == {"fine": 1} and list(tmp_path.iterdir()) == [file]

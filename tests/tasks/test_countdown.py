@@ -422,3 +422,10 @@ def test_no_solution_is_longer_than_the_longest(count: int) -> None:
     for of_try in countdown.list_problems(count, 6):
         assert max(len(countdown.question(p.target, p.numbers)) for p in of_try) <= len(question)
         assert max(len(countdown.worked_solution(p.target, p.numbers)) for p in of_try) <= len(solution)
+
+
+def test_numbers_nested_without_end_are_a_defect_of_the_row() -> None:
+    deep = '{"target": 29, "numbers": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    with pytest.raises(ValueError, match="is no JSON") as error:
+        countdown.compute_score("countdown", "answer 1", deep)
+    assert len(str(error.value)) < 1000

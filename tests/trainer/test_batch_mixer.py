@@ -429,3 +429,93 @@ def test_the_step_s_algorithm_says_what_counts(small: Callable[..., Algorithm]) 
     assert set(step.demonstrator.read(lenient, prompts((None, TARGET)), 1)[0]) == {"b"}
     with pytest.raises(ValueError, match="training row 30 has no usable target"):
         step.demonstrator.read(strict, prompts((None, TARGET)), 1)
+
+
+# --- rollouts without a score ----------------------------------------------------------------------------------------
+
+
+def unscored(rollouts: DataProto, *rows: int) -> DataProto:
+    """As `RewardReader.read` leaves rollouts of which the reward function gave some no score."""
+    lacking = np.isin(np.arange(len(rollouts)), rows)
+    rollouts.batch["rm_scores"][torch.from_numpy(lacking)] = 0.0
+    rollouts.non_tensor_batch["acc"] = np.where(lacking, np.nan, rollouts.non_tensor_batch["acc"])
+    rollouts.non_tensor_batch["unscored"] = lacking.astype(float)
+    return rollouts
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("name", sorted(filter(one_phase, ALGORITHMS)))
+def test_a_rollout_without_a_score_leaves_its_group(small: Callable[..., Algorithm], name: str, ranks: int) -> None:
+    """Rollout 1 of `b` has no score: advantages are those of the group without it, and the others are trained."""
+    built = small(name, **({"prefix": {"min_ratio": 0.5, "max_ratio": 0.5}} if name == "prefix_rft" else {}))
+    step = Step(built, ranks=ranks)
+    rows = prompts(hints=built.experience.needs_hint)
+    found = step.demonstrator.read(built.fusion, rows, step.step)[0] if step.demonstrator else {}
+    prefixes = draw_response_prefixes(built.experience, rows, found, encode, step.step)
+    rollouts = generated(rows, prefixes, SCORES)
+    of_b = [] if rollouts is None else np.flatnonzero(rollouts.non_tensor_batch["uid"] == "b")
+    if not len(of_b):
+        return  # nothing is generated
+    lost = int(of_b[1])
+    step.mix_rollouts(Prompts(rows, found, prefixes), unscored(rollouts, lost))
+    batch, metrics = step.mixed.batch, step.mixed.metrics
+    kinds = batch.non_tensor_batch.get(KIND_COLUMN, np.zeros(len(batch), dtype=int))
+    kept = (kinds == ROLLOUT) & (batch.non_tensor_batch["uid"] == "b")
+    assert kept.sum() in (0, len(of_b) - 1), "all of the others, or none of the group"
+    assert metrics["fusion/reward_unscored"] == 1.0 and "unscored" not in batch.non_tensor_batch
+    assert list(step.mixed.scores["b"]) == [SCORES["b"][number] for number in range(len(of_b)) if number != 1]
+    group = next(group for group in step.mixed.plan if group.uid == "b")
+    assert group.rollouts == len(of_b) - 1 and group.graded and group.kept in (0, group.rollouts)
+    step.advantages(batch, old=-1.0, reference=-1.2)
+    tensors = {**batch.batch, "log_probs": torch.full((len(batch), RESPONSE), -1.1, requires_grad=True)}
+    tensors |= {"entropys": torch.full((len(batch), RESPONSE), 0.5), "batch_entropy": torch.full((len(batch),), 0.5)}
+    loss, _ = compute_loss(built.terms, tensors)
+    assert torch.isfinite(loss) and torch.isfinite(batch.batch["advantages"]).all()
+
+
+def test_the_advantages_are_those_of_the_rows_that_are_left(small: Callable[..., Algorithm]) -> None:
+    step = Step(small("dr_grpo"))
+    rollouts = unscored(generated(prompts(), [(NO_PREFIX,) * N] * 2, {"a": [1.0, 0.0, 0.0, 0.0], "b": [0.0, 9.0, 1.0, 0.5]}), 5)
+    step.mix_rollouts(Prompts(prompts(), {}, []), rollouts)
+    batch = step.mixed.batch
+    step.advantages(batch)
+    # a: 1 of 4 is right, so 1 - 1/4 and -1/4; b: the mean of 0, 1 and 0.5 is 0.5
+    assert values(batch)["a", ROLLOUT] == {0.75, -0.25}
+    assert values(batch)["b", ROLLOUT] == {-0.5, 0.5, 0.0}
+    assert step.mixed.metrics["fusion/rollout_score"] == pytest.approx((1 + 1 + 0.5) / 7)
+
+
+@pytest.mark.parametrize("name", ["grpo", "hpt", "luffy"])
+def test_a_group_without_any_score_is_masked(small: Callable[..., Algorithm], name: str) -> None:
+    built = small(name)
+    step = Step(built)
+    found = step.demonstrator.read(built.fusion, prompts(), step.step)[0] if step.demonstrator else {}
+    rollouts = generated(prompts(), [(NO_PREFIX,) * built.experience.rollouts(uid in found) for uid in "ab"], SCORES)
+    of_a = np.flatnonzero(rollouts.non_tensor_batch["uid"] == "a")
+    step.mix_rollouts(Prompts(prompts(), found, []), unscored(rollouts, *of_a))
+    kept = step.mixed.batch.non_tensor_batch[KIND_COLUMN] != PADDING
+    assert set(step.mixed.batch.non_tensor_batch["uid"][kept]) == {"b"}
+    assert step.mixed.metrics["fusion/gold_masked"] == 1.0
+
+
+def test_a_batch_without_any_score_trains_nothing(small: Callable[..., Algorithm]) -> None:
+    step = Step(small("grpo"))
+    rollouts = generated(prompts(), [(NO_PREFIX,) * N] * 2, SCORES)
+    step.mix_rollouts(Prompts(prompts(), {}, []), unscored(rollouts, *range(len(rollouts))))
+    assert (step.mixed.batch.non_tensor_batch[KIND_COLUMN] == PADDING).all()
+    assert step.mixed.metrics["fusion/rollout_score"] == 0.0
+
+
+def test_a_demonstration_without_a_score_counts_as_missing(small: Callable[..., Algorithm]) -> None:
+    built = small("luffy")
+    step = Step(built)
+
+    def score(data: DataProto) -> DataProto:
+        scored = score_rows(data)
+        scored.non_tensor_batch["unscored"] = np.ones(len(data))
+        return scored
+
+    step.demonstrator.score_rows = score
+    found, metrics = step.demonstrator.read(built.fusion, prompts(), 1)
+    assert found == {} and metrics["fusion/demo_missing"] == 2.0, "one has none, the other's has no score"
+    assert step.demonstrator.state["scores"][0][2]["unscored"] == 1.0

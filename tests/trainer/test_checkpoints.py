@@ -182,6 +182,16 @@ def test_a_checkpoint_that_fails_leaves_the_one_before(tmp_path: Path) -> None:
     assert run.it.holds(1) and run.config.trainer.max_actor_ckpt_to_keep == 1
 
 
+def test_what_is_no_matter_of_the_disk_does_not_speak_of_it(tmp_path: Path) -> None:
+    """A value that JSON cannot say in our state: the place and the type are named, and nothing of a disk that has room."""
+    run = Run(tmp_path)
+    run.demonstrator.state = {"scores": [[3, 0, {"reward": 1.0, "parts": {1, 2}}]]}
+    with pytest.raises(CheckpointError) as error:
+        run.save(1)
+    assert "free" not in str(error.value) and not run.folder(1).exists()
+    assert "TypeError: unify_state.json: demonstrations.scores[0][2].parts is set, which JSON cannot say" in str(error.value)
+
+
 def test_another_runs_checkpoint_is_never_written_to(tmp_path: Path) -> None:
     first = Run(tmp_path / "first")
     first.save(2)

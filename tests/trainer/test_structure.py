@@ -17,9 +17,21 @@ from unify_posttrain.trainer.fusion_trainer import FusionTrainer
 FOLDER = Path(fusion_trainer.__file__).parent
 MODULES = sorted(FOLDER.glob("*.py"))
 HOOK = re.compile(r"_fit_\w+")
-LINES = 260
+LINES = 265
 # Rooms that the trainer may know; commands, evaluation, reporting and the study are not among them.
-LOWER = ("algorithms", "experience", "objective", "measures", "runs", "startup", "rollout", "workers", "cpu_compat", "trainer")
+LOWER = (
+    "algorithms",
+    "experience",
+    "objective",
+    "measures",
+    "rewards",
+    "runs",
+    "startup",
+    "rollout",
+    "workers",
+    "cpu_compat",
+    "trainer",
+)
 
 
 def defined(cls: type) -> list[str]:

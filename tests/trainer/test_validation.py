@@ -18,7 +18,7 @@ UIDS = ["p", "p", "q", "q", "r", "r", "s", "s"]
 def metrics_of(fields: dict[str, list], threshold: float = 1.0) -> dict[str, Any]:
     """Through the trainer's hook, which needs no more than the threshold."""
     trainer = object.__new__(FusionTrainer)
-    trainer.fusion = SimpleNamespace(success_threshold=threshold)
+    trainer.fusion, trainer.rewards = SimpleNamespace(success_threshold=threshold), None
     return trainer._val_metrics_update(SOURCES, UIDS, fields, [])
 
 

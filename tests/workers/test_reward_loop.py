@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import verl.experimental.reward_loop as package
 from omegaconf import OmegaConf
 from transformers import Qwen2Config
 from verl.experimental.reward_loop import reward_loop
-from verl.experimental.reward_loop.reward_loop import RewardLoopManager, RewardLoopWorker
+from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 
 from tests.strangers import with_code
 from unify_posttrain.tasks.tokenizer import build_tokenizer
-from unify_posttrain.workers.reward_loop import FusionRewardManager, FusionRewardWorker, own_reward_workers
+from unify_posttrain.workers.reward_loop import FusionRewardWorker
+from unify_posttrain.workers.reward_worker import FusionRewardLoopWorker, install
 
 
 @pytest.fixture
@@ -58,9 +58,7 @@ def test_trust_in_the_policy_is_none_in_the_reward_model(evil: tuple[Path, Path]
     assert worker.reward_model_tokenizer is not None and not evil[1].exists()
 
 
-def test_verls_trainer_finds_our_manager() -> None:
-    with own_reward_workers():
-        from verl.experimental.reward_loop import RewardLoopManager as found  # as RayPPOTrainer.init_workers does
-
-        assert found is FusionRewardManager
-    assert package.RewardLoopManager is RewardLoopManager
+def test_the_worker_that_scores_is_one_of_these(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_loop, "RewardLoopWorker", RewardLoopWorker)  # put back afterwards
+    install()
+    assert reward_loop.RewardLoopWorker is FusionRewardLoopWorker and issubclass(FusionRewardLoopWorker, FusionRewardWorker)

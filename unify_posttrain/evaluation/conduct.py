@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from unify_posttrain.evaluation.engines import Engine, EngineSettings, Output, R
 from unify_posttrain.evaluation.models import Model, check_folder, fingerprint, local_folder
 from unify_posttrain.evaluation.prompts import load_tokenizer, prompts_digest, render
 from unify_posttrain.evaluation.results import Measured, as_results
-from unify_posttrain.evaluation.rewards import Judge, load_extractor, load_reward
+from unify_posttrain.evaluation.rewards import Judge, check_reward, load_extractor, load_reward
 from unify_posttrain.evaluation.settings import Benchmark, Evaluation
 from unify_posttrain.evaluation.store import Sample, SampleStore
 from unify_posttrain.output import described
@@ -54,6 +55,8 @@ def conduct(evaluation: Evaluation, start: Starter = start_engine) -> dict[str, 
         benchmark.name: read_problems(benchmark.files, benchmark.max_samples, benchmark.sample_seed)
         for benchmark in evaluation.benchmarks
     }
+    for benchmark in evaluation.benchmarks:
+        check_reward(benchmark.reward, evaluation.protection, problems[benchmark.name])
     measured = [part for model in evaluation.models for part in _evaluate_model(evaluation, model, problems, start)]
     results = as_results(evaluation, measured)
     write_text(evaluation.output / JSON, json.dumps(redacted(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -158,15 +161,16 @@ def _fill(
     if not total:
         return
     by_row = {problem.row: problem for problem in problems}
-    judge = Judge(
-        load_reward(benchmark.reward), lambda: load_extractor(benchmark.answers), evaluation.threads, evaluation.threshold
-    )
+    reward = load_reward(benchmark.reward, evaluation.protection, evaluation.threads)
+    extractor = partial(load_extractor, benchmark.answers)
+    judge = Judge(reward, extractor, evaluation.threads, evaluation.threshold, evaluation.protection)
     began, clock = datetime.now(timezone.utc), time.monotonic()
     with _progress(f"{model.label} on {benchmark.name}", len(requests), len(requests) - total) as advance:
         for chunk in filter(None, missing):
             outputs = engine.get().generate(chunk)
             store.append(_judged(chunk, outputs, by_row, tokenizer, judge))
             advance(len(chunk))
+    reward.close()
     _note_duration(evaluation.output, model, benchmark, total, began.isoformat(timespec="seconds"), time.monotonic() - clock)
 
 

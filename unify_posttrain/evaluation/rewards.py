@@ -1,19 +1,27 @@
-"""Verdicts: the reward function of training, called as verl's reward manager calls it, and what is read from its result.
+"""Verdicts: the reward function of training, called as verl's reward manager calls it, through the same wrapper.
 
 A result is a number, or a mapping with `score` and, where the function has them, `acc` (1 or 0), `pred` (canonical answer, "" if
-none was found) and `gold_ok` (0 if the ground truth cannot be used).
+none was found) and `gold_ok` (0 if the ground truth cannot be used). A response without a score counts as one whose ground truth
+cannot be used; a call that fails counts as wrong.
 """
 
 from __future__ import annotations
 
-import inspect
+import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from unify_posttrain.evaluation.benchmarks import Problem
+from unify_posttrain.rewards.calling import Call, Caller, InProcessCaller, ProcessCaller, build_caller
+from unify_posttrain.rewards.contract import ACCURACY, GOLD, Contract, Scored
+from unify_posttrain.rewards.loading import LoadError, check_dispatch
+from unify_posttrain.rewards.pool import WorkerStartError
+from unify_posttrain.rewards.protection import Protection, function_name, tally
+from unify_posttrain.rewards.trial import rows_to_try, try_reward
+
+logger = logging.getLogger(__name__)
 
 # What verl's manager adds to extra_info of a single-turn rollout (verl.experimental.reward_loop.reward_manager.naive).
 TURNS = {"num_turns": 2, "rollout_reward_scores": {}}
@@ -29,26 +37,33 @@ class Verdict:
     gold_ok: bool
 
 
-def load_reward(node: Mapping[str, Any]) -> Callable[..., Any]:
-    """The reward function of a node {path, name, reward_kwargs}, through verl's own loader.
+def load_reward(node: Mapping[str, Any], protection: Protection, threads: int | None = None) -> Caller:
+    """The reward function of a node {path, name, reward_kwargs}, in the wrapper that training has around it.
 
     Raises:
         ValueError: no function there, or one that only a running trainer can serve.
     """
-    from omegaconf import OmegaConf
-    from verl.trainer.ppo.reward import get_custom_reward_fn
-
-    where = f"reward function {node.get('name')} of {node.get('path')}"
-    settings = {key: value for key, value in node.items() if value is not None}
-    if not {"path", "name"} <= set(settings):
+    where = function_name(node)
+    if not node.get("path") or not node.get("name"):
         raise ValueError(f"{where}: path and name must be set; give reward.path=… and reward.name=…, or run=FOLDER of the training")
     try:
-        function = get_custom_reward_fn(OmegaConf.create({"reward": {"custom_reward_function": settings}}))
-    except (ImportError, AttributeError, OSError, RuntimeError) as error:
-        raise ValueError(f"{where} cannot be loaded: {error}") from error
-    if isinstance(function, partial) and inspect.iscoroutinefunction(function.args[0]):
+        caller = build_caller(node, protection, threads)
+    except (WorkerStartError, LoadError) as error:
+        raise ValueError(f"{where} cannot be loaded: {getattr(error, 'reason', error)}") from error
+    if isinstance(caller, InProcessCaller) and caller.asynchronous:
         raise ValueError(f"{where} is asynchronous: it is served by the trainer's workers; evaluate with a plain function")
-    return function
+    return caller
+
+
+def check_reward(node: Mapping[str, Any], protection: Protection, problems: Sequence[Problem]) -> None:
+    """Call the reward function on some problems with an empty response, before anything is generated.
+
+    Raises:
+        ValueError: it cannot be loaded or fails, or the data would be graded by evaluating what a model wrote.
+    """
+    check_dispatch(node, {problem.source for problem in problems})
+    rows = rows_to_try([problem.source for problem in problems], protection.trial_rows)
+    try_reward(node, protection, [_call(problems[row], "") for row in rows])
 
 
 def load_extractor(node: Mapping[str, Any]) -> Callable[[str], str | None]:
@@ -69,53 +84,59 @@ class Judge:
     """Judges responses of one benchmark.
 
     Args:
-        reward: function of verl's signature.
+        reward: function of verl's signature, or a caller of one.
         extractor: builds the function text -> answer; called once, and only if a result has no `pred`.
         threads: calls at once; the math reward hands them on to processes that can be killed.
         threshold: of a correct response where the result has no `acc`.
+        protection: which share of the calls may fail; None: any.
     """
 
     def __init__(
         self,
-        reward: Callable[..., Any],
+        reward: Callable[..., Any] | Caller,
         extractor: Callable[[], Callable[[str], str | None]],
         threads: int,
         threshold: float,
+        protection: Protection | None = None,
     ) -> None:
+        if not isinstance(reward, ProcessCaller | InProcessCaller):
+            reward = InProcessCaller(reward, Contract("the reward function", sys.maxsize), threads)
         self.reward, self._build_extractor = reward, extractor
-        self.threads, self.threshold = threads, threshold
+        self.threshold, self.protection = threshold, protection
         self._extract: Callable[[str], str | None] | None = None
 
     def judge(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
         """One verdict per response, in their order.
 
         Raises:
-            ValueError: a result without a score.
+            ValueError: more calls failed than may.
         """
-        with ThreadPoolExecutor(max_workers=self.threads) as pool:
-            results = list(pool.map(self._call, problems, responses))
-        return [self._verdict(result, response) for result, response in zip(results, responses, strict=True)]
+        results = self.reward([_call(problem, response) for problem, response in zip(problems, responses, strict=True)])
+        refused = next((scored.detail for scored in results if scored.refused), None)
+        counted = tally(results)
+        if refused or (self.protection and (refused := counted.excess(self.protection, "the reward function"))):
+            raise ValueError(refused)
+        if counted.failed:
+            logger.warning("%d of %d reward calls failed; the last: %s", counted.failed, counted.calls, counted.last)
+        return [self._verdict(scored, response) for scored, response in zip(results, responses, strict=True)]
 
-    def _call(self, problem: Problem, response: str) -> Any:
-        return self.reward(
-            data_source=problem.source,
-            solution_str=response,
-            ground_truth=problem.ground_truth,
-            extra_info={**problem.extra_info, **TURNS},
-        )
-
-    def _verdict(self, result: Any, response: str) -> Verdict:
-        fields = result if isinstance(result, Mapping) else {"score": result}
-        if fields.get("score") is None:
-            raise ValueError(
-                f"the reward function returned {str(result)[:80]!r}; it must return a number, or a mapping with `score`"
-            )
-        score = float(fields["score"])
-        correct = score >= self.threshold if fields.get("acc") is None else float(fields["acc"]) >= 1
+    def _verdict(self, scored: Scored, response: str) -> Verdict:
+        fields, score = scored.fields, scored.score
+        correct = score >= self.threshold if fields.get(ACCURACY) is None else float(fields[ACCURACY]) >= 1
         answer = self._answer(response) if fields.get("pred") is None else str(fields["pred"])
-        return Verdict(score, correct, answer, bool(fields.get("gold_ok", 1)))
+        gold = fields.get(GOLD)
+        return Verdict(score, correct and scored.fault is None, answer, (gold is None or bool(gold)) and not scored.unscored)
 
     def _answer(self, response: str) -> str:
         if self._extract is None:
             self._extract = self._build_extractor()
         return self._extract(response) or ""
+
+
+def _call(problem: Problem, response: str) -> Call:
+    return {
+        "data_source": problem.source,
+        "solution_str": response,
+        "ground_truth": problem.ground_truth,
+        "extra_info": {**problem.extra_info, **TURNS},
+    }

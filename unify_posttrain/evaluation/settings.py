@@ -14,6 +14,7 @@ from unify_posttrain.evaluation.engines import EngineSettings
 from unify_posttrain.evaluation.models import Model, named_models, safe_name
 from unify_posttrain.evaluation.prompts import PromptSettings
 from unify_posttrain.measures.statistics import Bootstrap
+from unify_posttrain.rewards.protection import Protection
 
 VALIDATION = "validation"  # name of the benchmark that a run's own validation files are
 # Keys of conf/evaluate.yaml that are null unless set, and where they stand in the configuration of a run.
@@ -94,6 +95,7 @@ class Evaluation:
     threshold: float
     chunk_size: int
     threads: int
+    protection: Protection
     bootstrap: Bootstrap
     published: tuple[Mapping[str, Any], ...]
 
@@ -139,6 +141,7 @@ class Evaluation:
             threshold=float(settings["correct_threshold"]),
             chunk_size=config.chunk_size,
             threads=config.threads,
+            protection=_protection(config, trained),
             bootstrap=Bootstrap(**_plain(config.statistics)),
             published=tuple(_plain(config.published)),
         )
@@ -164,6 +167,14 @@ def _completed(config: DictConfig, trained: DictConfig | None) -> dict[str, Any]
     if settings["vllm"] is None:
         settings["vllm"] = {**_plain(config.without_run.vllm), **({} if trained is None else _vllm_of(trained))}
     return settings
+
+
+def _protection(config: DictConfig, trained: DictConfig | None) -> Protection:
+    """What is said here, else the run's, else that of evaluations without a run."""
+    of_the_run = None if trained is None else OmegaConf.select(trained, "reward.protection", default=None)
+    return Protection.from_node(
+        {**_plain(config.without_run.protection), **(_plain(of_the_run) or {}), **(_plain(config.protection) or {})}
+    )
 
 
 def _vllm_of(trained: DictConfig) -> dict[str, Any]:

@@ -65,6 +65,11 @@ class GroupPlan:
         """The same prompt with nothing trained of it."""
         return replace(self, kept=0, demonstrations=0, weights={}, **changes)
 
+    def with_fewer(self, missing: int) -> GroupPlan:
+        """The same prompt with fewer rollouts, all of the others trained if they were to be."""
+        kept = self.kept - missing if self.kept else 0
+        return replace(self, rollouts=self.rollouts - missing, kept=kept) if missing else self
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -100,6 +105,10 @@ class BatchPlan:
     def masked(self, uids: Container[str]) -> BatchPlan:
         """The plan in which these groups contribute nothing, because their ground truth cannot be graded against."""
         return BatchPlan(tuple(group.without_rows(graded=False) if group.uid in uids else group for group in self.groups))
+
+    def without_rollouts(self, missing: Mapping[str, int]) -> BatchPlan:
+        """The plan in which groups have fewer rollouts: `missing` by uid were given no score, and are not trained."""
+        return BatchPlan(tuple(group.with_fewer(missing.get(group.uid, 0)) for group in self.groups))
 
     def only(self, uids: Container[str]) -> BatchPlan:
         """The plan in which only these groups contribute rows."""

@@ -66,7 +66,16 @@ def _data(run: Run, settings: Settings) -> list[Alert]:
     found = []
     faults = run.total("fusion/grader_faults")
     if faults:
-        found.append(Alert("warning", f"{number(faults)} rollouts could not be graded (hang, crash or memory) and scored as wrong"))
+        found.append(
+            Alert(
+                "warning", f"{number(faults)} rollouts could not be graded (exception, hang, crash or memory) and scored as wrong"
+            )
+        )
+    unscored = run.total("fusion/reward_unscored")
+    if unscored:
+        found.append(
+            Alert("warning", f"{number(unscored)} rollouts were given no score (NaN or None) and left out of their groups")
+        )
     prompts = sum(run.total(f"fusion/prompts_{zone}") for zone in ("rl", "sft", "off", "skipped"))
     masked = run.total("fusion/gold_masked")
     if masked and prompts:

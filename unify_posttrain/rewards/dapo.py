@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from unify_posttrain.rewards import extraction
-from unify_posttrain.rewards.equality import equal_answers
+from unify_posttrain.rewards.equality import compute, equal_answers
 from unify_posttrain.rewards.grading import Grade, gold_answers
 from unify_posttrain.rewards.normal import normal_form
 
@@ -27,5 +27,10 @@ def grade_answer_line(text: str, ground_truth: Any) -> Grade:
 
 
 def grade_item(item: Mapping[str, Any]) -> dict[str, Any]:
-    """:func:`grade_answer_line` for a worker: ``{"text", "gold"}``."""
+    """:func:`grade_answer_line` for a worker: ``{"text", "gold"}``; without text: {"gold_ok"}, see `grading.gradable`."""
+    if "text" not in item:
+        golds = [gold for gold in gold_answers(item["gold"]) if normal_form(gold).value]
+        for gold in golds:
+            compute(gold)
+        return {"gold_ok": float(bool(golds))}
     return asdict(grade_answer_line(item["text"], item["gold"]))

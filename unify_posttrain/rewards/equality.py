@@ -22,6 +22,7 @@ from unify_posttrain.rewards.normal import MAX_CHARACTERS, Answer, normal_form, 
 logger = logging.getLogger(__name__)
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that timeouts are ours to set, which they are
 
+PROBE = r"\frac{5}{7}+w"  # an answer like no other
 RELATIVE_TOLERANCE = 1e-4  # of numeric equality, as in PRIME's grader
 
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
@@ -32,6 +33,8 @@ _VARIABLE, _BOUND = r"[a-zA-Z]", r"[^<>=,]*?\d[^<>=,]*|-?\\infty"
 _BETWEEN = re.compile(rf"({_BOUND})\s*(<|\\le)\s*({_VARIABLE})\s*(<|\\le)\s*({_BOUND})")
 _BEYOND = re.compile(rf"({_VARIABLE})\s*(<|>|\\le|\\ge)\s*({_BOUND})")
 _OPEN, _CLOSE = {"<": "(", r"\le": "["}, {"<": ")", r"\le": "]"}
+
+_WORD = re.compile(r"[A-Za-z]|[a-z]+(?: [a-z]+)*")  # in normal form: a letter, or words
 
 Equality = Callable[[str, str], bool]
 
@@ -245,3 +248,19 @@ def equal_answers(answer: str, gold: str, *, math_verify: bool = False, numeric:
     if not verdict and numeric:
         verdict = same_value(*values)
     return bool(verdict)
+
+
+def compute(gold: str, *, math_verify: bool = False, numeric: bool = False) -> None:
+    """Compare a ground truth, part by part, with an answer like no other: whoever can stand this can stand every answer.
+
+    A number or a word is not computed. Arguments as in :func:`equal_answers`; unbounded time and memory.
+    """
+    form = normal_form(gold).value
+    if parse_number(form) is not None or _WORD.fullmatch(form) or len(gold) > MAX_CHARACTERS:
+        return
+    parts: list[str] = []
+    same_structure(form, form, lambda _, part: parts.append(part) is None)
+    for part in parts:
+        compute(part, math_verify=math_verify, numeric=numeric)
+    if not parts:
+        equal_answers(PROBE, gold, math_verify=math_verify, numeric=numeric)

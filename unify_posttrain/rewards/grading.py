@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from unify_posttrain.rewards import extraction
-from unify_posttrain.rewards.equality import equal_answers, parse_by_math_verify, same_by_math_verify
+from unify_posttrain.rewards.equality import PROBE, compute, equal_answers, parse_by_math_verify, same_by_math_verify
 from unify_posttrain.rewards.normal import normal_form
 
 # What PRIME's grader looks behind when there is no box, each at its last occurrence.
@@ -157,7 +157,7 @@ def gold_answers(ground_truth: str | Sequence[str]) -> list[str]:
         if stripped.startswith('["'):
             try:
                 return gold_answers(json.loads(stripped))
-            except json.JSONDecodeError:
+            except (json.JSONDecodeError, RecursionError):
                 return [stripped]
         boxed = extraction.last_boxed(stripped)
         return [stripped if boxed is None else boxed]
@@ -175,11 +175,20 @@ def _gradable(gold: str, rule: Version) -> bool:
 def gradable(ground_truth: Any, version: int) -> bool:
     """Whether a response can be graded against this ground truth: it holds text, which math-verify can read if it alone decides.
 
+    A ground truth that cannot be computed, such as 10^{10^{10}}, is found out by comparing it with something else: this call then
+    takes all time or memory, instead of that of every answer.
+
     Raises:
         ValueError: an unknown version.
     """
     rule = VERSIONS[check_version(version)]
-    return any(_gradable(gold, rule) for gold in gold_answers(ground_truth))
+    golds = [gold for gold in gold_answers(ground_truth) if _gradable(gold, rule)]
+    for gold in golds:
+        if rule.extract is None:
+            _equal(f"\\boxed{{{PROBE}}}", gold, rule)
+        else:
+            compute(gold, math_verify=rule.math_verify, numeric=rule.numeric)
+    return bool(golds)
 
 
 def grade_item(item: Mapping[str, Any]) -> dict[str, Any]:

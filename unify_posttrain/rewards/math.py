@@ -11,13 +11,16 @@ One and the same function scores rollouts, demonstrations, validation and evalua
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 
+from unify_posttrain.rewards.contract import shown
 from unify_posttrain.rewards.pool import KillablePool, Outcome
 
 logger = logging.getLogger(__name__)
@@ -28,6 +31,52 @@ VERSIONS = range(8)
 
 _pools: dict[tuple[str, int, float, int], KillablePool] = {}
 _lock = threading.Lock()
+
+
+class _Verdicts:
+    """Which ground truths can be graded against, each asked once: one that cannot be computed costs one timeout, not one for every
+    answer. Others who ask for the same one meanwhile wait."""
+
+    def __init__(self, most: int = 1 << 16) -> None:
+        self.most = most
+        self._known: dict[bytes, Future[bool]] = {}
+        self._lock = threading.Lock()
+
+    def usable(self, graders: KillablePool, gold: Any, version: int | None = None) -> bool:
+        """Whether an answer can be compared with `gold`, by the graders of a version."""
+        key = hashlib.blake2b(repr((graders.target, version, gold)).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        with self._lock:
+            found = self._known.get(key)
+            if found is None:
+                mine: Future[bool] = Future()
+                if len(self._known) >= self.most:
+                    del self._known[next(iter(self._known))]
+                self._known[key] = mine
+        if found is not None:
+            return found.result()
+        try:
+            mine.set_result(self._ask(graders, gold, version))
+        except BaseException as error:  # the graders cannot start: all who wait hear of it, and the next one asks again
+            with self._lock:
+                self._known.pop(key, None)
+            mine.set_exception(error)
+            raise
+        return mine.result()
+
+    @staticmethod
+    def _ask(graders: KillablePool, gold: Any, version: int | None) -> bool:
+        outcome = graders.run({"gold": gold} if version is None else {"gold": gold, "version": version})
+        if outcome.fault is not None:
+            logger.warning(
+                "the ground truth %s cannot be computed (%s: %s); its prompt is masked",
+                shown(gold, 60),
+                outcome.fault,
+                outcome.detail,
+            )
+        return outcome.fault is None and bool(outcome.value["gold_ok"])
+
+
+_verdicts = _Verdicts()
 
 
 def pool(target: str, workers: int, timeout_seconds: float, memory_mb: int) -> KillablePool:
@@ -71,8 +120,11 @@ def compute_score(
     """
     if isinstance(version, bool) or version not in VERSIONS:
         raise ValueError(f"data.reward_impl_version={version!r} is unknown; choose one of {', '.join(map(str, VERSIONS))}")
-    item = {"text": solution_str, "gold": _plain(ground_truth), "version": int(version)}
-    return _result(pool(GRADE, workers, timeout_seconds, memory_mb).run(item), data_source)
+    gold = _plain(ground_truth)
+    graders = pool(GRADE, workers, timeout_seconds, memory_mb)
+    if not _verdicts.usable(graders, gold, int(version)):
+        return _nothing(gold_ok=0.0)
+    return _result(graders.run({"text": solution_str, "gold": gold, "version": int(version)}), data_source)
 
 
 def compute_dapo_score(
@@ -91,25 +143,29 @@ def compute_dapo_score(
     Arguments and result are those of :func:`compute_score`. Online SFT's +1 and -1 are made of it by `fusion.online_sft`, DAPO's
     length penalty by `reward.reward_manager.name=dapo`.
     """
-    item = {"text": solution_str, "gold": _plain(ground_truth)}
-    return _result(pool(GRADE_DAPO, workers, timeout_seconds, memory_mb).run(item), data_source)
+    gold = _plain(ground_truth)
+    graders = pool(GRADE_DAPO, workers, timeout_seconds, memory_mb)
+    if not _verdicts.usable(graders, gold):
+        return _nothing(gold_ok=0.0)
+    return _result(graders.run({"text": solution_str, "gold": gold}), data_source)
 
 
 def compute_scores(
     responses: Iterable[str], ground_truths: Iterable[Any], *, version: int, workers: int, timeout_seconds: float, memory_mb: int
 ) -> list[dict[str, Any]]:
     """:func:`compute_score` of many responses, side by side, in their order."""
+    graders = pool(GRADE, workers, timeout_seconds, memory_mb)
     items = [
         {"text": text, "gold": _plain(gold), "version": int(version)} for text, gold in zip(responses, ground_truths, strict=True)
     ]
-    outcomes = pool(GRADE, workers, timeout_seconds, memory_mb).map(items)
-    return [_result(outcome, "") for outcome in outcomes]
+    usable = [_verdicts.usable(graders, item["gold"], int(version)) for item in items]
+    outcomes = iter(graders.map(item for item, fine in zip(items, usable, strict=True) if fine))
+    return [_result(next(outcomes), "") if fine else _nothing(gold_ok=0.0) for fine in usable]
 
 
 def gradable(ground_truth: Any, version: int, *, workers: int, timeout_seconds: float, memory_mb: int) -> bool:
     """Whether responses can be graded against a ground truth; one that hangs or kills the grader cannot be."""
-    outcome = pool(GRADE, workers, timeout_seconds, memory_mb).run({"gold": _plain(ground_truth), "version": int(version)})
-    return outcome.fault is None and bool(outcome.value["gold_ok"])
+    return _verdicts.usable(pool(GRADE, workers, timeout_seconds, memory_mb), _plain(ground_truth), int(version))
 
 
 def _plain(ground_truth: Any) -> Any:
@@ -125,4 +181,9 @@ def _result(outcome: Outcome, data_source: str) -> dict[str, Any]:
     if outcome.fault is None:
         return {**outcome.value, "grader_fault": 0.0}
     logger.warning("grading an answer of %s failed (%s: %s); it scores 0", data_source or "a batch", outcome.fault, outcome.detail)
-    return {"score": 0.0, "acc": 0.0, "pred": "", "formatted": 0.0, "gold_ok": 1.0, "grader_fault": 1.0}
+    return _nothing(grader_fault=1.0)
+
+
+def _nothing(gold_ok: float = 1.0, grader_fault: float = 0.0) -> dict[str, Any]:
+    """The result of an answer that was not graded."""
+    return {"score": 0.0, "acc": 0.0, "pred": "", "formatted": 0.0, "gold_ok": gold_ok, "grader_fault": grader_fault}

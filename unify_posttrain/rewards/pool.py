@@ -2,8 +2,10 @@
 
 A pool holds `workers` supervisors (`unify_posttrain.rewards.worker`). A supervisor imports the function once and forks a child
 that does the work; when the child dies, it says so and forks the next one, which takes milliseconds because nothing is imported
-again. The limits are the kernel's: an interval timer that nobody catches, and a bound of the address space. Hence no item can
-outwit them, be it stuck in C code or in a loop that swallows exceptions, and hence no thread of the caller has to watch.
+again. Many items travel in one message; those that a dead child had not begun are sent once more.
+
+The limits are the kernel's: an interval timer that nobody catches, and a bound of the address space. Hence no item can outwit
+them, be it stuck in C code or in a loop that swallows exceptions, and hence no thread of the caller has to watch.
 
 Nothing is left behind: a child ends when its supervisor or the caller's end of the pipe is gone, at the latest after the timeout.
 """
@@ -14,11 +16,13 @@ import atexit
 import json
 import logging
 import os
+import pickle
 import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,11 +30,17 @@ from pathlib import Path
 from queue import LifoQueue
 from typing import Any
 
+from unify_posttrain.rewards.worker import LENGTH, UNREAD
+
 logger = logging.getLogger(__name__)
 
 START_SECONDS = 300.0  # for a supervisor's imports, on a machine that is busy with something else
 GRACE_SECONDS = 30.0  # a supervisor that says nothing for so much longer than the timeout is replaced
 FAULTS = ("timeout", "crash", "memory", "error")
+FATAL = ("timeout", "crash", "memory")  # the child is gone, and with it what it had been sent besides
+SHARE = 4  # a worker gets its items in so many portions at least, so that one that is slow leaves the others to the rest
+PORTION = 64  # items that are sent at once at most
+READ = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -48,20 +58,44 @@ class Outcome:
     detail: str = ""
 
 
+class WorkerStartError(RuntimeError):
+    """A worker cannot start; `reason` is its own word on it."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def portion(items: int, workers: int) -> int:
+    """How many of some items a worker is sent at once."""
+    return max(1, min(PORTION, -(-items // (SHARE * workers))))
+
+
 class KillablePool:
     """A pool of processes; its methods may be called from several threads at once.
 
     Args:
-        target: `module:function`; the function takes and returns what JSON can say.
+        target: `module:function`; the function takes what can be pickled and returns what JSON can say.
         workers: processes, at least 1. They are started when first needed.
         timeout_seconds: wall-clock time of one item.
         memory_mb: address space of one process, imports included.
+        argument: JSON-ready; given, the target is called with it once and makes the function, and `memory_mb` is what a process may
+            take beyond its imports.
+        start_seconds: for a supervisor's imports.
 
     Raises:
         ValueError: a setting out of range, or a target that is not `module:function`.
     """
 
-    def __init__(self, target: str, workers: int, timeout_seconds: float, memory_mb: int) -> None:
+    def __init__(
+        self,
+        target: str,
+        workers: int,
+        timeout_seconds: float,
+        memory_mb: int,
+        argument: Any = None,
+        start_seconds: float = START_SECONDS,
+    ) -> None:
         if target.count(":") != 1:
             raise ValueError(f"target={target!r} must be module:function")
         for key, value in (("workers", workers), ("timeout_seconds", timeout_seconds), ("memory_mb", memory_mb)):
@@ -69,13 +103,14 @@ class KillablePool:
                 raise ValueError(f"{key}={value} must be above 0")
         self.target, self.workers = target, int(workers)
         self.timeout_seconds, self.memory_mb = float(timeout_seconds), int(memory_mb)
+        self.argument, self.start_seconds = argument, float(start_seconds)
         self._free: LifoQueue[_Worker] = (
             LifoQueue()
         )  # last in, first out: a few items at a time start no more workers than they need
         for _ in range(self.workers):
             self._free.put(_Worker(self))
         self._all = list(self._free.queue)
-        self._closed = False
+        self.closed = False
         atexit.register(self.close)
 
     def run(self, item: Any) -> Outcome:
@@ -84,21 +119,27 @@ class KillablePool:
         Raises:
             RuntimeError: the pool is closed, or its workers cannot start (the target cannot be imported).
         """
-        worker = self._free.get()
-        try:
-            if self._closed:
-                raise RuntimeError("the pool is closed")
-            return worker.run(item)
-        finally:
-            self._free.put(worker)
+        return self.send([item])[0]
 
     def map(self, items: Iterable[Any]) -> list[Outcome]:
-        """All items, side by side; results in the order of the items."""
+        """All items, side by side; results in the order of the items. Raises as :meth:`run`."""
         items = list(items)
-        if len(items) < 2:
-            return [self.run(item) for item in items]
-        with ThreadPoolExecutor(min(self.workers, len(items)), thread_name_prefix="killable-pool") as threads:
-            return list(threads.map(self.run, items))
+        size = portion(len(items), self.workers)
+        portions = [items[start : start + size] for start in range(0, len(items), size)]
+        if len(portions) < 2:
+            return self.send(items) if items else []
+        with ThreadPoolExecutor(min(self.workers, len(portions)), thread_name_prefix="killable-pool") as threads:
+            return [outcome for outcomes in threads.map(self.send, portions) for outcome in outcomes]
+
+    def send(self, items: Sequence[Any]) -> list[Outcome]:
+        """All items to one worker, in one message; raises as :meth:`run`."""
+        worker = self._free.get()
+        try:
+            if self.closed:
+                raise RuntimeError("the pool is closed")
+            return worker.run(items)
+        finally:
+            self._free.put(worker)
 
     def pids(self) -> Sequence[int]:
         """Supervisors that run now."""
@@ -106,7 +147,7 @@ class KillablePool:
 
     def close(self) -> None:
         """End all workers, whatever they are at."""
-        self._closed = True
+        self.closed = True
         for worker in self._all:
             worker.stop()
         atexit.unregister(self.close)
@@ -125,30 +166,59 @@ class _Worker:
         self.pool = pool
         self.process: subprocess.Popen[bytes] | None = None
         self.number = 0
+        self._received = b""
         self._stopping = threading.Lock()
 
-    def run(self, item: Any) -> Outcome:
+    def run(self, items: Sequence[Any]) -> list[Outcome]:
+        """An outcome per item, in their order."""
+        outcomes: list[Outcome] = []
+        while len(outcomes) < len(items):
+            outcomes += self._exchange(items[len(outcomes) :])
+        return outcomes
+
+    def _exchange(self, items: Sequence[Any]) -> list[Outcome]:
+        """Send items; the outcomes of the first ones, of at least one, up to the first that took the child with it."""
+        if self.pool.closed:
+            return [Outcome(fault="crash", detail="the pool was closed")] * len(items)
         process = self.process or self._start()
-        self.number += 1
-        request = json.dumps([self.number, item]).encode("ascii") + b"\n"
+        first, self.number = self.number + 1, self.number + len(items)
         try:
-            process.stdin.write(request)
+            frame = pickle.dumps((first, list(items)), pickle.HIGHEST_PROTOCOL)
+        except Exception as error:  # whatever an object says against it; nested too deep
+            return [Outcome(fault="error", detail=f"cannot be sent: {error}")] if len(items) == 1 else self._exchange(items[:1])
+        outcomes: list[Outcome] = []
+        try:
+            process.stdin.write(LENGTH.pack(len(frame)) + frame)
             process.stdin.flush()
-            line = self._line(process, self.pool.timeout_seconds + GRACE_SECONDS)
+            for number in range(first, first + len(items)):
+                line = self._line(process, self.pool.timeout_seconds + GRACE_SECONDS)
+                replied, value, fault, detail = json.loads(line) if line else (None, None, None, "")
+                if replied == UNREAD and not outcomes:
+                    return self._unread(items, Outcome(None, fault, detail))
+                if replied != number:
+                    break
+                outcomes.append(Outcome(value, fault, detail))
+                if fault in FATAL:
+                    return outcomes
+            else:
+                return outcomes
         except (BrokenPipeError, ConnectionResetError, ValueError):  # the last: `close` was called beside us
-            line = b""
-        if not line.endswith(b"\n"):
+            logger.debug("the pipe to worker %d broke", process.pid)
+        self.stop()
+        return [*outcomes, Outcome(fault="crash", detail="the worker process was killed from outside, or does not answer")]
+
+    def _unread(self, items: Sequence[Any], outcome: Outcome) -> list[Outcome]:
+        """Nothing of a message could be read. One of its items is to blame, so they go one by one, to a supervisor that lives."""
+        if outcome.fault in FATAL:
             self.stop()
-            return Outcome(fault="crash", detail="the worker process was killed from outside, or does not answer")
-        number, value, fault, detail = json.loads(line)
-        if number != self.number:
-            self.stop()
-            return Outcome(fault="crash", detail=f"the worker answered item {number} instead of {self.number}")
-        return Outcome(value, fault, detail)
+        return [outcome] if len(items) == 1 else self._exchange(items[:1])
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "unify_posttrain.rewards.worker", self.pool.target]
-        command += [str(self.pool.timeout_seconds), str(self.pool.memory_mb)]
+        pool = self.pool
+        command = [sys.executable, "-m", "unify_posttrain.rewards.worker", pool.target]
+        command += [str(pool.timeout_seconds), str(pool.memory_mb)]
+        if pool.argument is not None:
+            command += ["beyond", json.dumps(pool.argument)]
         # The target has to be found as here, wherever the caller's path came from; and a worker is one thread.
         paths = [str(Path(__file__).resolve().parents[2]), *(path or os.getcwd() for path in sys.path)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": "1"}
@@ -159,17 +229,26 @@ class _Worker:
             env=environment,
             start_new_session=True,  # Ctrl-C is the caller's business
         )
-        self.process, self.number = process, 0
-        if self._line(process, START_SECONDS) != b"ready\n":
+        self.process, self.number, self._received = process, 0, b""
+        line = self._line(process, pool.start_seconds)
+        said = json.loads(line) if line else {"failed": f"it ended, or took more than {pool.start_seconds:g} s"}
+        if "failed" in said:
             self.stop()
-            raise RuntimeError(f"a worker for {self.pool.target} did not start; what it wrote to stderr says why")
+            raise WorkerStartError(f"a worker for {pool.target} did not start: {said['failed']}", said["failed"])
         return process
 
-    @staticmethod
-    def _line(process: subprocess.Popen[bytes], seconds: float) -> bytes:
-        """The next line, or b"" if none came in time or the process is gone. A line is written at once, so it is there or not."""
-        ready, _, _ = select.select([process.stdout], [], [], seconds)
-        return process.stdout.readline() if ready else b""
+    def _line(self, process: subprocess.Popen[bytes], seconds: float) -> bytes:
+        """The next line, or b"" if none came in time or the process is gone."""
+        deadline = time.monotonic() + seconds
+        descriptor = process.stdout.fileno()
+        while b"\n" not in self._received:
+            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+            part = os.read(descriptor, READ) if ready else b""
+            if not part:
+                return b""
+            self._received += part
+        line, _, self._received = self._received.partition(b"\n")
+        return line
 
     def stop(self) -> None:
         with self._stopping:

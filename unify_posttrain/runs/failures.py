@@ -12,6 +12,11 @@ from unify_posttrain.runs.signals import StopRequest
 
 RESUMES = "auto"  # the value of trainer.resume_mode with which the same command goes on
 
+
+class RunEndedError(Exception):
+    """The run was ended on purpose; the message says why and what to do."""
+
+
 # Words in an error, or in the remote traceback that it carries -> what that means. The first that fits is told.
 _CAUSES = (
     (
@@ -48,6 +53,9 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 def cause(error: BaseException) -> str:
     """What happened, in a sentence."""
     errors = list(chain(error))
+    ended = next((each for each in errors if isinstance(each, RunEndedError)), None)
+    if ended is not None:
+        return str(ended)
     if any(isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT) for each in errors):
         return "the disk is full"
     text = "\n".join(f"{type(each).__name__}: {each}" for each in errors)

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -40,17 +40,44 @@ LINE = "unify_line.json"  # the step's line of metrics.jsonl
 FORMAT = 1
 READERS = 8  # files checked at a time; zlib and the disk work without the interpreter's lock
 CHUNK = 1 << 22
+DEEPEST = 100  # nesting of what is written as JSON
 _FOLDER = re.compile(r"global_step_(\d+)$")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write atomically: a reader finds the old content or the new, never a part."""
+    """Write atomically: a reader finds the old content or the new, never a part.
+
+    Raises:
+        TypeError: something in it cannot be said in JSON; names the place and the type.
+    """
+    try:
+        text = json.dumps(content, indent=1, sort_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"{path.name}: {_unsayable(content, '') or error}") from error
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, sort_keys=True)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _unsayable(content: Any, where: str, depth: int = 0) -> str | None:
+    """The first place of a content that JSON cannot say; None if there is none."""
+    if depth > DEEPEST:
+        return f"{where[:80]}… is nested more than {DEEPEST} deep"
+    if isinstance(content, Mapping):
+        wrong = next((key for key in content if not isinstance(key, str | int | float | bool | None)), None)
+        if wrong is not None:
+            return f"a key of {where or 'it'} is {type(wrong).__name__}, which JSON cannot say"
+        parts: Iterable[tuple[str, Any]] = ((f"{where}.{key}".lstrip("."), value) for key, value in content.items())
+    elif isinstance(content, list | tuple):
+        parts = ((f"{where}[{number}]", value) for number, value in enumerate(content))
+    elif content is None or isinstance(content, str | int | float | bool):
+        return None
+    else:
+        return f"{where} is {type(content).__name__}, which JSON cannot say"
+    return next(filter(None, (_unsayable(value, name, depth + 1) for name, value in parts)), None)
 
 
 def mark_complete(folder: Path) -> None:

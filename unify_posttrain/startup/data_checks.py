@@ -12,6 +12,7 @@ from unify_posttrain.algorithms import Algorithm, build_algorithm
 from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN, TARGET_COLUMNS
 from unify_posttrain.startup.inputs import Missing, downloads, missing_files, missing_model
 from unify_posttrain.startup.reward_checks import check_sources
+from unify_posttrain.startup.reward_trial import check_reward_function
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ def check_data_if_there(config: DictConfig) -> tuple[DataReport | None, list[Mis
     """
     missing = missing_files(config) + missing_model(config)
     if missing:
+        check_reward_function(config)
         return None, missing + downloads(config)
     fetched = downloads(config)
     try:
@@ -52,7 +54,7 @@ def check_data(config: DictConfig) -> DataReport:
 
     Raises:
         ValueError: unreadable, empty or malformed files, prompts or (under demo.overlong=error) demonstrations over their limit,
-            fewer prompts than a batch, more steps than the data has.
+            fewer prompts than a batch, more steps than the data has, a reward function that cannot score them.
     """
     from unify_posttrain.startup.dataset import FusionDataset
     from unify_posttrain.startup.tokenizers import load_tokenizer
@@ -66,6 +68,7 @@ def check_data(config: DictConfig) -> DataReport:
 
     train, val = load("train"), load("val")
     check_sources(config, {source for frame in (train, val) for source in frame.dataframe.unique("data_source")})
+    check_reward_function(config, [frame.dataframe for frame in (train, val)])
     batch = config.data.train_batch_size
     if len(train) < batch:
         raise ValueError(f"data.train_files hold {len(train)} usable prompts, fewer than data.train_batch_size={batch}")

@@ -9,15 +9,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.rewards.classifier import NODE, read_options
+from unify_posttrain.rewards.loading import check_dispatch, forbidden_path, refusal
 from unify_posttrain.rewards.math import VERSIONS
+from unify_posttrain.rewards.protection import Protection, is_own
 from unify_posttrain.startup.memory_plan import reward_model_shares
 
 CLASSIFIER = "unify_posttrain.workers.reward_classifier"
 MATH = "unify_posttrain.rewards.math"
-# What verl's default_compute_score sends there.
-PRIME_SOURCES = frozenset(
-    f"numina_{name}" for name in ("aops_forum", "synthetic_math", "amc_aime", "synthetic_amc", "cn_k12", "olympiads")
-)
 PENALTY = "reward.reward_kwargs.overlong_buffer_cfg"
 
 
@@ -29,24 +27,33 @@ def check_reward(config: DictConfig) -> None:
     _check_overlong_penalty(config)
     _check_version(config)
     _check_turns(config)
-    if "prime_math" in str(config.reward.custom_reward_function.path):
+    Protection.from_node(OmegaConf.to_container(config.reward.protection, resolve=True))
+    path = str(config.reward.custom_reward_function.path)
+    forbidden = forbidden_path(path)
+    if forbidden is not None:
         raise ValueError(
-            f"reward.custom_reward_function.path={config.reward.custom_reward_function.path}: verl's prime_math evaluates model "
-            f"text (CVE-2026-6878); use path=pkg://{MATH}, name=compute_score, reward_kwargs.version=5, which grades alike"
+            f"reward.custom_reward_function.path={path}: {refusal(forbidden)}, which grades mathematics alike (version 5)"
         )
+    _check_reward_model(config)
     if str(config.reward.custom_reward_function.path).endswith(CLASSIFIER):
         _check_classifier(config)
 
 
 def check_sources(config: DictConfig, sources: Iterable[str]) -> None:
     """Raises:
-    ValueError: verl's own dispatcher would send a data source to `prime_math`.
+    ValueError: verl's own dispatcher would send a data source to a grader that evaluates or runs model text. One that is
+        reached from a function of the user's is refused when that is called.
     """
-    refused = sorted(PRIME_SOURCES & set(sources))
-    if refused and config.reward.custom_reward_function.name == "default_compute_score":
+    check_dispatch(config.reward.custom_reward_function, sources)
+
+
+def _check_reward_model(config: DictConfig) -> None:
+    """A function that asks verl's reward model is handed its address and tokenizer, which no other process can be."""
+    function = config.reward.custom_reward_function
+    if config.reward.reward_model.enable and config.reward.protection.process and not is_own(function):
         raise ValueError(
-            f"data_source={refused[0]!r}: verl's default_compute_score grades it with prime_math, which evaluates model text "
-            f"(CVE-2026-6878); set reward.custom_reward_function.path=pkg://{MATH}, name=compute_score"
+            "reward.reward_model.enable=true hands the reward function a tokenizer, which a process of its own cannot be given; "
+            "set reward.protection.process=false"
         )
 
 

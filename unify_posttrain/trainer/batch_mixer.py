@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from unify_posttrain.experience.mixer import PREFIX_LENGTH, ROLLOUT, mix, plan_m
 from unify_posttrain.experience.plan import BatchPlan
 from unify_posttrain.experience.rows import Rows
 from unify_posttrain.experience.rules import Group
+from unify_posttrain.rewards.contract import FAULT, GOLD, UNSCORED
 from unify_posttrain.trainer.demonstrator import Demonstrator
-from unify_posttrain.trainer.mixed_batch import FAULT_FIELD, GOLD_FIELD, KIND_COLUMN, MixedBatch, success_values
+from unify_posttrain.trainer.mixed_batch import KIND_COLUMN, MixedBatch, success_values
 from unify_posttrain.trainer.prompts import Generated, Prompts
+from unify_posttrain.trainer.rewards import unscored_rows
 
 
 class BatchMixer:
@@ -50,16 +53,23 @@ class BatchMixer:
             step: training step, for seeded draws.
         """
         prompts, rollouts = generated.prompts, generated.rollouts
+        counted = _generated(rollouts)
         scores, groups = self._groups(algorithm.fusion, prompts, rollouts)
         plan = algorithm.experience.plan(groups)
         if generated.select is not None:
             plan = generated.select(plan)
-        ungraded = _ungraded(rollouts)
+        ungraded, unscored = _ungraded(rollouts), _unscored(rollouts)
+        if unscored:
+            rollouts = _scored_alone(rollouts, scores)
+            generated = replace(generated, rollouts=rollouts)
+            plan = plan.without_rollouts(unscored)
+            ungraded |= {uid for uid in unscored if not len(scores.get(uid, ()))}
         if ungraded:
             plan = plan.masked(ungraded)
-        metrics = {**plan_metrics(plan, algorithm.fusion.group_size), **_generated(rollouts)}
+        metrics = {**plan_metrics(plan, algorithm.fusion.group_size), **counted}
         given = rollouts is not None and PREFIX_LENGTH in rollouts.non_tensor_batch
-        if not algorithm.experience.needs_target and not given and generated.select is None and not ungraded:
+        as_generated = generated.select is None and not ungraded and not unscored
+        if not algorithm.experience.needs_target and not given and as_generated:
             # Nothing to mix: the batch ships no extra stream, and its loss is verl's to the last bit.
             metrics.update(_rows(rollouts, np.full(len(rollouts), ROLLOUT)))
             return MixedBatch(rollouts, plan, scores, False, metrics)
@@ -73,20 +83,25 @@ class BatchMixer:
     def _groups(
         self, fusion: FusionConfig, prompts: Prompts, rollouts: DataProto | None
     ) -> tuple[dict[str, np.ndarray], list[Group]]:
-        """Scores by uid, and what the experience rule is told: one group per prompt in the order of the batch."""
+        """Scores by uid, and what the experience rule is told: one group per prompt in the order of the batch. A rollout without a
+        score is one of its group, as the rule asked for it, and has not solved anything."""
         scores: dict[str, list[float]] = defaultdict(list)
         solved: dict[str, int] = defaultdict(int)
+        number: dict[str, int] = defaultdict(int)
         if rollouts is not None:
             rewards = rollouts.batch["rm_scores"].sum(dim=-1).tolist()
             values = success_values(fusion, rollouts, rewards)
-            for uid, reward, value in zip(rollouts.non_tensor_batch["uid"], rewards, values, strict=True):
-                scores[uid].append(reward)
-                solved[uid] += bool(value >= fusion.success_threshold)
+            lacking = unscored_rows(rollouts)
+            for uid, reward, value, lacks in zip(rollouts.non_tensor_batch["uid"], rewards, values, lacking, strict=True):
+                number[uid] += 1
+                if not lacks:
+                    scores[uid].append(reward)
+                    solved[uid] += bool(value >= fusion.success_threshold)
         groups = []
         for uid in prompts.rows.non_tensor_batch["uid"]:
             demonstration = prompts.demonstrations.get(uid)
             verified = demonstration is not None and self.demonstrator.solved(fusion, demonstration)
-            groups.append(Group(uid, solved[uid], len(scores[uid]), demonstration is not None, verified))
+            groups.append(Group(uid, solved[uid], number[uid], demonstration is not None, verified))
         return {uid: np.array(values) for uid, values in scores.items()}, groups
 
     def _carry_out(
@@ -149,19 +164,38 @@ def _rows(batch: DataProto, kinds: np.ndarray) -> dict[str, float]:
 
 def _ungraded(rollouts: DataProto | None) -> set[str]:
     """Prompts whose ground truth the reward function calls unusable (field `gold_ok`, see `unify_posttrain.rewards.grading`)."""
-    if rollouts is None or GOLD_FIELD not in rollouts.non_tensor_batch:
+    if rollouts is None or GOLD not in rollouts.non_tensor_batch:
         return set()
     columns = rollouts.non_tensor_batch
-    return {uid for uid, usable in zip(columns["uid"], columns[GOLD_FIELD], strict=True) if not usable}
+    return {uid for uid, usable in zip(columns["uid"], columns[GOLD], strict=True) if not usable}
+
+
+def _unscored(rollouts: DataProto | None) -> Counter[str]:
+    """Rollouts to which the reward function gave no score, by uid."""
+    lacking = unscored_rows(rollouts)
+    return Counter(rollouts.non_tensor_batch["uid"][lacking].tolist()) if rollouts is not None and lacking.any() else Counter()
+
+
+def _scored_alone(rollouts: DataProto, scores: dict[str, np.ndarray]) -> DataProto:
+    """The rollouts that have a score; of groups in which none has one all of them, for the plan to leave out. `unscored` is
+    dropped, which nobody reads any more."""
+    uids, lacking = rollouts.non_tensor_batch["uid"], unscored_rows(rollouts)
+    kept = [row for row, uid in enumerate(uids) if not lacking[row] or not len(scores.get(uid, ()))]
+    selected = rollouts.select_idxs(np.array(kept))
+    selected.non_tensor_batch.pop(UNSCORED)
+    return selected
 
 
 def _generated(rollouts: DataProto | None) -> dict[str, float]:
     """What was generated, before the gate dropped anything."""
     if rollouts is None:
-        return {"fusion/rollout_score": 0.0, "fusion/tokens_generated": 0.0, "fusion/grader_faults": 0.0}
-    faults = rollouts.non_tensor_batch.get(FAULT_FIELD, ())
+        names = ("rollout_score", "tokens_generated", "grader_faults", "reward_unscored")
+        return {f"fusion/{name}": 0.0 for name in names}
+    faults, lacking = rollouts.non_tensor_batch.get(FAULT, ()), unscored_rows(rollouts)
+    scores = rollouts.batch["rm_scores"].sum(dim=-1).numpy()[~lacking]
     return {
         "fusion/grader_faults": float(sum(faults)),
-        "fusion/rollout_score": float(rollouts.batch["rm_scores"].sum(dim=-1).mean()),
+        "fusion/reward_unscored": float(lacking.sum()),
+        "fusion/rollout_score": float(scores.mean()) if len(scores) else 0.0,
         "fusion/tokens_generated": float(rollouts.batch["response_mask"].sum()),
     }

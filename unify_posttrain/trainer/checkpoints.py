@@ -71,7 +71,7 @@ class Checkpoints:
             line: what will be logged of the step, as far as it is known; called once verl's files are written.
 
         Raises:
-            CheckpointError: it could not be written, for want of space most often; the part that was is removed.
+            CheckpointError: it could not be written, and why; the part that was is removed.
         """
         trainer = self.config.trainer
         checkpoints = Path(trainer.default_local_dir)
@@ -83,13 +83,27 @@ class Checkpoints:
             write()
             self._write_own(folder, step, line())
         except Exception as error:
-            free = shutil.disk_usage(checkpoints).free
+            why = self._cause(error, folder)
             shutil.rmtree(folder, ignore_errors=True)
-            raise CheckpointError(f"{folder} could not be written; {free / 1e9:.2f} GB were free on its disk") from error
+            raise CheckpointError(f"{folder} could not be written{why}") from error
         finally:
             trainer.max_actor_ckpt_to_keep = keep
         self.latest = folder
         state.keep_newest(checkpoints, keep, self.lineage)
+
+    @staticmethod
+    def _cause(error: Exception, folder: Path) -> str:
+        """The error in its own words. The disk is spoken of only if it is to blame: the system says so, or what is free is less
+        than the part that was written (torch's writer tells no reason)."""
+        lines = str(error).strip().splitlines()
+        own = f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+        free, written = (
+            shutil.disk_usage(folder.parent).free,
+            sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        )
+        if isinstance(error, OSError) or free < written:
+            return f"; {free / 1e9:.2f} GB were free on its disk ({own})"
+        return f": {own}"
 
     def _write_own(self, folder: Path, step: int, line: Mapping[str, float]) -> None:
         own = {

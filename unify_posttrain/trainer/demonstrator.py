@@ -19,9 +19,11 @@ from unify_posttrain.experience.demonstrations import (
     demonstration_tensors,
 )
 from unify_posttrain.experience.rows import Rows, object_column
+from unify_posttrain.rewards.contract import UNSCORED
 from unify_posttrain.startup.reader import make_reader
+from unify_posttrain.trainer.rewards import column, unscored_rows
 
-Score = dict[str, float]
+Score = dict[str, Any]  # the reward and its fields; `unscored` of one that has none
 
 
 class Demonstrator:
@@ -99,14 +101,26 @@ class Demonstrator:
             elif fusion.demo.missing == "error":
                 raise ValueError(f"training row {row_id} has no usable target; fix the data, or set fusion.demo.missing=rl or skip")
         self._score(batch, found)
+        unscored = [uid for uid, demonstration in found.items() if self.scores[demonstration.key].get(UNSCORED)]
+        for uid in unscored:  # its reward would stand in the group of its rollouts
+            del found[uid]
+        missing += len(unscored)
         if fusion.demo.require_verified:
             found = {uid: demonstration for uid, demonstration in found.items() if self.solved(fusion, demonstration)}
         return found, {"fusion/demo_missing": float(missing), "fusion/demo_overlong": float(overlong)}
 
     def solved(self, fusion: FusionConfig, demonstration: Demonstration) -> bool:
-        """Whether the task's check counts the demonstration as a success, by `fusion.success_key` of the step's algorithm."""
+        """Whether the task's check counts the demonstration as a success, by `fusion.success_key` of the step's algorithm.
+
+        Raises:
+            KeyError: the reward returns no such field.
+        """
         score = self.scores[demonstration.key]
-        return score[fusion.success_key or "reward"] >= fusion.success_threshold
+        key = fusion.success_key or "reward"
+        if key not in score and key not in self.reward_keys:
+            raise KeyError(f"fusion.success_key={key!r}: the reward returns no such field; it returns {self.reward_keys}")
+        value = score.get(key)  # None: not of this demonstration
+        return value is not None and value >= fusion.success_threshold
 
     def rows(self, batch: DataProto, picked: Sequence[tuple[str, Demonstration]], log_probs: bool) -> Rows:
         """Demonstration rows with every tensor and column that a rollout has.
@@ -125,7 +139,7 @@ class Demonstrator:
             last = tensors["response_mask"].sum(dim=-1) - 1
             tensors["rm_scores"] = torch.zeros(tensors["response_mask"].shape, dtype=torch.float32)
             tensors["rm_scores"][torch.arange(len(picked)), last] = torch.tensor([score["reward"] for score in scored])
-            columns.update({key: np.array([score[key] for score in scored]) for key in self.reward_keys})
+            columns.update({key: column(key, [score.get(key) for score in scored]) for key in self.reward_keys})
         if log_probs:
             tensors["rollout_log_probs"] = torch.zeros(tensors["response_mask"].shape, dtype=torch.float32)
         return Rows(tensors, columns)
@@ -136,7 +150,7 @@ class Demonstrator:
         empty = Demonstration(-1, 0, tuple(prompt_ids), (self.reader.eos_id,))
         rows = self.rows(batch, [(batch.non_tensor_batch["uid"][0], empty)], log_probs)
         rows.tensors["rm_scores"] = torch.zeros(rows.tensors["response_mask"].shape, dtype=torch.float32)
-        rows.columns.update({key: np.zeros(1) for key in self.reward_keys})
+        rows.columns.update({key: column(key, [None]) for key in self.reward_keys})
         return rows
 
     def _columns(self, batch: DataProto, uids: Sequence[str]) -> dict[str, np.ndarray]:
@@ -164,13 +178,16 @@ class Demonstrator:
         data = DataProto.from_dict(tensors=rows.tensors, non_tensors=rows.columns)
         padded, _ = pad_dataproto_to_divisor(data, self.workers)
         scored = self.score_rows(padded)
-        self.reward_keys = list(scored.meta_info["reward_extra_keys"])
+        self.reward_keys = list(dict.fromkeys([*self.reward_keys, *scored.meta_info["reward_extra_keys"]]))
         rewards = scored.batch["rm_scores"].sum(dim=-1).tolist()
+        lacking = unscored_rows(scored)
         for index, (_, demonstration) in enumerate(fresh):
-            extra = {key: _plain(scored.non_tensor_batch[key][index]) for key in self.reward_keys}
-            self.scores[demonstration.key] = {**extra, "reward": rewards[index]}
+            extra = {key: _plain(scored.non_tensor_batch[key][index]) for key in scored.meta_info["reward_extra_keys"]}
+            lacks = {UNSCORED: 1.0} if lacking[index] else {}
+            self.scores[demonstration.key] = {**extra, **lacks, "reward": rewards[index]}
 
 
 def _plain(value: Any) -> Any:
-    """A numpy scalar as a JSON value."""
-    return value.item() if isinstance(value, np.generic) else value
+    """A numpy scalar as a JSON value; NaN is a missing one."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and value != value else value

@@ -53,7 +53,7 @@ class RolloutDump:
     def fields(self, batch: DataProto, prompts: Prompts, reward_fields: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Columns of verl's dump beside its own: the reward's fields and those of :func:`row_fields`."""
         # verl writes JSON, which knows no numpy numbers: a reward field of float32, int64 or bool would end the run
-        fields = {key: np.asarray(values).tolist() for key, values in reward_fields.items()}
+        fields = {key: [_said(value) for value in np.asarray(values).tolist()] for key, values in reward_fields.items()}
         if self.folder:
             row_ids = prompts.row_ids  # mixed rows no longer know their prompt, and padding belongs to none
             fields |= row_fields(batch, self.tokenizer, prompts.demonstrations)
@@ -69,6 +69,11 @@ class RolloutDump:
             for entry in dropped_rows(dropped, self.tokenizer):
                 known = {"step": step, "row_id": row_ids.get(entry["uid"])}
                 file.write(json.dumps({**entry, **known}, ensure_ascii=False) + "\n")
+
+
+def _said(value: Any) -> Any:
+    """NaN stands for a missing value in a column of numbers, which JSON has no word for."""
+    return None if isinstance(value, float) and value != value else value
 
 
 def dropped_rows(rollouts: DataProto, tokenizer: Any) -> Iterator[dict[str, Any]]:

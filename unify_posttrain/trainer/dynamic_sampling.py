@@ -14,6 +14,7 @@ from verl import DataProto
 from unify_posttrain.experience.plan import BatchPlan
 from unify_posttrain.trainer.mixed_batch import reward_field
 from unify_posttrain.trainer.prompts import Generated, Prompts
+from unify_posttrain.trainer.rewards import KEYS, aligned, unscored_rows
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +57,14 @@ class DynamicSampling:
         spread: dict[str, bool] = {}
         while True:
             rollouts = parts[-1].rollouts
-            spread |= self.spread(rollouts.non_tensor_batch["uid"], reward_field(rollouts, self.metric))
+            scored = ~unscored_rows(rollouts)
+            spread |= self.spread(rollouts.non_tensor_batch["uid"][scored], reward_field(rollouts, self.metric)[scored])
             if self.enough(spread, len(parts)):
                 break
             parts.append(more())
-            parts[-1].rollouts.meta_info = dict(first.rollouts.meta_info)  # verl joins only batches that agree in it
-        rollouts = DataProto.concat([part.rollouts for part in parts]) if len(parts) > 1 else first.rollouts
+            added = parts[-1].rollouts  # verl joins only batches that agree in their meta_info
+            added.meta_info = {**first.rollouts.meta_info, KEYS: added.meta_info.get(KEYS, [])}
+        rollouts = DataProto.concat(aligned([part.rollouts for part in parts])) if len(parts) > 1 else first.rollouts
         prompts = Prompts.concat([part.prompts for part in parts])
         return Generated(prompts, rollouts, partial(self.select, spread=spread)), {"fusion/gen_batches": float(len(parts))}
 
@@ -69,7 +72,7 @@ class DynamicSampling:
         """Whether the values of a group differ, by uid, in order of appearance."""
         seen: dict[str, set[float]] = {}
         for uid, value in zip(uids, values, strict=True):
-            seen.setdefault(uid, set()).add(float(value))
+            seen.setdefault(uid, set()).update([float(value)] if value == value else ())  # NaN: this row has no such field
         return {uid: len(different) > 1 for uid, different in seen.items()}
 
     def enough(self, spread: dict[str, bool], batches: int) -> bool:

@@ -17,9 +17,8 @@ from verl.trainer.ppo.reward import extract_reward
 from verl.utils.debug import marked_timer
 
 from unify_posttrain.algorithms import build_algorithm
-from unify_posttrain.runs import state
+from unify_posttrain.runs import run_logs, state
 from unify_posttrain.runs.failures import stop_request
-from unify_posttrain.runs.run_logs import ResumableLogs
 from unify_posttrain.runs.signals import time_limit
 from unify_posttrain.trainer.advantages import set_advantages
 from unify_posttrain.trainer.batch_mixer import BatchMixer
@@ -34,11 +33,11 @@ from unify_posttrain.trainer.phases import PhaseClock
 from unify_posttrain.trainer.port import ActorPort, LegacyPort
 from unify_posttrain.trainer.prompts import Generated, PromptReader, drop_own_columns
 from unify_posttrain.trainer.replayer import Replayer
+from unify_posttrain.trainer.rewards import RewardReader
 from unify_posttrain.trainer.sessions import apart
 from unify_posttrain.trainer.step import Step
-from unify_posttrain.trainer.validation import evaluation_metrics
+from unify_posttrain.trainer.validation import validated_fields, validated_metrics
 from unify_posttrain.workers.metrics import OWN_METRICS, UPDATE_METRICS
-from unify_posttrain.workers.reward_loop import own_reward_workers
 from unify_posttrain.workers.transport import travelling
 
 logger = logging.getLogger(__name__)
@@ -53,16 +52,16 @@ class FusionTrainer(SeparateRayPPOTrainer):
         self.fusion = root.fusion
         self.clock = PhaseClock(root.phases, own_schedule=root.fusion.lr_schedule is not None)
         self.train_dataloader, self.val_dataloader = TrainLoader(apart(self.train_dataloader)), apart(self.val_dataloader)
-        self.logs = ResumableLogs(config.trainer.run_dir)
+        self.logs = run_logs.ResumableLogs(config.trainer.run_dir)
         self.stop = stop_request(config)
 
     def init_workers(self) -> None:
         # The separation trainer's own version is for disjoint pools; ours are colocated, as in RayPPOTrainer.
-        with own_reward_workers():
-            RayPPOTrainer.init_workers(self)
+        RayPPOTrainer.init_workers(self)
         config, demonstrator = self.config, None
+        self.rewards = RewardReader.from_config(config, self._compute_reward_colocate)
         if self.clock.needs_target:
-            demonstrator = Demonstrator.from_config(config, self.fusion, self.tokenizer, self._compute_reward_colocate)
+            demonstrator = Demonstrator.from_config(config, self.fusion, self.tokenizer, self.rewards.score)
         reference = self.ref_policy_wg if self.use_reference_policy else None
         self.port: ActorPort = LegacyPort(self.actor_rollout_wg, reference, self._get_dp_size(self.actor_rollout_wg, "actor"))
         self.engine = self.checkpoint_manager = Engine(config, self.async_rollout_manager, self.checkpoint_manager)
@@ -96,8 +95,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
         return bool(self.stop) and not self.is_last_step
 
     def _load_checkpoint(self) -> int:
-        file_logger = self.logger.logger.get("file")
-        return self.checkpoints.load(self.port, self.total_training_steps, super()._load_checkpoint, file_logger)
+        return self.checkpoints.load(self.port, self.total_training_steps, super()._load_checkpoint, self.logger.logger.get("file"))
 
     def _save_checkpoint(self) -> None:
         self.checkpoints.save(self.global_steps, super()._save_checkpoint, self._metrics_so_far)
@@ -107,8 +105,10 @@ class FusionTrainer(SeparateRayPPOTrainer):
         return self.checkpoints.with_line_held_back(self.global_steps, super()._validate(*args, **kwargs))
 
     def _val_metrics_update(self, sources: Any, uids: list[str], fields: dict[str, list], turns: list) -> dict[str, Any]:
-        own = evaluation_metrics(sources, uids, fields, self.fusion.success_threshold)
-        return {**super()._val_metrics_update(sources, uids, fields, turns), **own}
+        return validated_metrics(self.rewards, super()._val_metrics_update, self.fusion, sources, uids, fields, turns)
+
+    def _dump_generations(self, reward_extra_infos_dict: dict[str, list], **samples: Any) -> None:
+        super()._dump_generations(reward_extra_infos_dict=validated_fields(reward_extra_infos_dict), **samples)
 
     def _compute_reward_colocate(self, batch: DataProto) -> DataProto:
         self.engine.give_way()
@@ -170,7 +170,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
         return mixed.batch
 
     def _scored(self, batch: DataProto) -> Generated:
-        rollouts = super()._fit_compute_reward(batch) if "responses" in batch.batch else None
+        rollouts = self.rewards.read(super()._fit_compute_reward(batch)) if "responses" in batch.batch else None
         return Generated(self.step.prompts, rollouts)
 
     def _more(self) -> Generated:

@@ -15,7 +15,6 @@ from unify_posttrain.experience.rows import DEMONSTRATION, PADDING, ROLLOUT
 from unify_posttrain.trainer.prompts import Prompts
 
 KIND_COLUMN = "fusion_kind"  # travels with the rows, so that every reordering keeps it right
-GOLD_FIELD, FAULT_FIELD = "gold_ok", "grader_fault"  # what a reward function may say of a grading beside the score
 KIND_NAMES = {ROLLOUT: "rollout", DEMONSTRATION: "demonstration", PADDING: "padding"}
 
 

@@ -201,10 +201,12 @@ class FusionTaskRunner(TaskRunner):
         from unify_posttrain.rollout import register_engines
         from unify_posttrain.startup.tokenizers import load_processor, load_tokenizer
         from unify_posttrain.trainer.fusion_trainer import FusionTrainer
+        from unify_posttrain.workers import reward_worker
 
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
         cpu_compat.install()
         register_engines()
+        reward_worker.install()
 
         worker_cls, worker_group_cls = self.add_actor_rollout_worker(config)
         self.add_critic_worker(config)

@@ -6,14 +6,10 @@ it is refused everywhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import ray
-import verl.experimental.reward_loop as reward_loop_package
 from verl.experimental.reward_loop import reward_loop
-from verl.experimental.reward_loop.reward_loop import RewardLoopManager, RewardLoopWorker
+from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 from verl.utils.fs import copy_to_local
 
 
@@ -33,22 +29,3 @@ class FusionRewardWorker(RewardLoopWorker):
             super()._init_reward_fn()
         finally:
             reward_loop.hf_tokenizer = theirs
-
-
-class FusionRewardManager(RewardLoopManager):
-    """verl's, with these workers."""
-
-    def _init_reward_loop_workers(self) -> None:
-        self.reward_loop_workers_class = ray.remote(FusionRewardWorker)
-        super()._init_reward_loop_workers()
-
-
-@contextmanager
-def own_reward_workers() -> Iterator[None]:
-    """Let verl's trainer, which looks the manager up when it starts the workers, find ours instead."""
-    theirs = reward_loop_package.RewardLoopManager
-    reward_loop_package.RewardLoopManager = FusionRewardManager
-    try:
-        yield
-    finally:
-        reward_loop_package.RewardLoopManager = theirs

@@ -1,0 +1,92 @@
+"""What the wrapper around a reward function costs: cheap rewards called bare, and through the wrapper, in the same run.
+
+    python -m tests.benchmarks.reward_wrapper [--rewards 1024] [--rounds 9] [--workers 2]
+
+Expect a few seconds. Every round times all three ways one after the other; the table has the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from unify_posttrain.config import compose_config
+from unify_posttrain.rewards.calling import Gatherer, ProcessCaller
+from unify_posttrain.rewards.loading import load_function
+from unify_posttrain.rewards.protection import Protection
+
+FUNCTION = """
+def compute_score(data_source, solution_str, ground_truth, extra_info):
+    right = solution_str.strip() == ground_truth
+    return {"score": float(right), "acc": float(right), "pred": solution_str}
+"""
+
+
+def milliseconds(run: Callable[[], Any]) -> float:
+    """Wall time of a call."""
+    began = time.perf_counter()
+    run()
+    return 1000 * (time.perf_counter() - began)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rewards", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    calls = [
+        {
+            "data_source": "sums",
+            "solution_str": f"{'3+4+0=07 ' * 8}{number}",
+            "ground_truth": str(number),
+            "extra_info": {"index": number},
+        }
+        for number in range(options.rewards)
+    ]
+    protection = Protection.from_node({**compose_config([]).reward.protection, "workers": options.workers})
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "cheap.py"
+        file.write_text(FUNCTION, encoding="utf-8")
+        node = {"path": str(file), "name": "compute_score"}
+        function, caller = load_function(node), ProcessCaller(node, protection)
+        gatherer = Gatherer(caller)
+
+        async def gathered() -> None:
+            await asyncio.gather(*map(gatherer.score, calls))
+
+        ways: dict[str, Callable[[], Any]] = {
+            "bare function": lambda: [function(**call) for call in calls],
+            "wrapper, as one batch": lambda: caller(calls),
+            "wrapper, row by row as verl's managers call it": lambda: asyncio.run(gathered()),
+        }
+        for run in ways.values():
+            run()  # starts the processes
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(options.rounds):
+            for name, run in ways.items():
+                times[name].append(milliseconds(run))
+        caller.close()
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    table = Table(title=f"{options.rewards} rewards, {options.workers} processes", title_justify="left")
+    for column in ("way", "ms, median", "ms, fastest and slowest", "ms on top"):
+        table.add_column(column)
+    bare = medians["bare function"]
+    for name, median in medians.items():
+        extremes = f"{min(times[name]):.1f} … {max(times[name]):.1f}"
+        table.add_row(name, f"{median:.1f}", extremes, "" if median == bare else f"{median - bare:.1f}")
+    Console(width=132).print(table)
+
+
+if __name__ == "__main__":
+    main()
