@@ -1,7 +1,7 @@
 """An actor's rows through its model, packed or padded, by chunks of tokens, in dynamic micro-batches: everything that comes of it.
 
 All in float32. The two layouts add up the same numbers in another order (a long row of attention scores with zeros in it, or a
-short one), so that gradients differ by rounding.
+short one), so that gradients differ by rounding: by up to 6e-7 of their norm over all algorithms. A misplaced token costs 1e-2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unify_posttrain.workers.fusion_actor import FusionActor
 
 from .actor_kit import PROMPT, gradient_distance, make_actor, make_batch, make_model
 
-TOLERANCE = 1e-6
+TOLERANCE = 2e-6  # of a gradient's norm
 TOKENS = 40  # of a dynamic micro-batch; rows have up to 16
 TEMPERATURE = 0.8
 FEW = ("hpt", "online_sft", "relift", "srft", "uft")  # likelihood and ratio; a reference model; replay; entropies; hints
