@@ -26,7 +26,7 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, _grad: Tensor) -> tuple[Tensor, None]:
         (logits,) = ctx.saved_tensors
-        return logits if ctx.in_place else torch.empty_like(logits), None
+        return logits if ctx.in_place else torch.zeros_like(logits), None
 
 
 def unpad_input(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, None, None]:
