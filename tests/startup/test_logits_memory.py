@@ -50,7 +50,7 @@ class CompiledEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, _grad: Tensor) -> Tensor:
-        return torch.empty_like(*ctx.saved_tensors)
+        return torch.zeros_like(*ctx.saved_tensors)
 
 
 ENTROPIES = {"none": None, "compiled": CompiledEntropy.apply, "plain": verl_functions.entropy_from_logits}
