@@ -107,7 +107,8 @@ def test_a_sound_run_has_no_warnings(tmp_path: Path, make_run: Callable[..., Pat
 
 def test_what_is_wrong_is_said() -> None:
     run = run_of(
-        fusion__grad_skipped=[1, 0, 2, 0], fusion__optimizer_steps=[1, 2, 0, 2], fusion__grader_faults=[0, 3, 0, 0], fusion__reward_unscored=[0, 0, 2, 0],
+        fusion__grad_skipped=[1, 0, 2, 0], fusion__optimizer_steps=[1, 2, 0, 2], fusion__grader_faults=[0, 3, 0, 0],
+        fusion__reward_unscored=[0, 0, 2, 0],
         fusion__gold_masked=[0, 1, 1, 0], fusion__prompts_rl=[5, 5, 5, 5], fusion__demo_missing=[1, 1, 1, 0],
         fusion__demo_overlong=[1, 1, 0, 0], response_length__clip_ratio=[0, 0, 0, 0.25], fusion__tokens_generated=[9, 9, 0, 9],
         training__rollout_actor_probs_pearson_corr=[1, 0.5, 0, 1], fusion__empty_updates=[1, 0, 0, 0],
