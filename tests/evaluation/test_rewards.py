@@ -140,9 +140,7 @@ def of_source(source: str) -> Problem:
 @pytest.mark.parametrize("source", ["numina_olympiads", "codecontests", "hiyouga/geometry3k"])
 def test_graders_that_evaluate_are_refused_here_too(source: str) -> None:
     dispatcher = {"path": "pkg://verl.utils.reward_score", "name": "default_compute_score"}
-    with pytest.raises(
-        ValueError, match=rf"data_source='{source}'.*set reward\.custom_reward_function\.path=pkg://unify_posttrain"
-    ):
+    with pytest.raises(ValueError, match=rf"data_source='{source}'.*set reward\.path=pkg://unify_posttrain"):
         check_reward(dispatcher, PROTECTION, [of_source("openai/gsm8k"), of_source(source)])
     module = "pkg://verl.utils.reward_score.prime_math"
     with pytest.raises(ValueError, match="evaluates model text"):

@@ -49,7 +49,7 @@ def load_reward(node: Mapping[str, Any], protection: Protection, threads: int | 
     try:
         caller = build_caller(node, protection, threads)
     except (WorkerStartError, LoadError) as error:
-        raise ValueError(f"{where} cannot be loaded: {getattr(error, 'reason', error)}") from error
+        raise ValueError(f"{where} cannot be loaded: {_by_own_keys(getattr(error, 'reason', str(error)))}") from error
     if isinstance(caller, InProcessCaller) and caller.asynchronous:
         raise ValueError(f"{where} is asynchronous: it is served by the trainer's workers; evaluate with a plain function")
     return caller
@@ -61,9 +61,18 @@ def check_reward(node: Mapping[str, Any], protection: Protection, problems: Sequ
     Raises:
         ValueError: it cannot be loaded or fails, or the data would be graded by evaluating what a model wrote.
     """
-    check_dispatch(node, {problem.source for problem in problems})
-    rows = rows_to_try([problem.source for problem in problems], protection.trial_rows)
-    try_reward(node, protection, [_call(problems[row], "") for row in rows])
+    sources = [problem.source for problem in problems]
+    calls = [_call(problems[row], "") for row in rows_to_try(sources, protection.trial_rows)]
+    try:
+        check_dispatch(node, sources)
+        try_reward(node, protection, calls)
+    except ValueError as error:
+        raise ValueError(_by_own_keys(str(error))) from error
+
+
+def _by_own_keys(message: str) -> str:
+    """The same with the keys of conf/evaluate.yaml, where a reward is a node {path, name, reward_kwargs}."""
+    return message.replace("reward.custom_reward_function.", "reward.").replace("reward.protection.", "protection.")
 
 
 def load_extractor(node: Mapping[str, Any]) -> Callable[[str], str | None]:
@@ -115,7 +124,7 @@ class Judge:
         refused = next((scored.detail for scored in results if scored.refused), None)
         counted = tally(results)
         if refused or (self.protection and (refused := counted.excess(self.protection, "the reward function"))):
-            raise ValueError(refused)
+            raise ValueError(_by_own_keys(refused))
         if counted.failed:
             logger.warning("%d of %d reward calls failed; the last: %s", counted.failed, counted.calls, counted.last)
         return [self._verdict(scored, response) for scored, response in zip(results, responses, strict=True)]

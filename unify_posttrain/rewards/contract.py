@@ -74,8 +74,8 @@ class Scored:
     detail: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return dict(vars(self))  # asdict would copy the fields one by one, for every row
+        """JSON form, without what is as it is most often: it is written and read for every row."""
+        return {name: value for name, value in vars(self).items() if value or name == SCORE}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Scored:
