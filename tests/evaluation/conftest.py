@@ -85,7 +85,7 @@ def compute_score(data_source: str, solution_str: str, ground_truth: str, extra_
 @pytest.fixture()
 def plain_reward(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rewards without verl's loader, whose import takes seconds (tests/evaluation/test_rewards.py has it)."""
-    monkeypatch.setattr(conduct_module, "load_reward", lambda node: compute_score)
+    monkeypatch.setattr(conduct_module, "load_reward", lambda node, *_: compute_score)
 
 
 class ScriptedEngine:

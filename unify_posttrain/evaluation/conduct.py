@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -165,12 +165,11 @@ def _fill(
     extractor = partial(load_extractor, benchmark.answers)
     judge = Judge(reward, extractor, evaluation.threads, evaluation.threshold, evaluation.protection)
     began, clock = datetime.now(timezone.utc), time.monotonic()
-    with _progress(f"{model.label} on {benchmark.name}", len(requests), len(requests) - total) as advance:
+    with closing(judge), _progress(f"{model.label} on {benchmark.name}", len(requests), len(requests) - total) as advance:
         for chunk in filter(None, missing):
             outputs = engine.get().generate(chunk)
             store.append(_judged(chunk, outputs, by_row, tokenizer, judge))
             advance(len(chunk))
-    reward.close()
     _note_duration(evaluation.output, model, benchmark, total, began.isoformat(timespec="seconds"), time.monotonic() - clock)
 
 

@@ -129,6 +129,10 @@ class Judge:
             logger.warning("%d of %d reward calls failed; the last: %s", counted.failed, counted.calls, counted.last)
         return [self._verdict(scored, response) for scored, response in zip(results, responses, strict=True)]
 
+    def close(self) -> None:
+        """End the processes of the reward function."""
+        self.reward.close()
+
     def _verdict(self, scored: Scored, response: str) -> Verdict:
         fields, score = scored.fields, scored.score
         correct = score >= self.threshold if fields.get(ACCURACY) is None else float(fields[ACCURACY]) >= 1

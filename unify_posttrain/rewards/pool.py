@@ -202,7 +202,7 @@ class _Worker:
                     return outcomes
             else:
                 return outcomes
-        except (BrokenPipeError, ConnectionResetError, ValueError):  # the last: `close` was called beside us
+        except (OSError, ValueError):  # the pipe broke; or `close` was called beside us
             logger.debug("the pipe to worker %d broke", process.pid)
         self.stop()
         return [*outcomes, Outcome(fault="crash", detail="the worker process was killed from outside, or does not answer")]
@@ -240,10 +240,10 @@ class _Worker:
     def _line(self, process: subprocess.Popen[bytes], seconds: float) -> bytes:
         """The next line, or b"" if none came in time or the process is gone."""
         deadline = time.monotonic() + seconds
-        descriptor = process.stdout.fileno()
         while b"\n" not in self._received:
-            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            part = os.read(descriptor, READ) if ready else b""
+            # Through the file, never by its number: beside a `close` that may be another file's already.
+            ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            part = process.stdout.read1(READ) if ready else b""
             if not part:
                 return b""
             self._received += part
