@@ -19,7 +19,20 @@ MODULES = sorted(FOLDER.glob("*.py"))
 HOOK = re.compile(r"_fit_\w+")
 LINES = 250
 # Rooms that the trainer may know; commands, evaluation, reporting and the study are not among them.
-LOWER = ("algorithms", "experience", "objective", "measures", "runs", "startup", "rollout", "workers", "cpu_compat", "trainer")
+LOWER = (
+    "algorithms",
+    "experience",
+    "objective",
+    "measures",
+    "runs",
+    "startup",
+    "rollout",
+    "workers",
+    "cpu_compat",
+    "trainer",
+    "redaction",
+    "text",
+)
 
 
 def defined(cls: type) -> list[str]:
