@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from unify_posttrain.doctoring.findings import green, yellow
 from unify_posttrain.doctoring.printing import as_json, show
 from unify_posttrain.evaluation import tables
 from unify_posttrain.preparation.report import tables as preparation_tables
-from unify_posttrain.reporting.page import json_for_html
 from unify_posttrain.runs.progress import ProgressDisplay
 from unify_posttrain.startup.dry_run import describe_run
 from unify_posttrain.startup.inputs import Missing
@@ -81,6 +81,13 @@ def test_tables_of_prepare(tmp_path: Path) -> None:
     assert_harmless(text_of(console))
 
 
+def texts_of(node: Any) -> Iterator[str]:
+    if isinstance(node, dict | list):
+        yield from (text for each in (node if isinstance(node, list) else (*node, *node.values())) for text in texts_of(each))
+    elif isinstance(node, str):
+        yield node
+
+
 def results() -> dict[str, Any]:
     share = {"mean": 0.5, "low": 0.4, "high": 0.6}
     tokens = {"mean": 1.0, "median": 1.0, "longest": 2}
@@ -129,7 +136,8 @@ def test_page_of_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     page = (tmp_path / f"{NAME}.html").read_text(encoding="utf-8")
     assert acting(page) == set() and PLANTED not in page and "\\\\x1b[2J" in page
     assert_harmless(capsys.readouterr().out)
-    assert acting(json_for_html({HOSTILE: [HOSTILE]}).encode().decode("unicode_escape")) == set()
+    (data,) = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, flags=re.DOTALL)
+    assert acting("".join(texts_of(json.loads(data)))) == set(), "also after the script has read it"
 
 
 def test_lines_of_doctor() -> None:

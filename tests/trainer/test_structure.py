@@ -30,6 +30,8 @@ LOWER = (
     "rollout",
     "workers",
     "cpu_compat",
+    "redaction",
+    "text",
     "trainer",
 )
 

@@ -1,7 +1,8 @@
 """The page itself: what can be read without a script (verdict, numbers, configuration), and the data for what cannot.
 
-Every text that comes from a run passes through `escape`, or through `json_for_html` into a block that no browser executes; the
-script puts it on the page as text nodes only. A content security policy forbids everything but the page's own script and style.
+Every text that comes from a run passes through `escape`, or through `shown` and `json_for_html` into a block that no browser
+executes; the script puts it on the page as text nodes only. A content security policy forbids everything but the page's own
+script and style.
 """
 
 from __future__ import annotations
@@ -61,18 +62,18 @@ def render(page: Page) -> str:
         navigation="".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in sections),
         header=_header(page),
         sections="".join(_section(*section) for section in sections),
-        data=json_for_html({**page.data, "charts": page.charts}),
+        data=json_for_html(shown({**page.data, "charts": page.charts})),
         script=script,
     )
 
 
 def json_for_html(value: Any) -> str:
-    """JSON that may stand inside a script element: no text in it can end the element or open a comment, none turns lines around.
+    """JSON that may stand inside a script element: no text in it can end the element or open a comment.
 
     Raises:
         ValueError: a number that is not finite, which JSON has no word for.
     """
-    text = json.dumps(shown(value), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
