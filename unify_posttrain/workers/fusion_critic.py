@@ -30,6 +30,7 @@ from unify_posttrain.objective.update import Ranks
 from unify_posttrain.objective.value import value_loss
 from unify_posttrain.workers.loopback import keep_on_loopback
 from unify_posttrain.workers.micro_batches import forward_in_step, micro_batches
+from unify_posttrain.workers.optimizers import detach_settings
 from unify_posttrain.workers.ranks import worker_ranks
 
 STREAMS = ("input_ids", "responses", "response_mask", "attention_mask", "position_ids", "values", "returns")
@@ -131,6 +132,11 @@ class FusionCriticWorker(CriticWorker):
         super().init_model()
         # The checkpoint manager holds module and optimizer, not the critic, so replacing the critic is safe.
         self.critic = FusionCritic(self.config, self.critic_module, self.critic_optimizer)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        detach_settings(self.critic_optimizer)
+        super().save_checkpoint(*args, **kwargs)
 
 
 def load_value_model(
