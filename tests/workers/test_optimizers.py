@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.distributed.tensor import DTensor
+from verl.workers.config.optimizer import FSDPOptimizerConfig, build_optimizer
 
 from unify_posttrain.algorithms import Algorithm, Phase
 from unify_posttrain.workers.fusion_worker import FusionWorker
 from unify_posttrain.workers.optimizers import (
     HeldRate,
+    detach_settings,
     keeping_settings,
     load_moments,
     make_schedule,
@@ -190,6 +194,23 @@ def train(module: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int,
         module(torch.randn(5, 3)).square().sum().backward()
         optimizer.step()
     return [p.full_tensor().detach().clone() if isinstance(p, DTensor) else p.detach().clone() for p in module.parameters()]
+
+
+def test_a_saved_optimizer_does_not_hold_the_configuration() -> None:
+    """verl's own builder gives the optimizer a list that knows its parents; a pickle of it holds them all."""
+    config = OmegaConf.create({"optim": {"betas": [0.9, 0.99], "lr": 0.5, "weight_decay": 0.1}, "env": {"MY_PASSWORD": "hunter2"}})
+    built = build_optimizer([torch.nn.Parameter(torch.zeros(1))], FSDPOptimizerConfig(**config.optim))
+
+    def saved() -> bytes:
+        file = io.BytesIO()
+        torch.save(built.state_dict(), file)
+        return file.getvalue()
+
+    assert b"hunter2" in saved(), "else there is nothing to mend any more"
+    detach_settings(built)
+    assert b"hunter2" not in saved() and b"omegaconf" not in saved()
+    (group,) = built.param_groups
+    assert group["betas"] == (0.9, 0.99) == built.defaults["betas"] and group["lr"] == 0.5
 
 
 def test_restart_forgets_the_moments_and_keeps_the_object() -> None:

@@ -31,7 +31,7 @@ from unify_posttrain.objective.value import value_loss
 from unify_posttrain.workers.finite import check_resumed, check_weights
 from unify_posttrain.workers.loopback import keep_on_loopback
 from unify_posttrain.workers.micro_batches import forward_in_step, micro_batches
-from unify_posttrain.workers.optimizers import keeping_settings
+from unify_posttrain.workers.optimizers import detach_settings, keeping_settings
 from unify_posttrain.workers.ranks import worker_ranks
 
 STREAMS = ("input_ids", "responses", "response_mask", "attention_mask", "position_ids", "values", "returns")
@@ -142,6 +142,11 @@ class FusionCriticWorker(CriticWorker):
             super().load_checkpoint(local_path, *args, **kwargs)
         if local_path is not None:
             check_resumed(self.critic_module, self.critic_optimizer, local_path)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        detach_settings(self.critic_optimizer)
+        super().save_checkpoint(*args, **kwargs)
 
 
 def load_value_model(

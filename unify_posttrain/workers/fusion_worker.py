@@ -24,6 +24,7 @@ from unify_posttrain.workers.fusion_actor import FusionActor
 from unify_posttrain.workers.loopback import keep_on_loopback
 from unify_posttrain.workers.optimizers import (
     HeldRate,
+    detach_settings,
     keeping_settings,
     load_moments,
     make_schedule,
@@ -129,6 +130,8 @@ class FusionWorker(PortableWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
+        if self._is_actor:
+            detach_settings(self.actor_optimizer)
         super().save_checkpoint(local_path, *args, **kwargs)
         if self.replay_optimizer is not None:
             save_moments(self.replay_optimizer, self._moments(local_path))

@@ -1,4 +1,4 @@
-"""Learning-rate schedules of a run's phases, and the second optimizer of replayed fine-tuning."""
+"""Settings and learning-rate schedules of optimizers, phase by phase, and the second optimizer of replayed fine-tuning."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -25,6 +26,19 @@ from unify_posttrain.untrusted.weights import header
 def optim_of(phase: Phase, run: Any) -> SimpleNamespace:
     """`actor.optim` of a phase: what its algorithm's file says, the run's for the rest."""
     return SimpleNamespace(**{name: phase.optim.get(name, getattr(run, name)) for name in OPTIM})
+
+
+def detach_settings(optimizer: Optimizer) -> None:
+    """Make the settings of an optimizer plain data, in place.
+
+    verl hands it `betas` as a list of the configuration, which knows the tree that it is part of: `torch.save` would pickle the
+    whole configuration, secrets included, into every checkpoint.
+    """
+    for settings in (optimizer.defaults, *optimizer.param_groups):
+        for name, value in settings.items():
+            if OmegaConf.is_config(value):
+                plain = OmegaConf.to_container(value, resolve=True)
+                settings[name] = tuple(plain) if isinstance(plain, list) else plain
 
 
 def restart(optimizer: Optimizer, optim: Any) -> None:
