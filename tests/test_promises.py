@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,15 +15,14 @@ from rich.console import Console
 import unify_posttrain
 from unify_posttrain import quickstart
 from unify_posttrain.config import compose_config, conf_dir
-from unify_posttrain.startup import checks
 
 PACKAGE = Path(unify_posttrain.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # Functions that run what they are given, or what they read. sympy's parsers of plain text evaluate it.
 RUNNING = {"eval", "exec", "compile", "__import__", "parse_expr", "sympify", "ExprExtractionConfig", "literal_eval"}
 READING = {"pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load", "torch.load", "joblib.load", "numpy.load", "np.load"}
-# Where files that are trusted are read: verl's checkpoints, which SECURITY.md calls pickles.
-TRUSTED = {("evaluation/merging.py", "torch.load")}
+# What is trusted: shards of checkpoints, read as tensors alone; what a process hands to the one that it started.
+TRUSTED = {("evaluation/merging.py", "torch.load"), ("rewards/worker.py", "pickle.loads")}
 
 
 def calls(tree: ast.Module) -> Iterator[ast.Call]:
@@ -68,11 +65,9 @@ def test_no_code_of_models_is_trusted() -> None:
     ]
     assert given == []
     for model in sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml")):
-        config = OmegaConf.to_container(compose_config([f"model={model}"]), resolve=False)
-        assert [key for key, value in leaves(config) if key.endswith("trust_remote_code") and value not in (False, None)] in (
-            [],
-            ["critic.model.trust_remote_code"],
-        ), model
+        config = compose_config([f"model={model}"])
+        keys = [key for key, _ in leaves(OmegaConf.to_container(config, resolve=False)) if key.endswith("trust_remote_code")]
+        assert "data.trust_remote_code" in keys and [key for key in keys if OmegaConf.select(config, key)] == [], model
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -81,17 +76,6 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{prefix}{key}.")
     else:
         yield prefix.rstrip("."), node
-
-
-def test_a_model_with_code_of_its_own_is_warned_about(
-    tmp_path: Path, composed: Callable[..., Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"auto_map": {"AutoModel": "evil.Model"}, "max_position_embeddings": 4096}))
-    config = composed("algorithm=grpo").copy()
-    config.actor_rollout_ref.model.path = str(tmp_path)
-    with caplog.at_level(logging.WARNING):
-        checks._check_model(config)
-    assert "brings code of its own (auto_map)" in caplog.text
 
 
 # The table of the quick start

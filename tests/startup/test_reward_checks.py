@@ -151,6 +151,7 @@ def test_settings_of_the_protection(override: str, message: str) -> None:
 
 def test_a_reward_model_needs_the_workers_own_process() -> None:
     own = ("reward.custom_reward_function.path=/mine.py", "reward.reward_model.enable=true", "hardware=gpu_1")
+    own = (*own, "reward.reward_model.rollout.name=vllm")
     with pytest.raises(ValueError, match=r"set reward\.protection\.process=false"):
         check_reward(composed(*own))
     check_reward(composed(*own, "reward.protection.process=false"))

@@ -21,6 +21,7 @@ from unify_posttrain.trainer.fusion_trainer import FusionTrainer
 from unify_posttrain.trainer.loader import TrainLoader
 from unify_posttrain.trainer.phases import PhaseClock
 from unify_posttrain.trainer.prompts import PromptReader
+from unify_posttrain.trainer.rewards import RewardReader
 from unify_posttrain.trainer.step import Step
 
 SHARED = ("reward.reward_model.enable=true", "trainer.critic_warmup=0")
@@ -70,7 +71,8 @@ class OneAccelerator(FusionTrainer):
         self.async_rollout_manager = self.reward_loop_manager = self.memory
         self.engine = self.checkpoint_manager = Engine(config, self.memory, self.memory)
         reader = DemonstrationReader(lambda text: [5] * len(text), lambda messages: ("1", [1]), EOS, WIDTH)
-        demonstrator = Demonstrator(reader, self._compute_reward_colocate, 1, PROMPT, WIDTH, PAD)
+        self.rewards = RewardReader.from_config(config, self._compute_reward_colocate)
+        demonstrator = Demonstrator(reader, self.rewards.score, 1, PROMPT, WIDTH, PAD)
         self.reader = PromptReader(demonstrator if algorithm.experience.needs_target else None, None)
         self.train_dataloader = TrainLoader(more or [])
         self.clock = PhaseClock(algorithm.phases)
@@ -82,7 +84,7 @@ class OneAccelerator(FusionTrainer):
         self.global_steps, self.timing_raw = number, {}
         self.step = Step(number, algorithm, 1, sampling)
 
-    def rewards(self, rows: dict) -> None:
+    def score_step(self, rows: dict) -> None:
         """`_fit_compute_reward` up to the mixer, which asks for no memory."""
         batch = self._fit_generate(self._fit_get_batch(rows))
         generated = self._scored(batch)
@@ -118,10 +120,10 @@ def test_demonstrations_are_scored_before_the_engine_wakes(trainer: Callable[...
     it, hpt = trainer("hpt", [1.0] * 20)
     it.engine.update_weights(0)  # what verl does when the run begins
     it.begin(1, hpt)
-    it.rewards(prompts("a", "b"))
+    it.score_step(prompts("a", "b"))
     it.engine.receive_weights(True, 1, it.timing_raw)
     it.begin(2, hpt)
-    it.rewards(prompts("a", "b"))  # their demonstrations are known by now
+    it.score_step(prompts("a", "b"))  # their demonstrations are known by now
     first = ["wake", "score 2", "wake", "generate with 0", "score 4"]
     assert it.memory.told == [*first, "wake", "generate with 1", "score 4"]
 
@@ -131,7 +133,7 @@ def test_dynamic_sampling_goes_to_and_fro(trainer: Callable[..., tuple[OneAccele
     it, dapo = trainer("dapo", scores, more=[prompts("c", "d")])
     it.engine.update_weights(6)
     it.begin(7, dapo, DynamicSampling(2, None, 5))
-    it.rewards(prompts("a", "b"))
+    it.score_step(prompts("a", "b"))
     assert it.memory.told == ["wake", "generate with 6", "score 4", "wake", "generate with 6", "score 4"]
     assert it.memory.holder is None, "the engine has the memory that the update needs"
 
@@ -154,7 +156,7 @@ def test_validation_wakes_the_engine_with_the_steps_weights(
     again = ["generate with 3", "score 2", "wake"]
     assert it.memory.told == ["wake", *again, *again]
     it.begin(4, grpo)
-    it.rewards(prompts("a"))
+    it.score_step(prompts("a"))
     assert it.memory.told[7:] == ["generate with 3", "score 2"], "it is awake already"
 
 

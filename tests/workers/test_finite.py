@@ -89,6 +89,7 @@ def test_workers_look_when_they_resume(trained: tuple, monkeypatch: pytest.Monke
     role = "actor" if worker is FusionWorker else "critic"
     built = object.__new__(worker)
     modules = {"actor_module_fsdp": module, "actor_optimizer": optimizer, "critic_module": module, "critic_optimizer": optimizer}
+    built.__dict__ |= {"actor_lr_scheduler": None, "critic_lr_scheduler": None}
     built.__dict__ |= {**modules, "_is_actor": True, "replay_optimizer": None}
     with pytest.raises(ValueError, match=r"global_step_3/.*holds NaN or infinite numbers"):
         built.load_checkpoint(f"global_step_3/{role}")

@@ -69,10 +69,11 @@ def check_config(config: DictConfig) -> Algorithm:
     check_parallelism(config)
     check_fused_kernels(config)
     _check_model(config)
+    there = _check_files(config)
     check_code(config, algorithm.needs_critic)
     check_weights(config, algorithm.needs_critic)
     check_memory(config, algorithm)
-    _check_resume(config)
+    _check_resume(config, there)
     return algorithm
 
 
@@ -219,10 +220,10 @@ def _check_model(config: DictConfig) -> None:
         )
 
 
-def _check_resume(config: DictConfig) -> None:
+def _check_resume(config: DictConfig, there: bool) -> None:
+    """`there`: the data files are, so that a resume can be compared with them."""
     from unify_posttrain.runs import beginning, state
 
-    there = _check_files(config)
     folder = beginning.plan(config).folder
     if folder is not None and there:
         state.check_identity(state.read_state(folder), config, folder)

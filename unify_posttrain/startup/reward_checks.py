@@ -26,7 +26,6 @@ def check_reward(config: DictConfig) -> None:
     """
     _check_overlong_penalty(config)
     _check_version(config)
-    _check_turns(config)
     Protection.from_node(OmegaConf.to_container(config.reward.protection, resolve=True))
     path = str(config.reward.custom_reward_function.path)
     forbidden = forbidden_path(path)
@@ -37,6 +36,7 @@ def check_reward(config: DictConfig) -> None:
     _check_reward_model(config)
     if str(config.reward.custom_reward_function.path).endswith(CLASSIFIER):
         _check_classifier(config)
+    _check_turns(config)
 
 
 def check_sources(config: DictConfig, sources: Iterable[str]) -> None:
