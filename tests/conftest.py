@@ -42,6 +42,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def the_environment_is_as_it_was() -> Iterator[None]:
+    """Code under test leaves variables to its own process; commands that later tests start would inherit them."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def configuration_files_are_parsed_once() -> Iterator[None]:
     """Hundreds of tests compose a configuration; half of that is parsing the same thirty files, remembered until they change."""

@@ -204,9 +204,10 @@ def test_a_sweep_and_its_folder(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_prepare(tmp_path: Path) -> None:
-    """Names of columns and of files come from strangers; the error quotes them."""
+    """Names of columns and of files come from strangers; the error quotes them. (A text with NUL costs its row.)"""
+    hostile = HOSTILE.replace("\0", "")
     (tmp_path / "columns.jsonl").write_text(json.dumps({NAME: "x", "a": 1}) + "\n")
-    (tmp_path / "plain.jsonl").write_text("".join(json.dumps({"q": f"q {i}", "a": i, "s": HOSTILE}) + "\n" for i in range(8)))
+    (tmp_path / "plain.jsonl").write_text("".join(json.dumps({"q": f"q {i}", "a": i, "s": hostile}) + "\n" for i in range(8)))
     columns = ("prepare.task.columns.prompt=q", "prepare.task.columns.ground_truth=a")
     shared = ("task=convert", *columns, "prepare.task.streaming=true")
     missing = command("prepare", *shared, "prepare.task.source=${oc.env:UNIFY_HOME}/columns.jsonl", home=tmp_path)

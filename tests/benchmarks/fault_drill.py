@@ -29,7 +29,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.benchmarks.kill_drill import UNSTEADY  # noqa: E402
+from tests.benchmarks.kill_drill import differences  # noqa: E402
 from tests.e2e.conftest import World, build_world  # noqa: E402
 
 STEPS = 12
@@ -223,21 +223,6 @@ class Drill:
                 self.change(name)
         done = self.world.train(name, *self.flags, check=False)
         self.report(f"{name}, left alone: exit code {done.returncode}", self._equal(name, done))
-
-
-def differences(world: World, name: str) -> list[str]:
-    """Where metrics and gate decisions differ from the undisturbed run's, timings and comparisons of engine and actor apart."""
-    alone, other = world.metrics("alone"), world.metrics(name)
-    found = [] if sorted(alone) == sorted(other) else [f"steps {sorted(alone)} and {sorted(other)}"]
-    for step, entry in alone.items():
-        mine = other.get(step, {})
-        found += [
-            f"step {step}: {key} {entry[key]} and {mine.get(key)}"
-            for key in entry
-            if not key.startswith(UNSTEADY) and entry[key] != mine.get(key)
-        ]
-    gates = [(world.home / "runs" / each / "gate.jsonl").read_text(encoding="utf-8") for each in ("alone", name)]
-    return found + (["gate.jsonl"] if gates[0] != gates[1] else [])
 
 
 def main() -> None:

@@ -74,15 +74,15 @@ def kill_once(world: World, after: float, in_training: bool) -> str:
     return met + "".join(f", step {step} half written" for step in sorted(folders - complete(world)))
 
 
-def differences(world: World) -> list[str]:
-    """Where the metrics of the two runs differ, timings and comparisons of engine and actor apart."""
-    alone, killed = world.metrics("alone"), world.metrics("killed")
-    found = [] if sorted(alone) == sorted(killed) else [f"steps {sorted(alone)} and {sorted(killed)}"]
+def differences(world: World, name: str = "killed") -> list[str]:
+    """Where metrics and gate decisions differ from the undisturbed run's, timings and comparisons of engine and actor apart."""
+    alone, disturbed = world.metrics("alone"), world.metrics(name)
+    found = [] if sorted(alone) == sorted(disturbed) else [f"steps {sorted(alone)} and {sorted(disturbed)}"]
     for step, entry in alone.items():
-        other = killed.get(step, {})
+        other = disturbed.get(step, {})
         keys = [key for key in entry if not key.startswith(UNSTEADY) and entry[key] != other.get(key)]
         found += [f"step {step}: {key} {entry[key]} and {other.get(key)}" for key in keys]
-    gates = [(world.home / "runs" / name / "gate.jsonl").read_text() for name in ("alone", "killed")]
+    gates = [(world.home / "runs" / each / "gate.jsonl").read_text() for each in ("alone", name)]
     return found + (["gate.jsonl"] if gates[0] != gates[1] else [])
 
 

@@ -62,11 +62,10 @@ def written(folder: Path, text: str) -> str:
     return f"reward.custom_reward_function.path={file}"
 
 
-@pytest.mark.parametrize("algorithm", ["luffy", "grpo"])
-def test_a_run_trains_on(world: World, tmp_path: Path, algorithm: str) -> None:
-    name = f"mischief-{algorithm}"
+def test_a_run_trains_on(world: World, tmp_path: Path) -> None:
+    name = "mischief"
     world.train(
-        name, f"algorithm={algorithm}", written(tmp_path, MIXED), "+reward.custom_reward_function.reward_kwargs={bonus:1}",
+        name, "algorithm=luffy", written(tmp_path, MIXED), "+reward.custom_reward_function.reward_kwargs={bonus:1}",
         "reward.protection.timeout_seconds=1", "reward.protection.max_fault_share=0.9", "reward.num_workers=2",
         "trainer.total_training_steps=3", "trainer.save_freq=1", "trainer.test_freq=3", "data.val_batch_size=16",
         f"trainer.rollout_data_dir={tmp_path}/rollouts",

@@ -34,18 +34,20 @@ def stays_on_loopback(nodes: int, ray_init: Mapping[str, Any]) -> bool:
     return nodes == 1 and ray_init.get("_node_ip_address") is None
 
 
-def loopback_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Variables that keep a run's processes on loopback; what the user has set stays."""
+def loopback_variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Variables that keep a run's processes on loopback; what the user has set in the environment (this process's) stays."""
+    environment = os.environ if environment is None else environment
     wanted = {RAY_BEYOND_LOOPBACK: "0", GLOO_INTERFACE: LOOPBACK_INTERFACE}
     return {name: value for name, value in wanted.items() if not environment.get(name)}
 
 
-def ensure_token(environment: MutableMapping[str, str] = os.environ) -> None:
+def ensure_token(environment: MutableMapping[str, str] | None = None) -> None:
     """Give the clusters of this process a secret of their own, unless the user has one or wants none.
 
     Without it Ray keeps one secret for all clusters of a user in a file of the home folder, which others may be able to read. It
-    stays in the environment: Ray reads it once per process.
+    stays in the environment (this process's, if no other is given): Ray reads it once per process.
     """
+    environment = os.environ if environment is None else environment
     if environment.get(AUTH_MODE, "token") == "token" and not any(environment.get(name) for name in (AUTH_TOKEN, AUTH_PATH)):
         environment[AUTH_TOKEN] = secrets.token_hex(TOKEN_BYTES)
 

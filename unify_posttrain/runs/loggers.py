@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 from omegaconf import DictConfig
 
+from unify_posttrain.runs.listeners import variables
+
 WANDB_HOST = "https://api.wandb.ai"
 WITHOUT_KEY = ("offline", "disabled", "dryrun")  # values of WANDB_MODE
 
@@ -107,10 +109,5 @@ def logger_folders(config: DictConfig) -> Iterator[None]:
         "SWANLAB_LOG_DIR": run_dir / "swanlab",
         "MLFLOW_TRACKING_URI": f"sqlite:///{run_dir / 'mlflow.db'}",
     }
-    added = {name: str(place) for name, place in folders.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
+    with variables({name: str(place) for name, place in folders.items() if name not in os.environ}):
         yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)

@@ -17,6 +17,7 @@ from typing import Any
 
 from unify_posttrain.runs.beginning import note_tracker
 from unify_posttrain.runs.lineage import read_run
+from unify_posttrain.runs.listeners import variables
 
 RUN_ID = {"wandb": "WANDB_RUN_ID", "swanlab": "SWANLAB_RUN_ID", "mlflow": "MLFLOW_RUN_ID"}
 RESUME = {"wandb": "WANDB_RESUME", "swanlab": "SWANLAB_RESUME"}
@@ -38,12 +39,10 @@ def tracker_runs(run_dir: Path, run: str | None) -> Iterator[None]:
         added[RUN_ID[name]] = value
         if name in RESUME and RESUME[name] not in os.environ:
             added[RESUME[name]] = "allow"
-    os.environ.update(added)
     try:
-        yield
+        with variables(added):
+            yield
     finally:
-        for name in added:
-            os.environ.pop(name, None)
         if "wandb" in sys.modules:  # it reads the environment once; the next job of a sweep in this process has another id
             import wandb
 
