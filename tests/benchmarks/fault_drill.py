@@ -29,10 +29,11 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.benchmarks.kill_drill import differences  # noqa: E402
+from tests.benchmarks.kill_drill import complete, differences  # noqa: E402
 from tests.e2e.conftest import World, build_world  # noqa: E402
 
-STEPS = 12
+STEPS = 60
+AT_THE_START = 0.25  # share of the strikes that meet a run before its first step
 REWARD = """
 import os, zlib
 from unify_posttrain.tasks.arithmetic import compute_score as right
@@ -140,22 +141,32 @@ class Drill:
         if wrong:
             self.wrong.append(f"{text}: {wrong}")
 
-    def undisturbed(self) -> float:
-        """Seconds of a run from its start to its end."""
+    def undisturbed(self) -> tuple[float, float]:
+        """Seconds of a run until its first checkpoint, and from there to its end."""
         begin = time.monotonic()
-        self.world.train("alone", *self.flags)
-        return time.monotonic() - begin
+        run, first = self.world.start("alone", *self.flags), 0.0
+        while run.poll() is None:
+            time.sleep(0.05)
+            if not first and complete(self.world, "alone"):
+                first = time.monotonic() - begin
+        if run.returncode:
+            sys.exit(f"the undisturbed run exited with {run.returncode}\n{self.last_lines('alone')}")
+        return first, time.monotonic() - begin - first
 
     def last_lines(self, name: str) -> str:
         return "\n".join(self.world.log(name).read_text(encoding="utf-8").strip().splitlines()[-6:])
 
-    def strike(self, name: str, fault: Fault, after: float) -> None:
-        """Start or continue the run, do it so many seconds later, and see how it ends."""
+    def strike(self, name: str, fault: Fault, after: float, in_training: bool) -> None:
+        """Start or continue the run, do it so many seconds later or after its first new checkpoint, and see how it ends."""
+        before = max(complete(self.world, name), default=0)
         run = self.world.start(name, *self.flags)
         begin = time.monotonic()
+        while in_training and run.poll() is None and max(complete(self.world, name), default=0) == before:
+            begin = time.monotonic()
+            time.sleep(0.02)
         while run.poll() is None and time.monotonic() - begin < after:
-            time.sleep(0.05)
-        text = f"{name}, {fault.name} after {time.monotonic() - begin:.0f} s"
+            time.sleep(0.02)
+        text = f"{name}, {fault.name} {after:.0f} s after {'its first new checkpoint' if in_training else 'its start'}"
         if run.poll() is not None or not fault.strike(run):
             run.wait(300)
             self.report(f"{text}: there was nothing to strike, exit code {run.returncode}", self._sound(name, run.returncode))
@@ -209,7 +220,7 @@ class Drill:
         found = differences(self.world, name)
         return "differs from the undisturbed run: " + "; ".join(found[:5]) if found else None
 
-    def campaign(self, number: int, seconds: float) -> None:
+    def campaign(self, number: int, seconds: tuple[float, float]) -> None:
         """A run under faults until it has been struck often enough, then to its end."""
         name = f"run{number}"
         if number % 4 == 3:
@@ -218,7 +229,10 @@ class Drill:
         for _ in range(self.draw.randint(2, 4)):
             if time.monotonic() > self.deadline:
                 break
-            self.strike(name, self.draw.choice(FAULTS), self.draw.uniform(0.15, 1.0) * seconds)
+            in_training = self.draw.random() > AT_THE_START
+            # A fifth of the way, so that a run is struck several times before its end.
+            after = self.draw.uniform(0.0, seconds[1] / 5 if in_training else seconds[0])
+            self.strike(name, self.draw.choice(FAULTS), after, in_training)
             if self.draw.random() < 0.4:
                 self.change(name)
         done = self.world.train(name, *self.flags, check=False)
@@ -230,10 +244,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background, it and its runs would ignore it
     with tempfile.TemporaryDirectory() as folder:
         drill = Drill(build_world(Path(folder)), random.Random(options.seed), 0.0)
         seconds = drill.undisturbed()
-        drill.report(f"undisturbed: {STEPS} steps in {seconds:.0f} s")
+        drill.report(f"undisturbed: first checkpoint after {seconds[0]:.0f} s, {STEPS} steps after {sum(seconds):.0f} s")
         drill.deadline, number = time.monotonic() + 60 * options.minutes, 0
         while time.monotonic() < drill.deadline:
             number += 1

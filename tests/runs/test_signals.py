@@ -192,3 +192,23 @@ def test_a_step_in_time_is_left_alone() -> None:
     time.sleep(0.1)  # the clock has been stopped
     with time_limit(None, "step 8"):
         assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("chained", ["cause", "context"])
+def test_what_c_code_makes_of_a_signal_is_still_the_signal(chained: str) -> None:
+    """A constructor written in C answers an exception within it by a SystemError of its own."""
+    with pytest.raises(PreemptedError, match="SIGTERM while no step was being trained"), StopRequest().leaving():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except PreemptedError as raised:
+            if chained == "cause":
+                raise SystemError("returned a result with an exception set") from raised
+            raise SystemError("returned a result with an exception set")  # noqa: B904
+    with pytest.raises(StepTimeoutError, match="step 1 has taken more than"), time_limit(0.05, "step 1"):
+        try:
+            time.sleep(5)
+        except StepTimeoutError as raised:
+            raise SystemError("returned a result with an exception set") from raised
+    with pytest.raises(SystemError, match="another"), StopRequest().leaving(), time_limit(5, "step 1"):
+        raise SystemError("another")

@@ -85,7 +85,7 @@ class StopRequest:
         Raises:
             PreemptedError: in the main thread, wherever it is.
         """
-        with self._handling(self._raise):
+        with self._handling(self._raise), _as_it_was_raised(PreemptedError):
             yield self
 
     def listen_again(self) -> None:
@@ -158,10 +158,26 @@ def time_limit(seconds: float | None, what: str) -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, expired)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield
+        with _as_it_was_raised(StepTimeoutError):
+            yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def _as_it_was_raised(kind: type[BaseException]) -> Iterator[None]:
+    """A handler raises wherever the main thread is. Within a constructor written in C that comes out as a SystemError caused by it,
+    and what is cleaned up on the way may fail in turn: raise what the handler raised in place of such an error."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, kind):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise cause from None
 
 
 def _stage(frame: FrameType | None) -> str:
