@@ -277,7 +277,7 @@ def test_a_bucket_is_loaded_before_its_memory_is_given_back(adapter: Any) -> Non
 
 def test_weights_travel_through_a_folder_of_this_user_alone(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What arrives through the socket is unpickled: nobody else may make it, its folder, or a link in its place."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as short:  # pytest's folders are too long for a socket in some runs
+    with tempfile.TemporaryDirectory() as short:  # pytest's folders are too long for a socket in some runs
         _through_a_folder_of_one_user(adapter, monkeypatch, Path(short))
 
 
