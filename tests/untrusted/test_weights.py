@@ -88,7 +88,7 @@ def index(folder: Path, change: Callable[[dict[str, str]], object]) -> None:
     ("change", "message"),
     [
         (lambda names: names.update({NORM: "../other.safetensors"}), r"index\.json names '\.\./other\.safetensors', which is out"),
-        (lambda names: names.update({NORM: "/tmp/other.safetensors"}), "which is outside of"),
+        (lambda names: names.update({NORM: "/elsewhere/other.safetensors"}), "which is outside of"),
         (lambda names: names.update({NORM: "https://x.org/a.safetensors"}), "which is outside of"),
         (lambda names: names.update({NORM: "gone.safetensors"}), r"gone\.safetensors, which the index .* is missing \(1 of 3"),
         (lambda names: names.update({"no.such": SHARD}), r"00001-of-00002\.safetensors does not hold no\.such"),
