@@ -60,6 +60,15 @@ def untimed(metrics: dict[int, dict[str, float]]) -> dict[int, dict[str, float]]
     return {step: {k: v for k, v in entry.items() if not k.startswith(TIMING)} for step, entry in metrics.items()}
 
 
+def assert_as_undisturbed(whole: World, name: str) -> None:
+    """Every metric of the four steps is that of the sound run, times apart."""
+    before, after = untimed(whole.metrics("sound")), untimed(whole.metrics(name))
+    assert sorted(after) == [1, 2, 3, 4]
+    for step in before:
+        different = {k: (after[step].get(k), v) for k, v in before[step].items() if after[step].get(k) != v}
+        assert not different, f"step {step}: {different}"
+
+
 def test_preempted_run_saves_and_continues_exactly(whole: World) -> None:
     """Asked to leave within step 2, whose checkpoint is not due and whose validation is: both are made up for."""
     steps = (*RUN, "trainer.save_freq=50")
@@ -72,11 +81,7 @@ def test_preempted_run_saves_and_continues_exactly(whole: World) -> None:
     assert len(saved) == 1 and f"is saved in {whole.checkpoints('preempted') / saved[0]}" in log
     assert 1 <= int(saved[0].removeprefix("global_step_")) < 4
     whole.train("preempted", *steps)
-    before, after = untimed(whole.metrics("sound")), untimed(whole.metrics("preempted"))
-    assert sorted(after) == [1, 2, 3, 4]
-    for step in before:
-        different = {k: (after[step].get(k), v) for k, v in before[step].items() if after[step].get(k) != v}
-        assert not different, f"step {step}: {different}"
+    assert_as_undisturbed(whole, "preempted")
 
 
 def left_over(name: str, seconds: float = 30) -> list[str]:
@@ -109,11 +114,7 @@ def test_a_signal_to_the_whole_process_group_saves_and_leaves_nothing_behind(who
     assert f"SIGTERM: step {saved.removeprefix('global_step_')} is saved in {whole.checkpoints('group') / saved}" in log
     assert left_over("group") == []
     whole.train("group", *steps)
-    before, after = untimed(whole.metrics("sound")), untimed(whole.metrics("group"))
-    assert sorted(after) == [1, 2, 3, 4]
-    for step in before:
-        different = {k: (after[step].get(k), v) for k, v in before[step].items() if after[step].get(k) != v}
-        assert not different, f"step {step}: {different}"
+    assert_as_undisturbed(whole, "group")
 
 
 def test_a_fresh_run_in_a_used_folder_is_a_run_of_its_own(whole: World) -> None:
