@@ -1,0 +1,331 @@
+r"""From a text to a typed answer. The rules are asked from the outside in: several answers, relations, brackets, words, expressions.
+
+read(r"x=1 \text{ or } x=2")    a list of two named values
+read(r"k > e")                   the region (e, ∞) of k
+read(r"\{1,2\}")                 a set
+read("12,345")                   a number, or a list of two
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache, reduce
+
+from unify_posttrain.rewards.answers import regions
+from unify_posttrain.rewards.answers.cleaning import clean
+from unify_posttrain.rewards.answers.expressions import parse
+from unify_posttrain.rewards.answers.nodes import Node
+from unify_posttrain.rewards.answers.numerals import clock, grouped, numeral
+from unify_posttrain.rewards.answers.relations import related
+from unify_posttrain.rewards.answers.tokens import (
+    Token,
+    Tokens,
+    UnreadError,
+    closing,
+    is_sign,
+    joined,
+    lex,
+    outside,
+    split,
+    unwrapped,
+)
+from unify_posttrain.rewards.answers.units import behind, currency
+from unify_posttrain.rewards.answers.values import (
+    Answer,
+    Either,
+    Interval,
+    Items,
+    Named,
+    Quantity,
+    Ratio,
+    Region,
+    Relation,
+    Spelling,
+    Words,
+)
+from unify_posttrain.rewards.answers.words import choice, figure, is_word, without_lead, words
+
+MAX_CHARACTERS = 1000  # a longer answer is compared as it is
+MAX_DEPTH = 12  # of answers in answers
+
+_OR, _AND = frozenset({"or"}), frozenset({"and", "&"})
+
+
+@lru_cache(maxsize=4096)
+def read(text: str) -> Answer:
+    """The answer that a text is; a `Spelling` if no reader knows it. It never raises for any text."""
+    if len(text) > MAX_CHARACTERS:
+        return Spelling(text.strip())
+    try:
+        tokens = lex(clean(text))
+        return _Reader().answer(tokens)
+    except (UnreadError, RecursionError):
+        return Spelling(" ".join(clean(text).split()))
+
+
+def _word(token: Token) -> str:
+    """The word that joins two answers, if a token is one."""
+    if token.kind in ("text", "letters"):
+        return token.text.strip(" ,.;").lower()
+    return {"\\lor": "or", "\\land": "and"}.get(token.text, "") if token.kind == "command" else ""
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.depth = 0
+
+    def answer(self, tokens: Tokens) -> Answer:
+        """Several answers, or one."""
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise UnreadError("nested too deeply")
+        try:
+            return self._answer(tokens)
+        finally:
+            self.depth -= 1
+
+    def _answer(self, tokens: Tokens) -> Answer:
+        braced = unwrapped(tokens)
+        if len(braced) < len(tokens) and any(is_sign(token, ",") for _, token in outside(braced)):
+            return Items("set", self.items(split(braced, lambda token: is_sign(token, ",", ";"))))  # {1,2}, for \{1,2\}
+        tokens = without_lead(braced)
+        if not tokens:
+            return Spelling("")
+        picked = choice(tokens, self.answer)
+        if picked is not None:
+            return picked
+        for separators in ((";", "\\\\"), ("\n",)):
+            parts = split(tokens, lambda token: is_sign(token, *separators))  # noqa: B023 - called at once
+            if len(parts) > 1 and separators != ("\n",):
+                return self.listed(parts)
+            if len(parts) > 1 and isinstance(self.one_or_several([t for t in tokens if not is_sign(t, "\n")]), Spelling):
+                return self.listed(parts)
+        return self.one_or_several([token for token in tokens if not is_sign(token, "\n", " ")])
+
+    def one_or_several(self, tokens: Tokens) -> Answer:
+        joins = {_word(token) for _, token in outside(tokens)} & (_OR | _AND)
+        if joins:
+            parts = split(tokens, lambda token: _word(token) in joins)
+            found = [self.answer(part) for part in parts]
+            if len(joins) == 1 and len(found) > 1 and (of_relations := self.combined(found, joins == {"or"})) is not None:
+                return of_relations
+        whole, doubtful = grouped(tokens)
+        answer = self.separated(whole)
+        return Either(answer, self.separated(tokens)) if doubtful else answer
+
+    @staticmethod
+    def combined(found: Sequence[Answer], any_of: bool) -> Answer | None:
+        """Relations with `or` or `and` between them, as the numbers of which all that is true."""
+        if not all(isinstance(each, Region) and regions.known(each) for each in found):
+            return None
+        sets = [each for each in found if isinstance(each, Region)]
+        if len({each.variable for each in sets}) > 1:
+            return None
+        return reduce(regions.union if any_of else regions.intersection, sets)
+
+    def separated(self, tokens: Tokens) -> Answer:
+        """What stands between commas, `or` and `and`."""
+        parts = split(tokens, lambda token: is_sign(token, ",") or _word(token) in _OR | _AND)
+        if (
+            len(parts) > 1
+            and (text := words(tokens)) is not None
+            and not any(_word(token) in _OR | _AND for token in tokens)
+            and not all(len(part) == 1 for part in parts)
+        ):
+            return text  # June 20, 2020
+        return self.listed(parts) if len(parts) > 1 else self.one(parts[0] if parts else tokens)
+
+    def listed(self, parts: Sequence[Tokens]) -> Answer:
+        if len(parts) == 1:
+            return self.answer(parts[0])
+        items = self.items(parts)
+        return Items("list", tuple(_unnamed(items)))
+
+    def items(self, parts: Sequence[Tokens]) -> tuple[Answer, ...]:
+        found: list[Answer] = []
+        for part in parts:
+            answer = self.answer(part)
+            inner = answer.items if isinstance(answer, Items) and answer.kind == "list" and _spread(part, answer) else (answer,)
+            found += inner
+        return tuple(found)
+
+    # One answer ----------------------------------------------------------------------------------------------------
+
+    def one(self, tokens: Tokens) -> Answer:
+        tokens = without_lead(unwrapped(tokens))
+        if not tokens:
+            return Spelling("")
+        for reader in (self.related, self.of_sets, self.proportion, self.enclosed):
+            answer = reader(tokens)
+            if answer is not None:
+                return answer
+        known = figure(tokens) or numeral(tokens) or words(tokens)
+        return known if known is not None else self.quantity(tokens)
+
+    def related(self, tokens: Tokens) -> Answer | None:
+        return related(tokens, self.answer)
+
+    def of_sets(self, tokens: Tokens) -> Answer | None:
+        r"""\cup, \cap and \setminus, from left to right; finite sets and sets of real numbers."""
+        signs = [token.text for _, token in outside(tokens) if is_sign(token, "\\cup", "\\cap", "\\setminus")]
+        if not signs:
+            return None
+        parts = [self.answer(part) for part in split(tokens, lambda token: is_sign(token, "\\cup", "\\cap", "\\setminus"))]
+        sets = [regions.as_region(part) for part in parts]
+        if len(parts) != len(signs) + 1 or any(each is None or not regions.known(each) for each in sets):
+            if set(signs) == {"\\cup"} and len(parts) > 1:
+                return Items("union", tuple(parts))
+            return Spelling(joined(tokens))
+        result = sets[0]
+        assert result is not None
+        for sign, right in zip(signs, sets[1:], strict=True):
+            assert right is not None
+            if sign == "\\cup":
+                result = regions.union(result, right)
+            else:
+                result = regions.intersection(result, right if sign == "\\cap" else regions.complement(right))
+        return result
+
+    def proportion(self, tokens: Tokens) -> Answer | None:
+        """A time of day or a ratio."""
+        if not any(is_sign(token, ":") for _, token in outside(tokens)):
+            return None
+        time = clock(tokens)
+        if time is not None:
+            return time
+        terms = tuple(self.answer(part) for part in split(tokens, lambda token: is_sign(token, ":")))
+        return Ratio(terms) if len(terms) > 1 and all(isinstance(term, Quantity | Words) for term in terms) else None
+
+    def enclosed(self, tokens: Tokens) -> Answer | None:
+        """What one pair of brackets holds: a set, a tuple, an interval, a matrix."""
+        first, last = tokens[0], tokens[-1]
+        if first.kind not in ("open", "begin"):
+            return Items("set", ()) if joined(tokens) == "\\emptyset" else None
+        if closing(tokens, 0) != len(tokens) - 1:
+            return None
+        inner = tokens[1:-1]
+        if first.kind == "begin":
+            return self.table(first.text, inner)
+        if first.text == "\\{":
+            return self.of_braces(inner)
+        if inner and inner[0].kind == "begin" and closing(inner, 0) == len(inner) - 1:
+            return self.table("determinant" if first.text == "|" else inner[0].text, inner[1:-1])
+        parts = split(inner, lambda token: is_sign(token, ",", ";"))
+        if len(parts) < 2:
+            return None
+        brackets = ("(" if first.text in ("\\langle", "(") else "[") + (")" if last.text in ("\\rangle", ")") else "]")
+        if brackets in ("[)", "(]"):
+            return self.interval(parts, brackets[0] == "[", brackets[1] == "]")
+        items = tuple(self.answer(part) for part in parts)
+        if len(items) == 2 and any(_infinite(item) is not None for item in items):
+            return self.interval(parts, brackets[0] == "[", brackets[1] == "]")
+        return Items("tuple", items, brackets)
+
+    def interval(self, parts: Sequence[Tokens], low_closed: bool, high_closed: bool) -> Answer:
+        ends = [self.answer(part) for part in parts]
+        if len(ends) != 2 or not all(isinstance(end, Quantity) for end in ends):
+            raise UnreadError("an interval has two ends")
+        low, high = (end for end in ends if isinstance(end, Quantity))
+        nodes: list[Node | None] = [low.node, high.node]
+        for place, end in enumerate((low, high)):
+            sign = _infinite(end)
+            if sign is not None and sign != (-1, 1)[place]:
+                return Spelling("an interval that ends before it begins")
+            nodes[place] = None if sign is not None else end.node
+        return regions.region(
+            [Interval(nodes[0], nodes[1], low_closed and nodes[0] is not None, high_closed and nodes[1] is not None)]
+        )
+
+    def of_braces(self, tokens: Tokens) -> Answer:
+        r"""\{1,2\}, \{x \mid x>3\}, \{x : x>3\}."""
+        for index, token in outside(tokens):
+            if is_sign(token, "|", ":") and index:
+                such = self.answer(tokens[index + 1 :])
+                if isinstance(such, Region | Relation):
+                    return such
+                break
+        return Items("set", self.items(split(tokens, lambda token: is_sign(token, ",", ";"))))
+
+    def table(self, name: str, tokens: Tokens) -> Answer:
+        """A matrix, a determinant or cases, row by row."""
+        rows = split(tokens, lambda token: is_sign(token, "\\\\"))
+        kind = "cases" if name.endswith("cases") else "determinant" if name in ("vmatrix", "Vmatrix", "determinant") else "matrix"
+        return Items(
+            kind, tuple(Items("row", tuple(map(self.answer, split(row, lambda token: is_sign(token, "&"))))) for row in rows)
+        )
+
+    def quantity(self, tokens: Tokens) -> Answer:
+        """A number or an expression with its unit; ± makes two of it."""
+        bare, money = currency(tokens)
+        unit = behind(bare)
+        if unit is not None:
+            try:
+                node = parse(bare[: unit[0]])
+                return _both_signs(node, _of_money(money, unit[1]) if money else unit[1])
+            except UnreadError:
+                pass
+        try:
+            node = parse(bare)
+        except UnreadError:
+            return self.beside(tokens)
+        if node == Node("symbol", "\\mathbb{R}"):
+            return Region(regions.EVERYTHING)
+        if node.kind == "symbol" and is_word(node.name):
+            return Words(node.name.casefold())
+        return _both_signs(node, money)
+
+    @staticmethod
+    def beside(tokens: Tokens) -> Answer:
+        """Numbers with blanks between them; else only a spelling."""
+        numbers = [token for token in tokens if not is_sign(token, ".")]
+        if len(numbers) > 1 and all(token.kind == "number" for token in numbers):
+            return Items("beside", tuple(Quantity(parse([token])) for token in numbers))
+        if len(tokens) == 1 and is_sign(tokens[0], "\\ldots"):
+            return Words("…")
+        return Spelling(joined(tokens))
+
+
+def _of_money(money: str, unit: str) -> str:
+    return money if unit in (money, "unit") else f"{money} {unit}"
+
+
+def _infinite(answer: Answer) -> int | None:
+    if not isinstance(answer, Quantity) or answer.unit:
+        return None
+    if answer.node == Node("constant", "infinity"):
+        return 1
+    return -1 if answer.node == Node("negate", parts=(Node("constant", "infinity"),)) else None
+
+
+def _both_signs(node: Node, unit: str) -> Answer:
+    r"""``a\pm b`` is two answers."""
+    if not _has_either(node):
+        return Quantity(node, unit)
+    return Items("list", tuple(Quantity(_with_sign(node, sign), unit) for sign in (1, -1)))
+
+
+def _has_either(node: Node) -> bool:
+    return node.kind == "either" or any(map(_has_either, node.parts))
+
+
+def _with_sign(node: Node, sign: int) -> Node:
+    parts = tuple(_with_sign(part, sign) for part in node.parts)
+    if node.kind == "either":
+        return parts[0] if (sign > 0) == (node.name == "\\pm") else Node("negate", parts=parts)
+    return replace(node, parts=parts)
+
+
+def _spread(tokens: Tokens, answer: Items) -> bool:
+    r"""Whether a list in a list is ± in it, or an `or`, and not `p=5,q=2` between semicolons."""
+    return not any(isinstance(item, Named) for item in answer.items) and not any(
+        is_sign(token, ",", ";") for _, token in outside(tokens)
+    )
+
+
+def _unnamed(items: tuple[Answer, ...]) -> list[Answer]:
+    r"""`x = 1, 2 or 3` and `x=1 or x=2` give values of one unknown, and its name can go."""
+    names = [item.name for item in items if isinstance(item, Named)]
+    if len(set(names)) == 1 and isinstance(items[0], Named) and (len(names) == 1 or len(names) == len(items)):
+        return [item.value if isinstance(item, Named) else item for item in items]
+    return list(items)
