@@ -17,6 +17,7 @@ from unify_posttrain.rewards.answers.evaluation import (
     OutsideError,
     TooLargeError,
     UndefinedError,
+    UnknownError,
     Value,
     counted_symbols,
     evaluate,
@@ -51,7 +52,7 @@ def _agree(left: Node, right: Node) -> bool | None:
             if not names:
                 return _one_is_undefined(left, right)
             continue
-        except (TooLargeError, KeyError):
+        except (TooLargeError, UnknownError, KeyError):
             return None
         close = same_value(*values)
         if close is not True:
@@ -69,7 +70,7 @@ def _one_is_undefined(left: Node, right: Node) -> bool | None:
         try:
             evaluate(node, {})
             defined += 1
-        except (UndefinedError, TooLargeError, KeyError):
+        except (UndefinedError, TooLargeError, UnknownError, KeyError):
             pass
     return False if defined == 1 else None
 
@@ -111,7 +112,7 @@ def constant(node: Node) -> Value | None:
         return None
     try:
         return evaluate(node, {})
-    except (UndefinedError, TooLargeError, OutsideError, KeyError):
+    except (UndefinedError, TooLargeError, UnknownError, OutsideError, KeyError):
         return None
 
 
@@ -131,7 +132,7 @@ def proportional(left: Node, right: Node, positive: bool) -> bool | None:
             values = evaluate(left, point), evaluate(right, point)
         except (OutsideError, UndefinedError):
             continue
-        except (TooLargeError, KeyError):
+        except (TooLargeError, UnknownError, KeyError):
             return None
         if (values[0] == 0) != (values[1] == 0):
             return False

@@ -20,7 +20,7 @@ _CHARACTERS = str.maketrans({
     "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "∠": r"\angle ", "△": r"\triangle ",
     "…": r"\ldots ", "⋯": r"\ldots ", "′": "'", "’": "'", "‘": "`", "″": "''", "“": '"', "”": '"', "√": r"\sqrt ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]",
     "∑": r"\sum ", "∏": r"\prod ", "→": r"\to ", "∨": r"\lor ", "∧": r"\land ", "¢": r" \text{cents}", "∣": "|", "‖": r"\|", "∆": r"\Delta ", "µ": r"\mu ",
-    "€": r"\euro ", "£": r"\pounds ",
+    "€": r"\euro ", "£": r"\pounds ", "¥": r"\yen ", "₹": r"\rupee ",
 })  # fmt: skip
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ]+")
@@ -29,7 +29,30 @@ _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋ₐₑₒₓₙₘ�
 _GREEK = {
     unicodedata.lookup(f"GREEK {case} LETTER {name.upper()}"): f"\\{name if case == 'SMALL' else name.capitalize()} "
     for case in ("SMALL", "CAPITAL")
-    for name in "alpha beta gamma delta epsilon zeta eta theta iota kappa lamda mu nu xi pi rho sigma tau phi chi psi omega".split()
+    for name in [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lamda",
+        "mu",
+        "nu",
+        "xi",
+        "pi",
+        "rho",
+        "sigma",
+        "tau",
+        "phi",
+        "chi",
+        "psi",
+        "omega",
+    ]
 }
 _GREEK["λ"], _GREEK["Λ"] = r"\lambda ", r"\Lambda "
 _CHARACTERS.update({ord(letter): command for letter, command in _GREEK.items()})

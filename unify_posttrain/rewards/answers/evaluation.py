@@ -33,6 +33,10 @@ class OutsideError(ValueError):
     """The point lies outside of the domain in which the expression is real."""
 
 
+class UnknownError(ValueError):
+    """What the expression means is not computed here, as a limit is not."""
+
+
 class TooLargeError(ValueError):
     """The value cannot be computed."""
 
@@ -46,7 +50,7 @@ def evaluate(node: Node, point: Point, signs: Mapping[str, int] | None = None) -
         signs: what ``\pm`` and ``\mp`` are, +1 or -1.
 
     Raises:
-        UndefinedError, OutsideError, TooLargeError: see there; KeyError: a symbol that the point does not name.
+        UndefinedError, OutsideError, UnknownError, TooLargeError: see there; KeyError: a symbol that the point does not name.
     """
     with mpmath.workdps(DIGITS):
         return _Evaluation(point, signs or {}).value(node)
@@ -95,7 +99,7 @@ class _Evaluation:
         if node.name in self.point:  # the index of a sum may be called i
             return self.point[node.name]
         if node.name == "infinity":
-            raise UndefinedError("infinity is no number")
+            raise UnknownError("infinity is no number")
         return {"pi": mpmath.pi, "e": mpmath.e, "i": mpmath.mpc(0, 1)}[node.name] * mpmath.mpf(1)
 
     def _add(self, node: Node) -> Value:
@@ -214,7 +218,7 @@ class _Evaluation:
     def series(self, node: Node, total: Value, combine: Any) -> Value:
         first, last = (self.value(part) for part in node.parts[:2])
         if not all(isinstance(bound, Fraction) and bound.denominator == 1 for bound in (first, last)):
-            raise UndefinedError("a sum between no whole numbers")
+            raise UnknownError("a sum between no whole numbers")
         if last - first > MAX_TERMS:
             raise TooLargeError("too many terms")
         before = self.point.get(node.name)
@@ -260,7 +264,7 @@ def apply(name: str, values: list[Value]) -> Value:
         UndefinedError: it has no value there.
     """
     if name not in FUNCTIONS:
-        raise UndefinedError(f"{name} is not computed")
+        raise UnknownError(f"{name} is not computed")
     try:
         return FUNCTIONS[name](*values)
     except (ArithmeticError, TypeError, ValueError) as error:

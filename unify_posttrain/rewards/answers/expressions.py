@@ -190,6 +190,9 @@ class _Parser(Names):
     def repeating(self, text: str) -> Fraction | None:
         begins = self.position
         tail = ""
+        if text.endswith(".") and self.at_open():  # 0.(3)
+            tail = self.tokens[self.position + 1].text
+            self.position += 3
         while self.at("\\overline", "\\dot"):
             self.take()
             try:
@@ -208,7 +211,7 @@ class _Parser(Names):
                     self.take()
                     return numeral(text) + Fraction(int(tail), (10**period - 1) * 10 ** len(decimals))
             return None
-        if not tail or "." not in text and not text.endswith("."):
+        if not tail or ("." not in text and not text.endswith(".")):
             self.position = begins
             return None
         decimals = text.partition(".")[2]

@@ -6,19 +6,81 @@ application of something unknown, which equals itself alone.
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 from unify_posttrain.rewards.answers.cursor import Cursor
 from unify_posttrain.rewards.answers.nodes import Node, number
 from unify_posttrain.rewards.answers.tokens import Token, Tokens, UnreadError, closing, is_sign, joined
 
 FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth log ln lg exp sqrt cbrt abs floor ceil max min gcd lcm Re Im arg".split()
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "arccot",
+        "sinh",
+        "cosh",
+        "tanh",
+        "coth",
+        "log",
+        "ln",
+        "lg",
+        "exp",
+        "sqrt",
+        "cbrt",
+        "abs",
+        "floor",
+        "ceil",
+        "max",
+        "min",
+        "gcd",
+        "lcm",
+        "Re",
+        "Im",
+        "arg",
+    ]
 )
 _NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "ceiling": "ceil", "asinh": "arcsinh"}
 _GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi chi psi omega ell hbar "
-    "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega".split()
+    [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "rho",
+        "sigma",
+        "tau",
+        "phi",
+        "chi",
+        "psi",
+        "omega",
+        "ell",
+        "hbar",
+        "Gamma",
+        "Delta",
+        "Theta",
+        "Lambda",
+        "Xi",
+        "Pi",
+        "Sigma",
+        "Phi",
+        "Psi",
+        "Omega",
+    ]
 )
 _ACCENTS = frozenset({"\\overline", "\\hat", "\\vec", "\\tilde", "\\dot", "\\ddot", "\\underbar"})
 _APPLIED = frozenset("fghFGH") | {

@@ -10,7 +10,7 @@ from unify_posttrain.rewards.answers.values import Clock, Numeral
 _BASES = {
     name: base
     for base, name in enumerate(
-        "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split(), start=2
+        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"], start=2
     )
 } | {"hex": 16, "oct": 8, "bin": 2}  # fmt: skip
 _HALVES = {"am": "am", "pm": "pm"}

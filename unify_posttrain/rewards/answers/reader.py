@@ -9,14 +9,12 @@ read("12,345")                   a number, or a list of two
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache, reduce
 
 from unify_posttrain.rewards.answers import regions
 from unify_posttrain.rewards.answers.cleaning import clean
-from unify_posttrain.rewards.answers.expressions import parse
-from unify_posttrain.rewards.answers.nodes import Node
 from unify_posttrain.rewards.answers.numerals import clock, grouped, numeral
+from unify_posttrain.rewards.answers.quantities import infinite, interval, quantity
 from unify_posttrain.rewards.answers.relations import related
 from unify_posttrain.rewards.answers.tokens import (
     Token,
@@ -30,21 +28,8 @@ from unify_posttrain.rewards.answers.tokens import (
     split,
     unwrapped,
 )
-from unify_posttrain.rewards.answers.units import behind, currency
-from unify_posttrain.rewards.answers.values import (
-    Answer,
-    Either,
-    Interval,
-    Items,
-    Named,
-    Quantity,
-    Ratio,
-    Region,
-    Relation,
-    Spelling,
-    Words,
-)
-from unify_posttrain.rewards.answers.words import choice, figure, is_word, without_lead, words
+from unify_posttrain.rewards.answers.values import Answer, Either, Items, Named, Quantity, Ratio, Region, Relation, Spelling, Words
+from unify_posttrain.rewards.answers.words import choice, figure, without_lead, words
 
 MAX_CHARACTERS = 1000  # a longer answer is compared as it is
 MAX_DEPTH = 12  # of answers in answers
@@ -95,13 +80,13 @@ class _Reader:
         picked = choice(tokens, self.answer)
         if picked is not None:
             return picked
-        for separators in ((";", "\\\\"), ("\n",)):
-            parts = split(tokens, lambda token: is_sign(token, *separators))  # noqa: B023 - called at once
-            if len(parts) > 1 and separators != ("\n",):
-                return self.listed(parts)
-            if len(parts) > 1 and isinstance(self.one_or_several([t for t in tokens if not is_sign(t, "\n")]), Spelling):
-                return self.listed(parts)
-        return self.one_or_several([token for token in tokens if not is_sign(token, "\n", " ")])
+        parts = split(tokens, lambda token: is_sign(token, ";", "\\\\"))
+        if len(parts) > 1:
+            return self.listed(parts)
+        whole = self.one_or_several([token for token in tokens if not is_sign(token, "\n", " ")])
+        lines = split(tokens, lambda token: is_sign(token, "\n"))
+        unread = isinstance(whole, Spelling) or (isinstance(whole, Items) and whole.kind == "beside")
+        return self.listed(lines) if unread and len(lines) > 1 else whole
 
     def one_or_several(self, tokens: Tokens) -> Answer:
         joins = {_word(token) for _, token in outside(tokens)} & (_OR | _AND)
@@ -161,7 +146,7 @@ class _Reader:
             if answer is not None:
                 return answer
         known = figure(tokens) or numeral(tokens) or words(tokens)
-        return known if known is not None else self.quantity(tokens)
+        return known if known is not None else quantity(tokens)
 
     def related(self, tokens: Tokens) -> Answer | None:
         return related(tokens, self.answer)
@@ -215,27 +200,10 @@ class _Reader:
         if len(parts) < 2:
             return None
         brackets = ("(" if first.text in ("\\langle", "(") else "[") + (")" if last.text in ("\\rangle", ")") else "]")
-        if brackets in ("[)", "(]"):
-            return self.interval(parts, brackets[0] == "[", brackets[1] == "]")
         items = tuple(self.answer(part) for part in parts)
-        if len(items) == 2 and any(_infinite(item) is not None for item in items):
-            return self.interval(parts, brackets[0] == "[", brackets[1] == "]")
+        if brackets in ("[)", "(]") or (len(items) == 2 and any(infinite(item) is not None for item in items)):
+            return interval(items, brackets)
         return Items("tuple", items, brackets)
-
-    def interval(self, parts: Sequence[Tokens], low_closed: bool, high_closed: bool) -> Answer:
-        ends = [self.answer(part) for part in parts]
-        if len(ends) != 2 or not all(isinstance(end, Quantity) for end in ends):
-            raise UnreadError("an interval has two ends")
-        low, high = (end for end in ends if isinstance(end, Quantity))
-        nodes: list[Node | None] = [low.node, high.node]
-        for place, end in enumerate((low, high)):
-            sign = _infinite(end)
-            if sign is not None and sign != (-1, 1)[place]:
-                return Spelling("an interval that ends before it begins")
-            nodes[place] = None if sign is not None else end.node
-        return regions.region(
-            [Interval(nodes[0], nodes[1], low_closed and nodes[0] is not None, high_closed and nodes[1] is not None)]
-        )
 
     def of_braces(self, tokens: Tokens) -> Answer:
         r"""\{1,2\}, \{x \mid x>3\}, \{x : x>3\}."""
@@ -250,70 +218,12 @@ class _Reader:
     def table(self, name: str, tokens: Tokens) -> Answer:
         """A matrix, a determinant or cases, row by row."""
         rows = split(tokens, lambda token: is_sign(token, "\\\\"))
+        if name.endswith("cases") and not any(is_sign(token, "&") for token in tokens):
+            return self.listed(rows)  # a system
         kind = "cases" if name.endswith("cases") else "determinant" if name in ("vmatrix", "Vmatrix", "determinant") else "matrix"
         return Items(
             kind, tuple(Items("row", tuple(map(self.answer, split(row, lambda token: is_sign(token, "&"))))) for row in rows)
         )
-
-    def quantity(self, tokens: Tokens) -> Answer:
-        """A number or an expression with its unit; ± makes two of it."""
-        bare, money = currency(tokens)
-        unit = behind(bare)
-        if unit is not None:
-            try:
-                node = parse(bare[: unit[0]])
-                return _both_signs(node, _of_money(money, unit[1]) if money else unit[1])
-            except UnreadError:
-                pass
-        try:
-            node = parse(bare)
-        except UnreadError:
-            return self.beside(tokens)
-        if node == Node("symbol", "\\mathbb{R}"):
-            return Region(regions.EVERYTHING)
-        if node.kind == "symbol" and is_word(node.name):
-            return Words(node.name.casefold())
-        return _both_signs(node, money)
-
-    @staticmethod
-    def beside(tokens: Tokens) -> Answer:
-        """Numbers with blanks between them; else only a spelling."""
-        numbers = [token for token in tokens if not is_sign(token, ".")]
-        if len(numbers) > 1 and all(token.kind == "number" for token in numbers):
-            return Items("beside", tuple(Quantity(parse([token])) for token in numbers))
-        if len(tokens) == 1 and is_sign(tokens[0], "\\ldots"):
-            return Words("…")
-        return Spelling(joined(tokens))
-
-
-def _of_money(money: str, unit: str) -> str:
-    return money if unit in (money, "unit") else f"{money} {unit}"
-
-
-def _infinite(answer: Answer) -> int | None:
-    if not isinstance(answer, Quantity) or answer.unit:
-        return None
-    if answer.node == Node("constant", "infinity"):
-        return 1
-    return -1 if answer.node == Node("negate", parts=(Node("constant", "infinity"),)) else None
-
-
-def _both_signs(node: Node, unit: str) -> Answer:
-    r"""``a\pm b`` is two answers."""
-    if not _has_either(node):
-        return Quantity(node, unit)
-    return Items("list", tuple(Quantity(_with_sign(node, sign), unit) for sign in (1, -1)))
-
-
-def _has_either(node: Node) -> bool:
-    return node.kind == "either" or any(map(_has_either, node.parts))
-
-
-def _with_sign(node: Node, sign: int) -> Node:
-    parts = tuple(_with_sign(part, sign) for part in node.parts)
-    if node.kind == "either":
-        return parts[0] if (sign > 0) == (node.name == "\\pm") else Node("negate", parts=parts)
-    return replace(node, parts=parts)
 
 
 def _spread(tokens: Tokens, answer: Items) -> bool:

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from unify_posttrain.rewards.answers.algebra import constant
 from unify_posttrain.rewards.answers.cleaning import clean
-from unify_posttrain.rewards.answers.evaluation import OutsideError, TooLargeError, UndefinedError, evaluate
+from unify_posttrain.rewards.answers.evaluation import OutsideError, TooLargeError, UndefinedError, UnknownError, evaluate
 from unify_posttrain.rewards.answers.nodes import Node
 from unify_posttrain.rewards.answers.reader import MAX_CHARACTERS, read
 from unify_posttrain.rewards.answers.tokens import UnreadError, joined, lex
@@ -66,6 +66,6 @@ def _too_large(node: Node) -> bool:
         evaluate(node, {})
     except TooLargeError:
         return True
-    except (UndefinedError, OutsideError, KeyError):
+    except (UndefinedError, UnknownError, OutsideError, KeyError):
         pass
     return any(map(_too_large, node.parts))

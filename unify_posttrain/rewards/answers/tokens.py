@@ -41,7 +41,7 @@ _PATTERN = re.compile(
     r"|(?P<line>\\\\(?:\s*\[[^\]\\]*\])?)"
     r"|(?P<bracket>\\[{}|]|\\[lr](?:floor|ceil|angle)(?![a-zA-Z]))"
     r"|(?P<command>\\[a-zA-Z]+|\\[%$&#_])"
-    r"|(?P<number>\d+\.(?=\\(?:overline|dot)(?![a-zA-Z]))|\d+(?:\.\d+)?(?:[eE][+-]?\d{1,4}(?![\d.a-zA-Z]))?|\.\d+)"
+    r"|(?P<number>\d+\.(?=\\(?:overline|dot)(?![a-zA-Z])|\(\d+\))|\d+(?:\.\d+)?(?:[eE][+-]?\d{1,4}(?![\d.a-zA-Z]))?|\.\d+)"
     r"|(?P<letters>[A-Za-z]+)"
     r"|(?P<relation><=|>=|!=|==|\.\.\.)"
     r"|(?P<sign>.)",
@@ -206,9 +206,7 @@ def joined(tokens: Tokens) -> str:
             previous in ("number", "letters", "text")
             and token.kind in ("number", "letters", "text")
             and (token.apart or token.kind == previous)
-        ):
-            pieces.append(" ")
-        elif previous == "command" and token.kind == "letters":
+        ) or (previous == "command" and token.kind == "letters"):
             pieces.append(" ")
         pieces.append(token.text)
         previous = token.kind

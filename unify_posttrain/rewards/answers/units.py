@@ -30,6 +30,8 @@ _UNITS = {
     for group in line.split(" | ")
     for spelling in group.split()
 }
+_MONEY = {"\\$": "dollar", "\\euro": "euro", "\\pounds": "pound", "\\yen": "yen", "\\rupee": "rupee"}
+_MULTIPLES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _COUNTED = {"unit": "unit", "units": "unit"}
 _POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 _DIMENSIONS = {"squared": "2", "cubed": "3"}
@@ -129,8 +131,8 @@ def _unit(tokens: Tokens, start: int) -> str | None:
     if token.kind == "text":
         return name(text)
     plain = start == 1 or all(part.kind in ("number", "sign", "open", "close", "command") for part in tokens[:start])
-    if len(token.text) == 1 and not (plain and token.apart and len(rest) <= 2):
-        return None
+    if len(token.text) == 1:
+        return name(text, known=True) if plain and token.apart else None
     if (token.text in FUNCTIONS and token.text != "min") or token.text == "pi":
         return None
     if len(token.text) < 3 or not token.apart:
@@ -145,7 +147,13 @@ def _joined(tokens: Tokens) -> str:
 def currency(tokens: Tokens) -> tuple[Tokens, str]:
     """The tokens without a sign of money before them, and the name of the money; empty if there is none."""
     for index, token in enumerate(tokens[:2]):
-        unit = {"\\$": "dollar", "\\euro": "euro", "\\pounds": "pound"}.get(token.text)
+        unit = _MONEY.get(token.text)
         if unit is not None and (index == 0 or is_sign(tokens[0], "-", "+")):
             return [*tokens[:index], *tokens[index + 1 :]], unit
     return tokens, ""
+
+
+def multiple(unit: str) -> tuple[int, str]:
+    """A unit such as `million dollar` as a factor and the rest; 1 if it has none."""
+    first, _, rest = unit.partition(" ")
+    return (_MULTIPLES[first], rest) if first in _MULTIPLES else (1, unit)

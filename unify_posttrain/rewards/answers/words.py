@@ -10,9 +10,36 @@ from unify_posttrain.rewards.answers.tokens import Tokens, is_sign, joined
 from unify_posttrain.rewards.answers.values import Answer, Choice, Figure, Words
 
 _SHORT = frozenset(
-    "no on yes or and odd even all none is it in to at as an of be by do go if me my so up us we he she his her the not any one two ten six "
-    "red blue tan day may june july act god dog cat tac saw was top pot net ten won now own eat tea ate tie sun nus mon tue wed thu fri sat".split()
+    ["no", "on", "yes", "or", "and", "odd", "even", "all", "none", "is", "it", "in", "to", "at", "as", "an", "of", "be", "by", "do", "go", "if", "me", "my", "so", "up", "us", "we", "he", "she", "his", "her", "the", "not", "any", "one", "two", "ten", "six", "red", "blue", "tan", "day", "may", "june", "july", "act", "god", "dog", "cat", "tac", "saw", "was", "top", "pot", "net", "ten", "won", "now", "own", "eat", "tea", "ate", "tie", "sun", "nus", "mon", "tue", "wed", "thu", "fri", "sat"]
 ) - FUNCTIONS  # fmt: skip
+NUMBERS = {
+    word: value
+    for value, word in enumerate(
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+            "twenty",
+        ]
+    )
+} | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
 _LEADS = re.compile(
     r"(?:(?:is|are|approximately|approx\.?|about|around|roughly|exactly|the (?:final )?answer is|answer|therefore|thus|so|hence)[:,]?\s*)+",
     re.IGNORECASE,
@@ -33,6 +60,8 @@ def without_lead(tokens: Tokens) -> Tokens:
         or (tokens[0].kind == "text" and _LEADS.fullmatch(tokens[0].text))
     ):
         tokens = tokens[1:]
+    if len(tokens) > 1 and tokens[0].text.lower() in ("option", "choice", "case") and len(tokens[1].text) == 1:
+        return tokens[1:]
     if (
         len(tokens) > 1
         and tokens[0].kind == "letters"
@@ -70,7 +99,10 @@ def words(tokens: Tokens) -> Words | None:
 def folded(text: str) -> str:
     """One spelling of words; a single letter keeps its case."""
     text = " ".join(re.sub(r"[`'\"]", "", text).split()).strip(" .,;:!?")
-    return text if len(text) == 1 else text.casefold()
+    if len(text) == 1:
+        return text
+    text = re.sub(r"^(?:the|an?|there (?:is|are)) (?=\w)", "", text.casefold())
+    return re.sub(r"^no (real |integer |)solutions$", r"no \1solution", text)
 
 
 def choice(tokens: Tokens, read: Callable[[Tokens], Answer]) -> Choice | None:

@@ -1,0 +1,68 @@
+"""Several answers: lists, tuples, sets, matrices, and systems, which give values to names."""
+
+from __future__ import annotations
+
+import re
+
+from unify_posttrain.rewards.answers.values import Answer, Items, Named, Words
+from unify_posttrain.rewards.answers.verdicts import Same, Verdict, pairwise
+
+_ROOTS = re.compile(r"([xzrtyk]|\\lambda)_\d+")
+_UNORDERED = frozenset({"set", "list", "union"})
+
+
+def several(left: Items, right: Items, same: Same) -> Verdict:
+    """Whether as many answers on both sides are equal: order counts in tuples, intervals, matrices, not in sets and bare lists."""
+    if left.kind == right.kind == "tuple" and left.brackets != right.brackets:
+        return False
+    if left.kind == right.kind:
+        if left.kind == "list" and (named := _systems(left, right, same)) is not NotImplemented:
+            return named
+        ordered = left.kind not in _UNORDERED or any(item == Words("…") for item in left.items)
+        return pairwise(left.items, right.items, ordered, same)
+    kinds = {left.kind, right.kind}
+    if kinds == {"set", "list"}:
+        return pairwise(_values(left), _values(right), False, same)
+    if kinds == {"tuple", "list"}:
+        if len(left.items) != len(right.items):
+            return False
+        return pairwise(_values(left), _values(right), True, same)
+    if kinds == {"matrix", "tuple"}:
+        return None
+    return False
+
+
+def _systems(left: Items, right: Items, same: Same) -> Verdict:
+    """Lists of which one or both give values to names."""
+    named = [all(isinstance(item, Named) for item in items.items) for items in (left, right)]
+    if not any(named):
+        return NotImplemented
+    if not all(named):
+        return pairwise(_values(left), _values(right), not any(_of_roots(items) for items in (left, right)), same)
+    if len(left.items) != len(right.items):
+        return False
+    if _of_roots(left) and _of_roots(right):
+        return pairwise(_values(left), _values(right), False, same)
+    names = [[item.name for item in items.items if isinstance(item, Named)] for items in (left, right)]
+    if sorted(names[0]) != sorted(names[1]):
+        return None if any("=" in name for each in names for name in each) else pairwise(left.items, right.items, False, same)
+    return pairwise(_by_name(left), _by_name(right), True, same)
+
+
+def _of_roots(items: Items) -> bool:
+    """Whether its names only number the values of one unknown: x_1 and x_2."""
+    names = [item.name.replace("{", "").replace("}", "") for item in items.items if isinstance(item, Named)]
+    found = [_ROOTS.fullmatch(name) for name in names]
+    return len(names) == len(items.items) and all(found) and len({match[1] for match in found if match}) == 1
+
+
+def _by_name(items: Items) -> tuple[Answer, ...]:
+    return tuple(sorted(items.items, key=lambda item: item.name if isinstance(item, Named) else ""))
+
+
+def _values(items: Items) -> tuple[Answer, ...]:
+    """Without names, those in alphabetical order."""
+    if items.kind != "list" or not all(isinstance(item, Named) for item in items.items):
+        return items.items
+    ordered = items.items if _of_roots(items) else _by_name(items)
+    return tuple(item.value for item in ordered if isinstance(item, Named))
