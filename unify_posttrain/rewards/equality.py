@@ -1,8 +1,8 @@
 r"""When are two answers equal? The typed reader first (`unify_posttrain.rewards.answers`), then, if asked for, math-verify.
 
-The typed reader says yes, no, or that it cannot tell. Its no is a proof: another type, another order, a point at which two expressions
-differ. math-verify is asked only where it cannot tell, for it accepts such pairs too. Text is never evaluated, and nothing is
-simplified here; what math-verify does is bounded by processor time, and by the process that can be killed
+The typed reader says yes, no, or that it cannot tell. Its no is a proof: another type, another order, a point at which two
+expressions differ. math-verify is asked only where it cannot tell, for it accepts such pairs too. Text is never evaluated, and
+nothing is simplified here; what math-verify does is bounded by processor time, and by the process that can be killed
 (`unify_posttrain.rewards.pool`).
 """
 

@@ -17,7 +17,8 @@ _BRACES = re.compile(
     r"\\boxed\s*\{|\\boxed(?![a-zA-Z])[^\S\n]*(?P<bare>[+-]?\d[\d.,/]*(?<![.,/])|[A-Z](?![A-Za-z]))|\\.|[{}]", re.DOTALL
 )
 _NOTHING = re.compile(
-    r"(?:\\text\{)?[\s.…?_]*(?:\\[lc]?dots|\\cdot|\\quad|\\square|\\phantom\{.*\}|(?:your |final |the )*answer(?: here)?)?[\s.…?_]*\}?",
+    r"(?:\\text\{)?[\s.…?_]*(?:\\[lc]?dots|\\cdot|\\quad|\\square|\\phantom\{.*\}"
+    r"|(?:your |final |the )*answer(?: here)?)?[\s.…?_]*\}?",
     re.IGNORECASE,
 )
 _ANSWER_LINE = re.compile(r"\banswer[^\S\n]{0,3}:", re.IGNORECASE)

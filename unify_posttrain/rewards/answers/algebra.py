@@ -88,7 +88,7 @@ def same_value(left: Value, right: Value) -> bool | None:
 
 
 def points(names: set[str], counted: set[str]) -> Iterator[dict[str, Fraction]]:
-    """Points of rational numbers of both signs, or whole numbers from 2 on; the same ones for the same names, whatever their order."""
+    """Points of rational numbers of both signs, or of whole numbers from 2 on; the same ones for the same names."""
     if not names:
         yield {}
         return

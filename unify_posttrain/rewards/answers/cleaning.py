@@ -13,65 +13,55 @@ import unicodedata
 
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u200f"))
 _CHARACTERS = str.maketrans({
-    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "‒": "-", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ",
-    "×": r"\cdot ", "·": r"\cdot ", "⋅": r"\cdot ", "∗": "*", "÷": "/", "⁄": "/", "∕": "/", "∪": r"\cup ", "∩": r"\cap ", "∖": r"\setminus ",
-    "∞": r"\infty ", "±": r"\pm ", "∓": r"\mp ", "∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ", "º": r"^\circ ", "≈": r"\approx ",
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "‒": "-", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ",
+    "≠": r"\ne ",
+    "×": r"\cdot ", "·": r"\cdot ", "⋅": r"\cdot ", "∗": "*", "÷": "/", "⁄": "/", "∕": "/", "∪": r"\cup ", "∩": r"\cap ",
+    "∖": r"\setminus ",
+    "∞": r"\infty ", "±": r"\pm ", "∓": r"\mp ", "∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ", "º": r"^\circ ",
+    "≈": r"\approx ",
     "≡": r"\equiv ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⟨": r"\langle ", "⟩": r"\rangle ",
-    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "∠": r"\angle ", "△": r"\triangle ",
-    "…": r"\ldots ", "⋯": r"\ldots ", "′": "'", "’": "'", "‘": "`", "″": "''", "“": '"', "”": '"', "√": r"\sqrt ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]",
-    "∑": r"\sum ", "∏": r"\prod ", "→": r"\to ", "∨": r"\lor ", "∧": r"\land ", "¢": r" \text{cents}", "∣": "|", "‖": r"\|", "∆": r"\Delta ", "µ": r"\mu ",
+    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "∠": r"\angle ",
+    "△": r"\triangle ",
+    "…": r"\ldots ", "⋯": r"\ldots ", "′": "'", "’": "'", "‘": "`", "″": "''", "“": '"', "”": '"', "√": r"\sqrt ",
+    "∛": r"\sqrt[3]", "∜": r"\sqrt[4]",
+    "∑": r"\sum ", "∏": r"\prod ", "→": r"\to ", "∨": r"\lor ", "∧": r"\land ", "¢": r" \text{cents}", "∣": "|", "‖": r"\|",
+    "∆": r"\Delta ", "µ": r"\mu ",
     "€": r"\euro ", "£": r"\pounds ", "¥": r"\yen ", "₹": r"\rupee ",
 })  # fmt: skip
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ]+")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋ₐₑₒₓₙₘₖᵢⱼ", "0123456789+-aeoxnmkij")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋ₐₑₒₓₙₘₖᵢⱼ]+")
+_GREEK_NAMES = """
+    alpha beta gamma delta epsilon zeta eta theta iota kappa lamda mu nu xi pi rho sigma tau phi chi psi omega
+"""
 _GREEK = {
     unicodedata.lookup(f"GREEK {case} LETTER {name.upper()}"): f"\\{name if case == 'SMALL' else name.capitalize()} "
     for case in ("SMALL", "CAPITAL")
-    for name in [
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "iota",
-        "kappa",
-        "lamda",
-        "mu",
-        "nu",
-        "xi",
-        "pi",
-        "rho",
-        "sigma",
-        "tau",
-        "phi",
-        "chi",
-        "psi",
-        "omega",
-    ]
+    for name in _GREEK_NAMES.split()
 }
 _GREEK["λ"], _GREEK["Λ"] = r"\lambda ", r"\Lambda "
 _CHARACTERS.update({ord(letter): command for letter, command in _GREEK.items()})
 
 _END = r"(?![a-zA-Z])"
 _LAYOUT = re.compile(
-    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|tiny|small|normalsize|large|Large|LARGE|huge|Huge"
-    rf"|bf|it|rm|sf|tt|bfseries|itshape|centering|noindent|mathstrut|strut|nonumber|hfill|protect){_END}\.?(?<!\.\.)"
+    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|tiny|small|normalsize|large|Large|LARGE"
+    rf"|huge|Huge|bf|it|rm|sf|tt|bfseries|itshape|centering|noindent|mathstrut|strut|nonumber|hfill|protect){_END}\.?(?<!\.\.)"
 )
 _NARROW = re.compile(rf"\\!|\\(?:negthinspace|mkern-?\d+mu){_END}")
 _BLANK = re.compile(rf"(?<!\\)\\[,;:> ]|(?<!\\)~|\\(?:quad|qquad|thinspace|enspace|space|hspace\*?\{{[^{{}}]*\}}){_END}")
 _SYNONYMS = {
-    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "geq": "ge", "leqslant": "le", "geqslant": "ge", "lt": "<", "gt": ">",
+    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "geq": "ge", "leqslant": "le", "geqslant": "ge",
+    "lt": "<", "gt": ">",
     "neq": "ne", "lbrace": "{", "rbrace": "}", "times": "cdot", "ast": "cdot", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|",
     "lVert": r"\|", "rVert": r"\|", "Vert": r"\|", "varnothing": "emptyset", "dots": "ldots", "cdots": "ldots", "dotsc": "ldots",
-    "to": "rightarrow", "dbinom": "binom", "tbinom": "binom", "colon": ":", "approxeq": "approx", "simeq": "approx", "degree": r"^\circ ",
+    "to": "rightarrow", "dbinom": "binom", "tbinom": "binom", "colon": ":", "approxeq": "approx", "simeq": "approx",
+    "degree": r"^\circ ",
     "degrees": r"^\circ ", "vee": "lor", "wedge": "land", "backslash": "setminus", "smallsetminus": "setminus", "bar": "overline",
-    "varphi": "phi", "varepsilon": "epsilon", "textdollar": r"\$", "texteuro": "euro", "pound": "pounds", "prime": "'", "lbrack": "[",
-    "rbrack": "]", "lparen": "(", "rparen": ")", "ne": "ne", "not=": "ne", "cup": "cup", "bigcup": "cup", "bigcap": "cap", "widehat": "hat",
+    "varphi": "phi", "varepsilon": "epsilon", "textdollar": r"\$", "texteuro": "euro", "pound": "pounds", "prime": "'",
+    "lbrack": "[",
+    "rbrack": "]", "lparen": "(", "rparen": ")", "ne": "ne", "not=": "ne", "cup": "cup", "bigcup": "cup", "bigcap": "cap",
+    "widehat": "hat",
     "widetilde": "tilde", "overrightarrow": "vec", "arctg": "arctan", "tg": "tan", "ctg": "cot",
 }  # fmt: skip
 _PLAIN = frozenset({"<", ">", "|", ":", "[", "]", "(", ")", "'", r"\|", r"^\circ ", r"\$"})  # no command stands for these
@@ -80,7 +70,8 @@ _PAINT = re.compile(
     r"\\color\s*(?:\[[^\]{}]*\])?\s*\{[^{}]*\}|\\textcolor\s*(?:\[[^\]{}]*\])?\s*\{[^{}]*\}|\\colorbox\s*\{[^{}]*\}"
 )
 _SHOWN = re.compile(
-    rf"\\(?:boxed|fbox|underline|uline|mathbf|mathit|mathsf|mathtt|mathcal|bm|boldsymbol|pmb|ensuremath|cancel|tag\*?|emph){_END}\s*(?=\{{)"
+    rf"\\(?:boxed|fbox|underline|uline|mathbf|mathit|mathsf|mathtt|mathcal|bm|boldsymbol|pmb|ensuremath|cancel|tag\*?|emph)"
+    rf"{_END}\s*(?=\{{)"
 )
 _TEXT = re.compile(rf"\\(?:text(?:bf|it|rm|sf|tt|normal|sc|up)?|mbox|hbox|mathrm|operatorname\*?|textup){_END}\s*(?=\{{)")
 _MARKDOWN = re.compile(r"(\*\*|__)(.+)\1", re.DOTALL)

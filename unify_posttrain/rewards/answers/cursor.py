@@ -6,8 +6,11 @@ from unify_posttrain.rewards.answers.nodes import Node
 from unify_posttrain.rewards.answers.tokens import Token, Tokens, UnreadError, closing, is_sign
 
 MAX_DEPTH = 40
-STOPS = frozenset({"\\le", "\\ge", "\\ne", "\\in", "\\cup", "\\cap", "\\setminus", "\\approx", "\\equiv", "\\ldots", "\\lor", "\\land", "\\mid",
-                    "\\pmod", "\\bmod", "\\mod", "\\rightarrow", "\\choose", "\\notin", "\\subset", "\\sim", "\\%"})  # fmt: skip
+STOPS = frozenset({
+    "\\le", "\\ge", "\\ne", "\\in", "\\cup", "\\cap", "\\setminus", "\\approx", "\\equiv", "\\ldots", "\\lor", "\\land",
+    "\\mid", "\\pmod",
+    "\\bmod", "\\mod", "\\rightarrow", "\\choose", "\\notin", "\\subset", "\\sim", "\\%",
+})  # fmt: skip
 
 
 class Cursor:

@@ -207,7 +207,7 @@ class _Parser(Names):
             decimals = text.partition(".")[2]
             for period in range(1, len(decimals) // 2 + 1):
                 tail = decimals[-period:]
-                if len(decimals) >= 3 and all(a == b for a, b in zip(reversed(decimals), reversed(decimals[:-period]))):
+                if len(decimals) >= 3 and decimals[period:] == decimals[:-period]:
                     self.take()
                     return numeral(text) + Fraction(int(tail), (10**period - 1) * 10 ** len(decimals))
             return None

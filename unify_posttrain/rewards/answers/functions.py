@@ -107,7 +107,8 @@ def _exponential(value: Any) -> Any:
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "sin": _plain(mpmath.sin), "cos": _plain(mpmath.cos), "tan": _tan, "cot": _cot, "sec": _quotient(mpmath.cos), "csc": _quotient(mpmath.sin),
+    "sin": _plain(mpmath.sin), "cos": _plain(mpmath.cos), "tan": _tan, "cot": _cot, "sec": _quotient(mpmath.cos),
+    "csc": _quotient(mpmath.sin),
     "arcsin": _plain(mpmath.asin), "arccos": _plain(mpmath.acos), "arctan": _plain(mpmath.atan), "arccot": _plain(mpmath.acot),
     "sinh": _plain(mpmath.sinh), "cosh": _plain(mpmath.cosh), "tanh": _plain(mpmath.tanh), "coth": _plain(mpmath.coth),
     "arcsinh": _plain(mpmath.asinh), "arccosh": _plain(mpmath.acosh), "arctanh": _plain(mpmath.atanh),
@@ -117,5 +118,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "max": lambda *values: _extreme(values, max), "min": lambda *values: _extreme(values, min),
     "gcd": lambda *values: Fraction(math.gcd(*(_whole(value) for value in values))),
     "lcm": lambda *values: Fraction(math.lcm(*(_whole(value) for value in values))),
-    "Re": lambda value: mpmath.re(floating(value)), "Im": lambda value: mpmath.im(floating(value)), "arg": lambda value: mpmath.arg(floating(value)),
+    "Re": lambda value: mpmath.re(floating(value)), "Im": lambda value: mpmath.im(floating(value)),
+    "arg": lambda value: mpmath.arg(floating(value)),
 }  # fmt: skip

@@ -10,78 +10,17 @@ from unify_posttrain.rewards.answers.cursor import Cursor
 from unify_posttrain.rewards.answers.nodes import Node, number
 from unify_posttrain.rewards.answers.tokens import Token, Tokens, UnreadError, closing, is_sign, joined
 
-FUNCTIONS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "arccot",
-        "sinh",
-        "cosh",
-        "tanh",
-        "coth",
-        "log",
-        "ln",
-        "lg",
-        "exp",
-        "sqrt",
-        "cbrt",
-        "abs",
-        "floor",
-        "ceil",
-        "max",
-        "min",
-        "gcd",
-        "lcm",
-        "Re",
-        "Im",
-        "arg",
-    ]
-)
+_FUNCTIONS = """
+    sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth log ln lg exp sqrt cbrt abs floor ceil max min
+    gcd lcm Re Im arg
+"""
+FUNCTIONS = frozenset(_FUNCTIONS.split())
 _NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "ceiling": "ceil", "asinh": "arcsinh"}
-_GREEK = frozenset(
-    [
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "iota",
-        "kappa",
-        "lambda",
-        "mu",
-        "nu",
-        "xi",
-        "rho",
-        "sigma",
-        "tau",
-        "phi",
-        "chi",
-        "psi",
-        "omega",
-        "ell",
-        "hbar",
-        "Gamma",
-        "Delta",
-        "Theta",
-        "Lambda",
-        "Xi",
-        "Pi",
-        "Sigma",
-        "Phi",
-        "Psi",
-        "Omega",
-    ]
-)
+_LETTERS = """
+    alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi chi psi omega ell hbar Gamma
+    Delta Theta Lambda Xi Pi Sigma Phi Psi Omega
+"""
+_GREEK = frozenset(_LETTERS.split())
 _ACCENTS = frozenset({"\\overline", "\\hat", "\\vec", "\\tilde", "\\dot", "\\ddot", "\\underbar"})
 _APPLIED = frozenset("fghFGH") | {
     "\\phi",
@@ -259,10 +198,8 @@ class Names(Cursor):
             degree = self.inside(self.tokens[self.position + 1 : end])
             self.position = end + 1
         token = self.peek()
-        if token is not None and token.kind == "open" and token.text == "(":
-            radicand = self.atom()
-        else:
-            radicand = self.inside(self.argument())
+        bracketed = token is not None and token.kind == "open" and token.text == "("
+        radicand = self.atom() if bracketed else self.inside(self.argument())
         return Node("function", "root", (radicand, degree))
 
     def accented(self, accent: str) -> Node:

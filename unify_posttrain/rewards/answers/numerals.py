@@ -7,12 +7,10 @@ import re
 from unify_posttrain.rewards.answers.tokens import Token, Tokens, is_sign, joined
 from unify_posttrain.rewards.answers.values import Clock, Numeral
 
-_BASES = {
-    name: base
-    for base, name in enumerate(
-        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"], start=2
-    )
-} | {"hex": 16, "oct": 8, "bin": 2}  # fmt: skip
+_NAMES = """
+    two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+"""
+_BASES = {name: base for base, name in enumerate(_NAMES.split(), start=2)} | {"hex": 16, "oct": 8, "bin": 2}  # fmt: skip
 _HALVES = {"am": "am", "pm": "pm"}
 
 

@@ -1,4 +1,4 @@
-r"""From a text to a typed answer. The rules are asked from the outside in: several answers, relations, brackets, words, expressions.
+r"""From a text to a typed answer. The rules are asked from the outside in: several, relations, brackets, words, expressions.
 
 read(r"x=1 \text{ or } x=2")    a list of two named values
 read(r"k > e")                   the region (e, ∞) of k

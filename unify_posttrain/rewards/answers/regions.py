@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import cmp_to_key
+from itertools import pairwise
 
 import mpmath
 
@@ -140,14 +141,13 @@ def same_region(left: Region, right: Region) -> bool | None:
 
 
 def solved(relation: Relation) -> Region | None:
-    r"""The numbers of which a relation in one unknown is true: between constants, of absolute values, of polynomials up to degree 2."""
+    r"""The numbers of which a relation in one unknown is true: between constants, absolute values, polynomials up to degree 2."""
     names = set().union(*(symbols(term) for term in relation.terms))
     if len(names) != 1 or not set(relation.signs) <= {"<", "\\le", "\\ne"}:
         return None
     (variable,) = names
-    parts = [
-        _solved_pair(left, sign, right, variable) for left, sign, right in zip(relation.terms, relation.signs, relation.terms[1:])
-    ]
+    gaps = zip(pairwise(relation.terms), relation.signs, strict=True)
+    parts = [_solved_pair(left, sign, right, variable) for (left, right), sign in gaps]
     result: Region | None = Region(EVERYTHING)
     for part in parts:
         if result is None or part is None:
@@ -210,7 +210,7 @@ def _solved_polynomial(node: Node, sign: str, variable: str) -> Region | None:
     ends = [None, *roots, None]
     found = [point(root) for root in roots] if closed else []
     positive = last
-    for low, high in reversed(list(zip(ends, ends[1:]))):
+    for low, high in reversed(list(pairwise(ends))):
         if not positive:
             found.append(Interval(low, high, closed and low is not None, closed and high is not None))
         positive = not positive if len(roots) != 1 or a == 0 else positive  # a double root changes no sign

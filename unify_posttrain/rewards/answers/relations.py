@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 
 from unify_posttrain.rewards.answers.algebra import same_expression
 from unify_posttrain.rewards.answers.evaluation import symbols
@@ -11,7 +13,7 @@ from unify_posttrain.rewards.answers.expressions import parse
 from unify_posttrain.rewards.answers.nodes import Node
 from unify_posttrain.rewards.answers.regions import solved
 from unify_posttrain.rewards.answers.tokens import Tokens, UnreadError, closing, is_sign, joined, outside, split, trimmed
-from unify_posttrain.rewards.answers.values import Answer, Congruence, Items, Named, Quantity, Relation, Spelling
+from unify_posttrain.rewards.answers.values import Answer, Congruence, Items, Named, Quantity, Region, Relation, Spelling
 
 Read = Callable[[Tokens], Answer]
 
@@ -25,7 +27,7 @@ def related(tokens: Tokens, read: Read) -> Answer | None:
     if "\\pmod" in signs or "\\equiv" in signs or "\\bmod" in signs:
         return congruence(tokens)
     if "\\in" in signs:
-        name, of = (split(tokens, lambda token: is_sign(token, "\\in")) + [[]])[:2]
+        name, of = [*split(tokens, lambda token: is_sign(token, "\\in")), []][:2]
         return Named(joined(name), _with_variable(read(of), joined(name))) if of and len(name) <= 4 else None
     if "\\approx" in signs:
         return approximate(tokens, read)
@@ -37,10 +39,6 @@ def related(tokens: Tokens, read: Read) -> Answer | None:
 
 
 def _with_variable(answer: Answer, name: str) -> Answer:
-    from dataclasses import replace
-
-    from unify_posttrain.rewards.answers.values import Region
-
     return replace(answer, variable=name) if isinstance(answer, Region) and not answer.variable else answer
 
 
@@ -99,7 +97,7 @@ def equation(tokens: Tokens, read: Read) -> Answer:
     nodes = [_node(part) for part in parts]
     if len(parts) == 2:
         return _pair(tokens, parts, nodes, read)
-    for left, right in zip(nodes[1:], nodes[2:], strict=False):
+    for left, right in pairwise(nodes[1:]):
         if left is not None and right is not None and same_expression(left, right) is False:
             return Spelling(joined(tokens), contradictory=True)
     if nodes[0] is not None and nodes[1] is not None and not symbols(nodes[0]) and same_expression(nodes[0], nodes[1]) is False:

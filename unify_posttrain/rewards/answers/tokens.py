@@ -1,7 +1,7 @@
 r"""Tokens of a cleaned answer, and what is done with rows of them: matching brackets, splitting outside of brackets.
 
-Letters side by side stay one token: whether `ab` is a product, a word or a name is the readers' to say. A token knows whether a blank
-stood before it, because `3 4` is no `34`.
+Letters side by side stay one token: whether `ab` is a product, a word or a name is the readers' to say. A token knows whether a
+blank stood before it, because `3 4` is no `34`.
 """
 
 from __future__ import annotations

@@ -12,17 +12,17 @@ from unify_posttrain.rewards.answers.tokens import Token, Tokens, is_sign
 
 # Spellings, the name first. Text behind a number that is not here is a noun, and a unit by its own name.
 _SPELLINGS = r"""
-    mm millimeter millimeters millimetre millimetres | cm centimeter centimeters centimetre centimetres | m meter meters metre metres
-    km kilometer kilometers kilometre kilometres | in inch inches | ft foot feet | yd yard yards | mi mile miles
-    s sec secs second seconds | min mins minute minutes | h hr hrs hour hours | day days | week weeks | month months | year years yr yrs
-    g gram grams | mg milligram milligrams | kg kilogram kilograms | lb lbs | oz ounce ounces | t ton tons tonne tonnes
-    L l liter liters litre litres | mL ml milliliter milliliters | gal gallon gallons
-    dollar dollars USD \$ buck bucks | cent cents | euro euros EUR | pound pounds GBP | yen | rupee rupees
-    rad radian radians | % \% percent pct percentage | ° degree degrees deg | °C °c | °F °f
-    mph mi/h miles/hour mile/hour | km/h kmh kmph kph kilometers/hour kilometer/hour | m/s meters/second meter/second | ft/s feet/second
-    K kelvin kelvins | N newton newtons | J joule joules | kJ | W watt watts | kW | V volt volts | A amp amps ampere amperes | Pa pascal pascals
-    kPa | MPa | Hz hertz | kHz | MHz | GHz | eV | keV | MeV | GeV | mol mole moles | C coulomb coulombs | T tesla teslas | Wb | F farad farads
-    ohm ohms | atm | bar bars | cal | kcal | nm | dB | kWh | sq | acre acres | ha hectare hectares
+    mm millimeter millimeters millimetre millimetres | cm centimeter centimeters centimetre centimetres
+    m meter meters metre metres | km kilometer kilometers kilometre kilometres | in inch inches | ft foot feet | yd yard yards
+    mi mile miles | s sec secs second seconds | min mins minute minutes | h hr hrs hour hours | day days | week weeks
+    month months | year years yr yrs | g gram grams | mg milligram milligrams | kg kilogram kilograms | lb lbs | oz ounce ounces
+    t ton tons tonne tonnes | L l liter liters litre litres | mL ml milliliter milliliters | gal gallon gallons
+    dollar dollars USD \$ buck bucks | cent cents | euro euros EUR | pound pounds GBP | yen | rupee rupees | rad radian radians
+    % \% percent pct percentage | ° degree degrees deg | °C °c | °F °f | mph mi/h miles/hour mile/hour
+    km/h kmh kmph kph kilometers/hour kilometer/hour | m/s meters/second meter/second | ft/s feet/second | K kelvin kelvins
+    N newton newtons | J joule joules | kJ | W watt watts | kW | V volt volts | A amp amps ampere amperes | Pa pascal pascals
+    kPa | MPa | Hz hertz | kHz | MHz | GHz | eV | keV | MeV | GeV | mol mole moles | C coulomb coulombs | T tesla teslas | Wb
+    F farad farads | ohm ohms | atm | bar bars | cal | kcal | nm | dB | kWh | sq | acre acres | ha hectare hectares
 """
 _UNITS = {
     spelling: group.split()[0]
@@ -43,7 +43,7 @@ def spelled(token: Token) -> bool:
 
 
 def name(text: str, known: bool = False) -> str | None:
-    r"""The name of a unit as it may be spelled: `cubic centimeters` and `cm^3` are one, so are `m/s`, `m s^{-1}` and `meters per second`.
+    r"""The name of a unit as it may be spelled: `cubic centimeters` is `cm^3`, and `m s^{-1}` is `m/s`.
 
     Args:
         text: the spelling.
@@ -85,19 +85,14 @@ def _singular(noun: str) -> str:
 
 
 def behind(tokens: Tokens) -> tuple[int, str] | None:
-    """Where the unit behind a quantity begins, and its name: the longest one that is all text, letters of a unit, signs of a product.
+    """Where the unit behind a quantity begins, and its name: the longest one that is text, letters of a unit and signs.
 
     Single letters are units behind a bare number and a blank alone: in 2m and in 2πm they are factors.
     """
     for start in range(1, len(tokens)):
         token, before = tokens[start], tokens[start - 1]
-        if (
-            before.kind not in ("number", "close", "text")
-            and not (before.kind == "letters" and token.kind == "text")
-            and before.text != "\\pi"
-        ):
-            if before.kind == "command" or before.kind == "sign":
-                continue
+        if before.kind in ("command", "sign") and before.text != "\\pi":
+            continue
         if token.text in ("\\%", "%") and start == len(tokens) - 1:
             return start, "%"
         if (degree := _degree(tokens, start)) is not None:

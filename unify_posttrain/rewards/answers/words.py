@@ -9,39 +9,21 @@ from unify_posttrain.rewards.answers.names import FUNCTIONS
 from unify_posttrain.rewards.answers.tokens import Tokens, is_sign, joined
 from unify_posttrain.rewards.answers.values import Answer, Choice, Figure, Words
 
-_SHORT = frozenset(
-    ["no", "on", "yes", "or", "and", "odd", "even", "all", "none", "is", "it", "in", "to", "at", "as", "an", "of", "be", "by", "do", "go", "if", "me", "my", "so", "up", "us", "we", "he", "she", "his", "her", "the", "not", "any", "one", "two", "ten", "six", "red", "blue", "tan", "day", "may", "june", "july", "act", "god", "dog", "cat", "tac", "saw", "was", "top", "pot", "net", "ten", "won", "now", "own", "eat", "tea", "ate", "tie", "sun", "nus", "mon", "tue", "wed", "thu", "fri", "sat"]
-) - FUNCTIONS  # fmt: skip
-NUMBERS = {
-    word: value
-    for value, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        ]
-    )
-} | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
+_SHORT_WORDS = """
+    no on yes or and odd even all none is it in to at as an of be by do go if me my so up us we he she his her the not any
+    one two ten six red blue tan day may june july act god dog cat tac saw was top pot net ten won now own eat tea ate tie
+    sun nus mon tue wed thu fri sat
+"""
+_SHORT = frozenset(_SHORT_WORDS.split()) - FUNCTIONS
+_NUMBERS = """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
+    nineteen twenty
+"""
+NUMBERS = {word: value for value, word in enumerate(_NUMBERS.split())}
+NUMBERS |= {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
 _LEADS = re.compile(
-    r"(?:(?:is|are|approximately|approx\.?|about|around|roughly|exactly|the (?:final )?answer is|answer|therefore|thus|so|hence)[:,]?\s*)+",
+    r"(?:(?:is|are|approximately|approx\.?|about|around|roughly|exactly|the (?:final )?answer is|answer"
+    r"|therefore|thus|so|hence)[:,]?\s*)+",
     re.IGNORECASE,
 )
 
