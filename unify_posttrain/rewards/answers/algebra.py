@@ -41,26 +41,32 @@ def same_expression(left: Node, right: Node) -> bool | None:
 
 
 def _agree(left: Node, right: Node) -> bool | None:
-    agreed = 0
+    agreed = apart = 0
     names = symbols(left) | symbols(right)
     for point in points(names, counted_symbols(left) | counted_symbols(right)):
+        values: list[Value] = []
         try:
-            values = evaluate(left, point), evaluate(right, point)
-        except OutsideError:
-            continue
+            for node in (left, right):
+                try:
+                    values.append(evaluate(node, point))
+                except OutsideError:
+                    continue
         except UndefinedError:
             if not names:
                 return _one_is_undefined(left, right)
             continue
         except (TooLargeError, UnknownError, KeyError):
             return None
+        apart += len(values) == 1
+        if len(values) < 2:
+            continue
         close = same_value(*values)
         if close is not True:
             return close
         agreed += 1
         if agreed == POINTS or not names:
             return True
-    return None
+    return False if apart >= POINTS and not agreed else None  # each is real only where the other one is not
 
 
 def _one_is_undefined(left: Node, right: Node) -> bool | None:

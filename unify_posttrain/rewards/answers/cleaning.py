@@ -44,9 +44,10 @@ _GREEK["λ"], _GREEK["Λ"] = r"\lambda ", r"\Lambda "
 _CHARACTERS.update({ord(letter): command for letter, command in _GREEK.items()})
 
 _END = r"(?![a-zA-Z])"
+_SIZE = re.compile(rf"\\(?:left|right|middle|[bB]igg?[lrm]?){_END}(?:\.(?!\d))?")  # before a bracket; a point is one that is not shown
 _LAYOUT = re.compile(
-    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|tiny|small|normalsize|large|Large|LARGE"
-    rf"|huge|Huge|bf|it|rm|sf|tt|bfseries|itshape|centering|noindent|mathstrut|strut|nonumber|hfill|protect){_END}\.?(?<!\.\.)"
+    r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|tiny|small|normalsize|large|Large|LARGE|huge|Huge"
+    rf"|bf|it|rm|sf|tt|bfseries|itshape|centering|noindent|mathstrut|strut|nonumber|hfill|protect){_END}"
 )
 _NARROW = re.compile(rf"\\!|\\(?:negthinspace|mkern-?\d+mu){_END}")
 _BLANK = re.compile(rf"(?<!\\)\\[,;:> ]|(?<!\\)~|\\(?:quad|qquad|thinspace|enspace|space|hspace\*?\{{[^{{}}]*\}}){_END}")
@@ -98,7 +99,7 @@ def clean(text: str) -> str:
     if match := _MARKDOWN.fullmatch(text):
         text = match[2].strip()
     text = _COMMAND.sub(_synonym, text)
-    text = _LAYOUT.sub(" ", text)
+    text = _LAYOUT.sub(" ", _SIZE.sub("", text))
     text = _BLANK.sub(" ", _NARROW.sub("", text))
     text = _SHOWN.sub("", _PAINT.sub("", text))
     text = _TEXT.sub(r"\\text", text).replace("{,}", ",").replace("**", "^")

@@ -11,7 +11,7 @@ from fractions import Fraction
 from unify_posttrain.rewards.answers.cursor import STOPS
 from unify_posttrain.rewards.answers.names import FUNCTIONS, Names
 from unify_posttrain.rewards.answers.nodes import MAX_DIGITS, Node, number, numeral
-from unify_posttrain.rewards.answers.tokens import Token, Tokens, UnreadError, closing, is_sign, joined, trimmed
+from unify_posttrain.rewards.answers.tokens import Token, Tokens, UnreadError, closing, is_sign, joined, outside, trimmed
 
 
 def parse(tokens: Tokens) -> Node:
@@ -26,10 +26,9 @@ def parse(tokens: Tokens) -> Node:
 class _Parser(Names):
     def inside(self, tokens: Tokens) -> Node:
         inner = _Parser(trimmed(tokens), self.depth + 1)
-        if len(inner.tokens) > 2:
-            for index, token in enumerate(inner.tokens):
-                if token.text == "\\choose":
-                    return Node("function", "binom", (self.inside(inner.tokens[:index]), self.inside(inner.tokens[index + 1 :])))
+        for index, token in outside(inner.tokens):
+            if token.text == "\\choose":
+                return Node("function", "binom", (self.inside(inner.tokens[:index]), self.inside(inner.tokens[index + 1 :])))
         node = inner.sum()
         if not inner.done:
             raise UnreadError(f"what is {joined(inner.tokens[inner.position :])!r}?")

@@ -57,7 +57,12 @@ def _of_roots(items: Items) -> bool:
 
 
 def _by_name(items: Items) -> tuple[Answer, ...]:
-    return tuple(sorted(items.items, key=lambda item: item.name if isinstance(item, Named) else ""))
+    return tuple(sorted(items.items, key=lambda item: _rank(item.name) if isinstance(item, Named) else ("", "")))
+
+
+def _rank(name: str) -> tuple[str, str]:
+    """Alphabetical, but w, if it names a coordinate, comes behind z."""
+    return ("z" if name == "w" else name, name if name != "w" else "zz")
 
 
 def _values(items: Items) -> tuple[Answer, ...]:
