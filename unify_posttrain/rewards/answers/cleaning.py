@@ -49,6 +49,7 @@ _LAYOUT = re.compile(
     r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|tiny|small|normalsize|large|Large|LARGE|huge|Huge"
     rf"|bf|it|rm|sf|tt|bfseries|itshape|centering|noindent|mathstrut|strut|nonumber|hfill|protect){_END}"
 )
+_DOLLAR = re.compile(r"(?:(?<!\\)|(?<=\\\\))\$")  # one that is no \$
 _NARROW = re.compile(rf"\\!|\\(?:negthinspace|mkern-?\d+mu){_END}")
 _BLANK = re.compile(rf"(?<!\\)\\[,;:> ]|(?<!\\)~|\\(?:quad|qquad|thinspace|enspace|space|hspace\*?\{{[^{{}}]*\}}){_END}")
 _SYNONYMS = {
@@ -75,8 +76,9 @@ _SHOWN = re.compile(
     rf"{_END}\s*(?=\{{)"
 )
 _TEXT = re.compile(rf"\\(?:text(?:bf|it|rm|sf|tt|normal|sc|up)?|mbox|hbox|mathrm|operatorname\*?|textup){_END}\s*(?=\{{)")
-_MARKDOWN = re.compile(r"(\*\*|__)(.+)\1", re.DOTALL)
-_QUOTED = re.compile(r"(?:\"|``|''|`)(.*?)(?:\"|''|')", re.DOTALL)
+_MARKDOWN = re.compile(r"(\*\*|__)(?P<inside>.+)\1", re.DOTALL)
+_BRACED = re.compile(r"\{(?P<inside>[^{},]*)\}")
+_QUOTED = re.compile(r"(?:\"|``|''|`)(?P<inside>[^\"`']*)(?:\"|''|'|`)")
 _DELIMITERS = re.compile(r"^\\[\[(]|\\[\])]$")
 _TAIL = re.compile(r"(?:[\s.,;:]|\\\\|(?<=\d)\\ldots|\\text\{[\s.,;:]*\})+$")
 _ROOT_SIGN = re.compile(r"\\sqrt\s+(\d+(?:\.\d+)?|[a-zA-Z])(?!\s*\{)")
@@ -93,21 +95,27 @@ def clean(text: str) -> str:
     >>> clean(r"\left(\dfrac12,\; 3\right).")
     '(\\frac12,  3)'
     """
-    text = _unicode(text).strip()
-    text = _DELIMITERS.sub("", text).strip()
-    text = _dollars(text)
-    if match := _MARKDOWN.fullmatch(text):
-        text = match[2].strip()
+    text = _uncovered(_unicode(text))
     text = _COMMAND.sub(_synonym, text)
     text = _LAYOUT.sub(" ", _SIZE.sub("", text))
     text = _BLANK.sub(" ", _NARROW.sub("", text))
     text = _SHOWN.sub("", _PAINT.sub("", text))
-    text = _TEXT.sub(r"\\text", text).replace("{,}", ",").replace("**", "^")
-    text = _TIMES_TEN.sub(r"\\cdot ", text)
-    text = _INTERVAL.sub(_english, text)
-    if match := _QUOTED.fullmatch(text.strip()):
-        text = match[1]
-    return _without_tail(text.strip())
+    text = _TEXT.sub(r"\\text", text).replace("{,}", ",")
+    text = _uncovered(text).replace("**", "^")
+    return _INTERVAL.sub(_english, _TIMES_TEN.sub(r"\\cdot ", text))
+
+
+def _uncovered(text: str) -> str:
+    """Without what stands around the whole, in any order: dollars, stars, quotes, braces, a full stop."""
+    for _ in range(6):
+        before = text
+        text = _without_tail(_dollars(_DELIMITERS.sub("", text.strip()).strip()).strip())
+        for cover in (_MARKDOWN, _QUOTED, _BRACED):
+            if match := cover.fullmatch(text):
+                text = match["inside"]
+        if text == before:
+            break
+    return text
 
 
 def _english(match: re.Match[str]) -> str:
@@ -144,14 +152,15 @@ def _synonym(match: re.Match[str]) -> str:
 
 def _dollars(text: str) -> str:
     """Dollar signs in pairs are the ends of mathematics; one alone, or before a backslash, is money."""
-    bare = re.findall(r"(?<!\\)\$", text)
+    bare = _DOLLAR.findall(text)
     if len(bare) == 1:
-        return re.sub(r"(?<!\\)\$", r"\\$", text)
-    return re.sub(r"(?<!\\)\$+", " ", text).strip()
+        return _DOLLAR.sub(r"\\$", text)
+    return _DOLLAR.sub(" ", text).strip()
 
 
 def _without_tail(text: str) -> str:
     """Without a full stop, a line break or dots behind it; dots that go on with decimals or a list stay."""
+    text = re.sub(r"(?<=\\ldots)\.$", "", text)
     if re.search(r"\.\d*\\ldots$|\.\d+\.\.\.$|[,:]\s*(?:\\ldots|\.\.\.)$", text):
         return text
     match = _TAIL.search(text[-80:])

@@ -17,7 +17,7 @@ RELATIVE_TOLERANCE = 1e-4
 ROUNDED_PI = number(Fraction(314, 100))
 
 
-def near(left: Answer, right: Answer) -> bool:
+def near(left: Answer, right: Answer, tolerance: float = RELATIVE_TOLERANCE) -> bool:
     """Whether two answers are numbers, or equally many of them, that are equal within the tolerance."""
     left, right = (each.value if isinstance(each, Named) else each for each in (left, right))
     left, right = (each.first if isinstance(each, Either) else each for each in (left, right))
@@ -29,7 +29,7 @@ def near(left: Answer, right: Answer) -> bool:
         )
     if not isinstance(left, Quantity) or not isinstance(right, Quantity) or (left.unit and right.unit and left.unit != right.unit):
         return False
-    return any(_close(_with_pi(left.node, pi), _with_pi(right.node, pi)) for pi in (None, ROUNDED_PI))
+    return any(_close(_with_pi(left.node, pi), _with_pi(right.node, pi), tolerance) for pi in (None, ROUNDED_PI))
 
 
 def _all_near(left: Sequence[Answer], right: Sequence[Answer], unordered: bool) -> bool:
@@ -46,12 +46,12 @@ def _all_near(left: Sequence[Answer], right: Sequence[Answer], unordered: bool) 
     return True
 
 
-def _close(left: Node, right: Node) -> bool:
+def _close(left: Node, right: Node, tolerance: float) -> bool:
     values = constant(left), constant(right)
     if values[0] is None or values[1] is None:
         return False
     a, b = (floating(value) for value in values)
-    return bool(abs(a - b) <= RELATIVE_TOLERANCE * max(abs(a), abs(b), mpmath.mpf(10) ** -300))
+    return bool(abs(a - b) <= tolerance * max(abs(a), abs(b), mpmath.mpf(10) ** -300))
 
 
 def _with_pi(node: Node, pi: Node | None) -> Node:

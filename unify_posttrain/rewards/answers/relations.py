@@ -10,11 +10,13 @@ from itertools import pairwise
 from unify_posttrain.rewards.answers.algebra import same_expression
 from unify_posttrain.rewards.answers.evaluation import symbols
 from unify_posttrain.rewards.answers.expressions import parse
+from unify_posttrain.rewards.answers.near import near
 from unify_posttrain.rewards.answers.nodes import Node
 from unify_posttrain.rewards.answers.regions import solved
 from unify_posttrain.rewards.answers.tokens import Tokens, UnreadError, closing, is_sign, joined, outside, split, trimmed
 from unify_posttrain.rewards.answers.values import Answer, Congruence, Items, Named, Quantity, Region, Relation, Spelling
 
+APPROXIMATE = 0.02  # how far, of itself, a number may be from what is called its approximation
 Read = Callable[[Tokens], Answer]
 
 _TURNED = {">": "<", "\\ge": "\\le"}
@@ -67,7 +69,8 @@ def approximate(tokens: Tokens, read: Read) -> Answer:
         return read(parts[0]) if parts else Spelling("")
     first = read(parts[0])
     if isinstance(first, Quantity) and not symbols(first.node):
-        return first
+        second = read(parts[-1])
+        return first if near(first, second, APPROXIMATE) else Spelling(joined(tokens), contradictory=True)
     if isinstance(first, Named):
         return first
     return Named(joined(parts[0]), read(parts[-1]))

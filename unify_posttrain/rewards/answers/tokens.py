@@ -43,7 +43,7 @@ _PATTERN = re.compile(
     r"|(?P<command>\\[a-zA-Z]+|\\[%$&#_])"
     r"|(?P<number>\d+\.(?=\\(?:overline|dot)(?![a-zA-Z])|\(\d+\))|\d+(?:\.\d+)?(?:[eE][+-]?\d{1,4}(?![\d.a-zA-Z]))?|\.\d+)"
     r"|(?P<letters>[A-Za-z]+)"
-    r"|(?P<relation><=|>=|!=|==|\.\.\.)"
+    r"|(?P<relation><\s*=|>\s*=|!=|==|\.\.\.)"
     r"|(?P<sign>.)",
     re.DOTALL,
 )
@@ -92,7 +92,7 @@ def _token(kind: str, text: str, apart: bool) -> Token:
     if kind == "line":
         return Token("sign", "\\\\", apart)
     if kind == "relation":
-        text = _RELATIONS[text]
+        text = _RELATIONS["".join(text.split())]
         return Token("command" if text.startswith("\\") else "sign", text, apart)
     if text in _OPEN:
         return Token("open", text, apart)
