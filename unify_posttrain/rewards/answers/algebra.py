@@ -29,7 +29,7 @@ from unify_posttrain.rewards.answers.nodes import Node
 POINTS = 5  # that have to agree
 TRIES = 40  # points that are looked at, for some lie outside of the domain
 AGREEMENT = 45  # digits
-PROOF = 20  # digits within which a difference is no proof, for it may be an error of rounding
+PROOF = 30  # digits within which a difference is no proof, for it may be an error of rounding
 
 
 def same_expression(left: Node, right: Node) -> bool | None:

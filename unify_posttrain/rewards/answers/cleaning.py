@@ -23,11 +23,13 @@ _CHARACTERS = str.maketrans({
     "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "∠": r"\angle ",
     "△": r"\triangle ",
     "…": r"\ldots ", "⋯": r"\ldots ", "′": "'", "’": "'", "‘": "`", "″": "''", "“": '"', "”": '"', "√": r"\sqrt ",
-    "∛": r"\sqrt[3]", "∜": r"\sqrt[4]",
+    "∛": r"\sqrt[3] ", "∜": r"\sqrt[4] ",
     "∑": r"\sum ", "∏": r"\prod ", "→": r"\to ", "∨": r"\lor ", "∧": r"\land ", "¢": r" \text{cents}", "∣": "|", "‖": r"\|",
     "∆": r"\Delta ", "µ": r"\mu ",
     "€": r"\euro ", "£": r"\pounds ", "¥": r"\yen ", "₹": r"\rupee ",
 })  # fmt: skip
+_OVERLINE = "\u0305"
+_OVERLINED = re.compile(rf"(?:\d{_OVERLINE})+")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ]+")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋ₐₑₒₓₙₘₖᵢⱼ", "0123456789+-aeoxnmkij")
@@ -44,14 +46,17 @@ _GREEK["λ"], _GREEK["Λ"] = r"\lambda ", r"\Lambda "
 _CHARACTERS.update({ord(letter): command for letter, command in _GREEK.items()})
 
 _END = r"(?![a-zA-Z])"
-_SIZE = re.compile(rf"\\(?:left|right|middle|[bB]igg?[lrm]?){_END}(?:\.(?!\d))?")  # before a bracket; a point is one that is not shown
+_SIZE = re.compile(
+    rf"\\(?:left|right|middle|[bB]igg?[lrm]?){_END}(?:\.(?!\d))?"
+)  # before a bracket; a point is one that is not shown
 _LAYOUT = re.compile(
     r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|tiny|small|normalsize|large|Large|LARGE|huge|Huge"
     rf"|bf|it|rm|sf|tt|bfseries|itshape|centering|noindent|mathstrut|strut|nonumber|hfill|protect){_END}"
 )
 _DOLLAR = re.compile(r"(?:(?<!\\)|(?<=\\\\))\$")  # one that is no \$
 _NARROW = re.compile(rf"\\!|\\(?:negthinspace|mkern-?\d+mu){_END}")
-_BLANK = re.compile(rf"(?<!\\)\\[,;:> ]|(?<!\\)~|\\(?:quad|qquad|thinspace|enspace|space|hspace\*?\{{[^{{}}]*\}}){_END}")
+_WIDE = re.compile(rf"\\q?quad{_END}")
+_BLANK = re.compile(rf"(?<!\\)\\[,;:> ]|(?<!\\)~|\\(?:thinspace|enspace|space|hspace\*?\{{[^{{}}]*\}}){_END}")
 _SYNONYMS = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "geq": "ge", "leqslant": "le", "geqslant": "ge",
     "lt": "<", "gt": ">",
@@ -76,12 +81,20 @@ _SHOWN = re.compile(
     rf"{_END}\s*(?=\{{)"
 )
 _TEXT = re.compile(rf"\\(?:text(?:bf|it|rm|sf|tt|normal|sc|up)?|mbox|hbox|mathrm|operatorname\*?|textup){_END}\s*(?=\{{)")
-_MARKDOWN = re.compile(r"(\*\*|__)(?P<inside>.+)\1", re.DOTALL)
+_MARKDOWN = re.compile(r"(\*\*|__|\*|_)(?P<inside>.+)\1", re.DOTALL)
 _BRACED = re.compile(r"\{(?P<inside>[^{},]*)\}")
 _QUOTED = re.compile(r"(?:\"|``|''|`)(?P<inside>[^\"`']*)(?:\"|''|'|`)")
 _DELIMITERS = re.compile(r"^\\[\[(]|\\[\])]$")
 _TAIL = re.compile(r"(?:[\s.,;:]|\\\\|(?<=\d)\\ldots|\\text\{[\s.,;:]*\})+$")
-_ROOT_SIGN = re.compile(r"\\sqrt\s+(\d+(?:\.\d+)?|[a-zA-Z])(?!\s*\{)")
+_ROOT_SIGN = re.compile(r"\\sqrt(\[[34]\])?\s+(\d+(?:\.\d+)?|[a-zA-Z])(?!\s*\{)")
+# A brace on the left alone, as around a system of equations.
+_SYSTEM = re.compile(
+    r"\\left\s*\\\{\s*\\begin\{(?:array|aligned)\}(?:\s*\{[lcr|\s]*\})?(.*)\\end\{(?:array|aligned)\}\s*\\right\s*\.", re.DOTALL
+)
+_PRIMED = re.compile(r"\^\s*(?:\{\s*)?('(?:\s*')*)(?:\s*\})?")
+_MODULO = re.compile(r"\(\s*(?:\\text\s*\{\s*mod\s*\}|mod)\s*([^()]*)\)|\\pmod\s*(?=\d)(\d+)")
+_ORDINAL = re.compile(r"(?<=\d)\s*(?:\^\s*\{?\s*)?(?:\\text\s*\{\s*(?:st|nd|rd|th)\s*\}\s*\}?|(?:st|nd|rd|th)(?![a-zA-Z])\s*\}?)")
+_DIGITS_GROUPED = re.compile(r"(?<![\d.,'])\d{1,3}(?:(?:\.\d{3}){2,}|(?:'\d{3})+)(?![\d.,'])")
 _TIMES_TEN = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)")
 _INTERVAL = re.compile(
     r"([\[\](])([^\[\](),;{}]*(?:\{[^{}]*\}[^\[\](),;{}]*){0,4})([,;])([^\[\](),;{}]*(?:\{[^{}]*\}[^\[\](),;{}]*){0,4})([\[\])])"
@@ -96,12 +109,17 @@ def clean(text: str) -> str:
     '(\\frac12,  3)'
     """
     text = _uncovered(_unicode(text))
+    text = _SYSTEM.sub(r"\\begin{cases}\1\\end{cases}", text)
     text = _COMMAND.sub(_synonym, text)
     text = _LAYOUT.sub(" ", _SIZE.sub("", text))
-    text = _BLANK.sub(" ", _NARROW.sub("", text))
+    text = _WIDE.sub("\u2003", _BLANK.sub(" ", _NARROW.sub("", text)))
     text = _SHOWN.sub("", _PAINT.sub("", text))
     text = _TEXT.sub(r"\\text", text).replace("{,}", ",")
-    text = _uncovered(text).replace("**", "^")
+    text = _MODULO.sub(
+        lambda match: rf"\pmod{{{match[1] or match[2]}}}", _PRIMED.sub(lambda match: match[1].replace(" ", ""), text)
+    )
+    text = _DIGITS_GROUPED.sub(lambda match: re.sub(r"[.']", "", match[0]), _ORDINAL.sub("", text))
+    text = _uncovered(text).replace("**", "^").replace("{:}", ":")
     return _INTERVAL.sub(_english, _TIMES_TEN.sub(r"\\cdot ", text))
 
 
@@ -130,6 +148,7 @@ def _unicode(text: str) -> str:
     text = text.translate(INVISIBLE)
     if text.isascii():
         return text
+    text = _OVERLINED.sub(lambda match: rf"\overline{{{match[0].replace(_OVERLINE, '')}}}", text)
     text = _RAISED.sub(lambda match: "^{" + match[0].translate(_SUPERSCRIPTS) + "}", text)
     text = _LOWERED.sub(lambda match: "_{" + match[0].translate(_SUBSCRIPTS) + "}", text)
     text = "".join(_vulgar(character) if character in _VULGAR else character for character in text)
@@ -137,7 +156,7 @@ def _unicode(text: str) -> str:
         unicodedata.normalize("NFKC", c) if "\uff00" <= c <= "\uffef" or "\U0001d400" <= c <= "\U0001d7ff" else c for c in text
     )
     text = "".join(" " if c != "\n" and unicodedata.category(c) == "Zs" else c for c in text).translate(_CHARACTERS)
-    return _ROOT_SIGN.sub(r"\\sqrt{\1}", text)
+    return _ROOT_SIGN.sub(lambda match: rf"\sqrt{match[1] or ''}{{{match[2]}}}", text)
 
 
 def _vulgar(character: str) -> str:

@@ -12,7 +12,7 @@ from unify_posttrain.rewards.answers import regions
 from unify_posttrain.rewards.answers.algebra import same_expression
 from unify_posttrain.rewards.answers.equations import named, relations
 from unify_posttrain.rewards.answers.evaluation import symbols
-from unify_posttrain.rewards.answers.kinds import clocks, congruences, ratios
+from unify_posttrain.rewards.answers.kinds import clocks, congruences, determinant, ratios
 from unify_posttrain.rewards.answers.nodes import Node, number
 from unify_posttrain.rewards.answers.quantities import INFINITE
 from unify_posttrain.rewards.answers.several import several
@@ -34,7 +34,6 @@ from unify_posttrain.rewards.answers.values import (
     Words,
 )
 from unify_posttrain.rewards.answers.verdicts import Verdict, any_of
-from unify_posttrain.rewards.answers.words import NUMBERS
 
 _CENTS = {"cent": ("dollar", 100)}
 
@@ -44,8 +43,19 @@ def same(left: Answer, right: Answer) -> Verdict:
     if left == right:
         return True
     for one, other in ((left, right), (right, left)):
+        if isinstance(one, Items) and one.kind == "set" and len(one.items) == 1 and not isinstance(other, Items):
+            item = one.items[0]  # a solution set of one; {x} of an expression may also be its fractional part
+            if isinstance(item, Quantity) and not symbols(item.node) and isinstance(other, Quantity | Named):
+                return _same(item, other)
+    return _same(left, right)
+
+
+def _same(left: Answer, right: Answer) -> Verdict:
+    if left == right:
+        return True
+    for one, other in ((left, right), (right, left)):
         if isinstance(one, Either):
-            return any_of([same(one.first, other), same(one.second, other)])
+            return any_of([_same(one.first, other), _same(one.second, other)])
     for one, other in ((left, right), (right, left)):
         if isinstance(one, Spelling):
             return False if one.contradictory or (isinstance(other, Spelling) and other.contradictory) else None
@@ -53,9 +63,9 @@ def same(left: Answer, right: Answer) -> Verdict:
         if isinstance(one, Choice):
             return _choice(one, other)
     if isinstance(left, Named) or isinstance(right, Named):
-        return named(left, right, same)
+        return named(left, right, _same)
     if isinstance(left, Items) and isinstance(right, Items):
-        return several(left, right, same)
+        return several(left, right, _same)
     for rule in (_equals_quantity, _equals_region, _equals_items):
         for one, other in ((left, right), (right, left)):
             verdict = rule(one, other)
@@ -71,7 +81,7 @@ def _choice(one: Choice, other: Answer) -> Verdict:
         return True
     if isinstance(other, Words) and other.text == one.letter:
         return True
-    return False if one.rest is None else same(one.rest, other)
+    return False if one.rest is None else _same(one.rest, other)
 
 
 def _equals_quantity(one: Answer, other: Answer) -> Verdict:
@@ -82,13 +92,11 @@ def _equals_quantity(one: Answer, other: Answer) -> Verdict:
     if isinstance(other, Numeral):
         return bool(re.fullmatch(r"\d+", other.digits)) and same_expression(one.node, number(int(other.digits))) and not one.unit
     if isinstance(other, Words):
-        if other.text in NUMBERS:
-            return same_expression(one.node, number(NUMBERS[other.text]))
         return bool(one.node.kind == "symbol" and one.node.name == other.text)
     if isinstance(other, Ratio):
         return _quotient(other, one)
-    if isinstance(other, Items) and other.kind == "set" and len(other.items) == 1:
-        return same(one, other.items[0])
+    if isinstance(other, Items) and other.kind == "determinant" and (value := determinant(other)) is not None:
+        return same_expression(one.node, value)
     if isinstance(other, Items) and other.kind in ("cases", "union"):
         return None
     if isinstance(other, Region):
@@ -137,7 +145,7 @@ def _equals_region(one: Answer, other: Answer) -> Verdict:
     if not isinstance(one, Region):
         return NotImplemented
     if isinstance(other, Relation):
-        return None
+        return True if any(regions.same_region(one, each) for each in regions.bounded(other, one.variable)) else None
     found = regions.as_region(other)
     return False if found is None else regions.same_region(one, found)
 
@@ -145,8 +153,10 @@ def _equals_region(one: Answer, other: Answer) -> Verdict:
 def _equals_items(one: Answer, other: Answer) -> Verdict:
     if not isinstance(one, Items):
         return NotImplemented
-    if one.kind in ("set", "list") and len(one.items) == 1:
-        return same(one.items[0], other)
+    if isinstance(other, Relation) and (pair := regions.as_region(one)) is not None:
+        return True if any(regions.same_region(pair, each) for each in regions.bounded(other)) else None
+    if one == Items("set", ()) and isinstance(other, Words):
+        return other.text in ("no solution", "no real solution")
     if one.kind in ("cases", "union"):
         return None
     return False
@@ -160,9 +170,9 @@ def _alike(left: Answer, right: Answer) -> Verdict:
         return clocks(left, right)
     for one, other in ((left, right), (right, left)):
         if isinstance(one, Clock) and isinstance(other, Ratio):
-            return False if one.half else ratios(Ratio((Quantity(number(one.hour)), Quantity(number(one.minute)))), other, same)
+            return False if one.half else ratios(Ratio((Quantity(number(one.hour)), Quantity(number(one.minute)))), other, _same)
     if isinstance(left, Ratio) and isinstance(right, Ratio):
-        return ratios(left, right, same)
+        return ratios(left, right, _same)
     if isinstance(left, Congruence) and isinstance(right, Congruence):
         return congruences(left, right)
     if isinstance(left, Figure) and isinstance(right, Figure):

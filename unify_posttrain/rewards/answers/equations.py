@@ -9,7 +9,7 @@ from unify_posttrain.rewards.answers.evaluation import symbols
 from unify_posttrain.rewards.answers.expressions import parse
 from unify_posttrain.rewards.answers.nodes import Node
 from unify_posttrain.rewards.answers.tokens import UnreadError, lex
-from unify_posttrain.rewards.answers.values import Answer, Named, Quantity, Relation
+from unify_posttrain.rewards.answers.values import Answer, Named, Quantity, Region, Relation
 from unify_posttrain.rewards.answers.verdicts import Same, Verdict, all_of
 
 
@@ -24,14 +24,14 @@ def named(left: Answer, right: Answer, same: Same) -> Verdict:
         return _proportional(left, right)
     one, other = (left, right) if isinstance(left, Named) else (right, left)
     assert isinstance(one, Named)
-    if isinstance(other, Relation):
+    if isinstance(other, Relation) and not isinstance(one.value, Region):
         return _proportional(one, other)
     return same(one.value, other)
 
 
 def _functions(name: str) -> bool:
     """Whether a name is one that any function may have: y, f(x)."""
-    return name == "y" or bool(re.fullmatch(r"[fghy]\([a-z]\)", name))
+    return name == "y" or bool(re.fullmatch(r"[fgh]\([a-z]\)|[fgh]:[a-z]", name))
 
 
 def _equations(left: Named, right: Named) -> bool:
@@ -63,6 +63,11 @@ def _difference(relation: Relation) -> Node:
 
 def relations(left: Relation, right: Relation) -> Verdict:
     """Whether two relations are one: up to a factor, above zero if the relation has a direction."""
+    if set(left.signs) & {"\\perp", "\\parallel"}:
+        orders = (right.terms, right.terms[::-1])
+        return left.signs == right.signs and any(
+            all(same_expression(a, b) for a, b in zip(left.terms, order, strict=True)) for order in orders
+        )
     if len(left.terms) == len(right.terms) == 2 and left.signs == right.signs:
         return proportional(_difference(left), _difference(right), positive=left.signs[0] not in ("=", "\\ne"))
     if left.signs != right.signs:

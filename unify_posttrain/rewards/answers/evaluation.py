@@ -204,10 +204,10 @@ class _Evaluation:
         return quotient
 
     def _call(self, node: Node) -> Value:
-        """Something unknown: a number that depends on the name and on the arguments, and on nothing else."""
+        """Something unknown: a number of either sign that depends on the name and on the arguments, and on nothing else."""
         arguments = [mpmath.nstr(floating(self.value(part)), 25) for part in node.parts]
         digest = hashlib.blake2b("\0".join([node.name, *arguments]).encode(), digest_size=16).digest()
-        return Fraction(int.from_bytes(digest, "big"), 1 << 127)
+        return Fraction(int.from_bytes(digest, "big"), 1 << 127) - 1
 
     def _sum(self, node: Node) -> Value:
         return self.series(node, Fraction(0), lambda a, b: a + b)

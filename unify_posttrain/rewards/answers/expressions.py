@@ -59,12 +59,12 @@ class _Parser(Names):
                 operand = self.signed_factor()
                 node = Node("divide" if sign == "/" else "multiply", parts=(node, operand))
             elif self.begins_factor():
-                previous = self.tokens[self.position - 1]
+                previous, following = self.tokens[self.position - 1], self.peek()
                 right = self.factor()
                 if right.kind == "number" and previous.kind == "number" and self.at("/"):  # 2 2/3, as plain text writes it
                     self.take()
                     right = Node("divide", parts=(right, self.factor()))
-                node = self.beside(node, previous, right)
+                node = self.beside(node, previous, right, following is not None and following.kind == "number")
             else:
                 return node
 
@@ -74,10 +74,10 @@ class _Parser(Names):
         return self.factor()
 
     @staticmethod
-    def beside(left: Node, before: Token, right: Node) -> Node:
+    def beside(left: Node, before: Token, right: Node, bare: bool) -> Node:
         """Side by side: a mixed number, or a product. Two numbers are neither."""
         if right.kind == "number":
-            if before.kind == "number":
+            if before.kind == "number" and bare:
                 raise UnreadError("two numbers side by side")
         elif (
             left.kind == "number"
@@ -95,7 +95,7 @@ class _Parser(Names):
             return False
         if token.kind == "open":
             return token.text != "\\}"
-        if token.kind in ("number", "letters"):
+        if token.kind in ("number", "letters") or (token.kind == "text" and (token.text in FUNCTIONS or len(token.text) == 1)):
             return True
         if is_sign(token, "|", "\\|"):
             return self.bars == 0
@@ -128,6 +128,8 @@ class _Parser(Names):
         tokens = self.exponent()
         if len(tokens) == 1 and tokens[0].text in ("\\circ", "*", "'", "\\top", "\\dagger", "\\perp", "\\intercal"):
             return Node("function", "degree", (base,)) if tokens[0].text == "\\circ" else Node("call", tokens[0].text, (base,))
+        if len(tokens) == 1 and tokens[0].text == "T" and base.kind == "symbol" and base.name.isupper():
+            return Node("call", "\\top", (base,))
         return Node("power", parts=(base, self.inside(tokens)))
 
     def exponent(self) -> Tokens:
@@ -175,7 +177,7 @@ class _Parser(Names):
         if token.kind == "command":
             return self.command(token)
         if token.kind == "text":
-            return self.symbol(token.text)
+            return self.function(token.text) if token.text in FUNCTIONS else self.symbol(token.text)
         raise UnreadError(f"no expression begins with {token.text!r}")
 
     def decimal(self, token: Token) -> Node:
@@ -189,7 +191,7 @@ class _Parser(Names):
     def repeating(self, text: str) -> Fraction | None:
         begins = self.position
         tail = ""
-        if text.endswith(".") and self.at_open():  # 0.(3)
+        if self.at_paren() and joined(self.tokens[self.position : self.position + 3]).strip("()").isdigit():  # 0.1(6)
             tail = self.tokens[self.position + 1].text
             self.position += 3
         while self.at("\\overline", "\\dot"):
@@ -202,6 +204,9 @@ class _Parser(Names):
                 self.position = begins
                 return None
             tail += inner[0].text
+            between = self.tokens[self.position : self.position + 2]
+            if len(between) == 2 and between[0].kind == "number" and is_sign(between[1], "\\dot"):  # 0.\dot{2}7\dot{0}
+                tail += self.take().text
         if not tail and self.at("\\ldots"):
             decimals = text.partition(".")[2]
             for period in range(1, len(decimals) // 2 + 1):
@@ -225,6 +230,8 @@ class _Parser(Names):
         self.position = end + 1
         if token.text in ("\\lfloor", "\\lceil"):
             return Node("function", "floor" if token.text == "\\lfloor" else "ceil", (self.inside(inner),))
+        if (token.text, closes) == ("\\{", "\\}"):
+            return Node("function", "fractional", (self.inside(inner),))
         if (token.text, closes) not in (("(", ")"), ("[", "]"), ("{", "}")):
             raise UnreadError(f"{token.text} … {closes} is no expression")
         return self.inside(inner)

@@ -118,6 +118,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "max": lambda *values: _extreme(values, max), "min": lambda *values: _extreme(values, min),
     "gcd": lambda *values: Fraction(math.gcd(*(_whole(value) for value in values))),
     "lcm": lambda *values: Fraction(math.lcm(*(_whole(value) for value in values))),
+    "conjugate": lambda value: mpmath.conj(floating(value)), "cis": lambda value: mpmath.expj(floating(value)),
+    "fractional": lambda value: value - _rounded(value, mpmath.floor),
     "Re": lambda value: mpmath.re(floating(value)), "Im": lambda value: mpmath.im(floating(value)),
     "arg": lambda value: mpmath.arg(floating(value)),
 }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unify_posttrain.rewards.answers.algebra import constant, same_expression
 from unify_posttrain.rewards.answers.nodes import Node
-from unify_posttrain.rewards.answers.values import Clock, Congruence, Quantity, Ratio
+from unify_posttrain.rewards.answers.values import Clock, Congruence, Items, Quantity, Ratio
 from unify_posttrain.rewards.answers.verdicts import Same, Verdict, all_of, pairwise
 
 
@@ -40,3 +40,24 @@ def congruences(left: Congruence, right: Congruence) -> Verdict:
     quotient = Node("divide", parts=(Node("add", parts=(left.value, Node("negate", parts=(right.value,)))), left.modulus))
     value = constant(quotient)
     return same_expression(left.value, right.value) if value is None else getattr(value, "denominator", 0) == 1
+
+
+def determinant(table: Items) -> Node | None:
+    """The value of a determinant of up to 4 rows as an expression; None if it is no square of expressions."""
+    rows = [row.items for row in table.items if isinstance(row, Items)]
+    if not 0 < len(rows) <= 4 or any(len(row) != len(rows) for row in rows):
+        return None
+    entries = [[item.node if isinstance(item, Quantity) and not item.unit else None for item in row] for row in rows]
+    if any(node is None for row in entries for node in row):
+        return None
+    return _determinant([[node for node in row if node is not None] for row in entries])
+
+
+def _determinant(rows: list[list[Node]]) -> Node:
+    if len(rows) == 1:
+        return rows[0][0]
+    terms = []
+    for column, entry in enumerate(rows[0]):
+        term = Node("multiply", parts=(entry, _determinant([row[:column] + row[column + 1 :] for row in rows[1:]])))
+        terms.append(Node("negate", parts=(term,)) if column % 2 else term)
+    return Node("add", parts=tuple(terms))

@@ -12,7 +12,7 @@ from unify_posttrain.rewards.answers.tokens import Token, Tokens, UnreadError, c
 
 _FUNCTIONS = """
     sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth log ln lg exp sqrt cbrt abs floor ceil max min
-    gcd lcm Re Im arg
+    gcd lcm Re Im arg cis
 """
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 _NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "ceiling": "ceil", "asinh": "arcsinh"}
@@ -31,6 +31,10 @@ _APPLIED = frozenset("fghFGH") | {
     "O",
 }  # names that are functions' before a bracket
 _MAYBE_APPLIED = frozenset("PQpquvyRSTN")  # P(x), but P(1+r)
+
+
+def _has_i(node: Node) -> bool:
+    return node == Node("constant", "i") or any(map(_has_i, node.parts))
 
 
 class Names(Cursor):
@@ -71,7 +75,10 @@ class Names(Cursor):
                 index += "'"
                 continue
             inner = self.index()
-            index += f"_{joined([token for token in inner if token.kind not in ('open', 'close')])}"
+            if self._counts(inner):
+                return Node("call", f"{name}{index}_", (self.inside(inner),))
+            spelled = [token for token in inner if token.kind not in ("open", "close")]
+            index += "_" + joined([Token("text", token.text.lstrip("\\")) for token in spelled])
         whole = name + index
         if not index and name in ("e", "i"):
             return Node("constant", name)
@@ -81,6 +88,13 @@ class Names(Cursor):
         if inverse:
             return Node("power", parts=(Node("symbol", whole), number(-1)))
         return Node("symbol", whole)
+
+    @staticmethod
+    def _counts(index: Tokens) -> bool:
+        """Whether an index is computed: n+1, k, which may be the index of a sum; not 1, max, A."""
+        if len(index) == 1:
+            return index[0].kind == "letters" and index[0].text in "ijkmn" and len(index[0].text) == 1
+        return any(is_sign(token, "+", "-") for token in index[1:]) and any(token.kind == "letters" for token in index)
 
     def index(self) -> Tokens:
         """What stands behind _: a group, or all digits or one letter."""
@@ -206,11 +220,16 @@ class Names(Cursor):
         r"""\overline{z} is not z; over two capitals it is a segment's, and dropped."""
         inner = self.argument()
         text = joined(inner)
-        if accent in ("\\overline", "\\vec") and len(text) == 2 and text.isupper():
+        if accent == "\\overline" and len(text) == 2 and text.isupper():
             return self.inside(inner)
+        if len(inner) == 1 and inner[0].kind == "letters" and text.isupper():
+            return self.symbol(f"{accent}{{{text}}}")
+        node = self.inside(inner)
+        if accent == "\\overline" and _has_i(node):
+            return Node("function", "conjugate", (node,))
         if len(inner) == 1 and inner[0].kind == "letters" and len(text) == 1:
             return self.symbol(f"{accent}{{{text}}}")
-        return Node("call", accent, (self.inside(inner),))
+        return Node("call", accent, (node,))
 
     def series(self, kind: str) -> Node:
         r"""\sum_{k=1}^{n} body, the body being a product."""

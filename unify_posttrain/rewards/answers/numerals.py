@@ -11,7 +11,7 @@ _NAMES = """
     two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
 """
 _BASES = {name: base for base, name in enumerate(_NAMES.split(), start=2)} | {"hex": 16, "oct": 8, "bin": 2}  # fmt: skip
-_HALVES = {"am": "am", "pm": "pm"}
+_HALVES = {"am": "am", "pm": "pm", "noon": "pm", "midnight": "am"}
 
 
 def grouped(tokens: Tokens) -> tuple[list[Token], bool]:
@@ -71,6 +71,8 @@ def _goes_on(tokens: Tokens, place: int, step: int) -> bool:
 def numeral(tokens: Tokens) -> Numeral | None:
     r"""Digits with a base as their index: 2516_7, 1A_{16}, 2516_{\text{eight}}."""
     place = next((index for index, token in enumerate(tokens) if is_sign(token, "_")), None)
+    if place and tokens[0].text == "(" and tokens[place - 1].text == ")":  # (1011)_2
+        tokens, place = [*tokens[1 : place - 1], *tokens[place:]], place - 2
     if not place or any(
         token.kind not in ("number", "letters") or (token.apart and index) for index, token in enumerate(tokens[:place])
     ):
@@ -87,6 +89,9 @@ def numeral(tokens: Tokens) -> Numeral | None:
 
 def clock(tokens: Tokens) -> Clock | None:
     """A time of day: 4:30, 4:30 pm, 16:05; minutes have two digits."""
+    if len(tokens) == 2 and tokens[0].kind == "number" and tokens[0].text.isdigit():  # 9 AM
+        half = re.sub(r"[^a-z]", "", tokens[1].text.lower())
+        return Clock(int(tokens[0].text), 0, half) if half in _HALVES.values() and 1 <= int(tokens[0].text) <= 12 else None
     if len(tokens) < 3 or not is_sign(tokens[1], ":") or tokens[0].kind != "number" or tokens[2].kind != "number":
         return None
     hour, minute = tokens[0].text, tokens[2].text

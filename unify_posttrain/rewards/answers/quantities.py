@@ -8,6 +8,7 @@ from dataclasses import replace
 from unify_posttrain.rewards.answers import regions
 from unify_posttrain.rewards.answers.expressions import parse
 from unify_posttrain.rewards.answers.nodes import Node, number
+from unify_posttrain.rewards.answers.phrases import number_in_words
 from unify_posttrain.rewards.answers.tokens import Tokens, UnreadError, is_sign, joined
 from unify_posttrain.rewards.answers.units import behind, currency, multiple
 from unify_posttrain.rewards.answers.values import Answer, Interval, Items, Quantity, Region, Spelling, Words
@@ -38,6 +39,18 @@ def quantity(tokens: Tokens) -> Answer:
     if node.kind == "symbol" and is_word(node.name):
         return Words(node.name.casefold())
     return _both_signs(node, money)
+
+
+def meant(answer: Answer) -> Answer:
+    """Words that say a number, infinity or all real numbers as what they say."""
+    if not isinstance(answer, Words):
+        return answer
+    if answer.text in ("infinity", "negative infinity"):
+        return Quantity(INFINITY if answer.text == "infinity" else Node("negate", parts=(INFINITY,)))
+    if answer.text == "all real numbers":
+        return Region(regions.EVERYTHING)
+    value = number_in_words(answer.text)
+    return answer if value is None else Quantity(number(value))
 
 
 def interval(ends: Sequence[Answer], brackets: str) -> Answer:

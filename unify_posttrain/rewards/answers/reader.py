@@ -13,8 +13,9 @@ from functools import lru_cache, reduce
 
 from unify_posttrain.rewards.answers import regions
 from unify_posttrain.rewards.answers.cleaning import clean
+from unify_posttrain.rewards.answers.nodes import number
 from unify_posttrain.rewards.answers.numerals import clock, grouped, numeral
-from unify_posttrain.rewards.answers.quantities import infinite, interval, quantity
+from unify_posttrain.rewards.answers.quantities import infinite, interval, meant, quantity
 from unify_posttrain.rewards.answers.relations import related
 from unify_posttrain.rewards.answers.tokens import (
     Token,
@@ -28,12 +29,32 @@ from unify_posttrain.rewards.answers.tokens import (
     split,
     unwrapped,
 )
-from unify_posttrain.rewards.answers.values import Answer, Either, Items, Named, Quantity, Ratio, Region, Relation, Spelling, Words
+from unify_posttrain.rewards.answers.values import (
+    Answer,
+    Either,
+    Interval,
+    Items,
+    Named,
+    Quantity,
+    Ratio,
+    Region,
+    Relation,
+    Spelling,
+    Words,
+)
 from unify_posttrain.rewards.answers.words import choice, figure, without_lead, words
 
 MAX_CHARACTERS = 1000  # a longer answer is compared as it is
 MAX_DEPTH = 12  # of answers in answers
 
+_ALIGNED = frozenset({"aligned", "align", "gathered", "split"})
+_POINTS = frozenset("ABCDEMNOPQRSTUVXYZ")  # before a tuple they name a point
+_POSITIVE, _NEGATIVE = Interval(number(0), None), Interval(None, number(0))
+_SETS = {
+    "\\mathbb{R}^+": _POSITIVE, "\\mathbb{R}^{+}": _POSITIVE, "\\mathbb{R}_+": _POSITIVE, "\\mathbb{R}_{+}": _POSITIVE,
+    "\\mathbb{R}_{>0}": _POSITIVE, "\\mathbb{R}^-": _NEGATIVE, "\\mathbb{R}^{-}": _NEGATIVE, "\\mathbb{R}_{<0}": _NEGATIVE,
+    "\\mathbb{R}": Interval(None, None), "\\mathbb{R}_{\\ge0}": Interval(number(0), None, True, False),
+}  # fmt: skip
 _OR, _AND = frozenset({"or"}), frozenset({"and", "&"})
 
 
@@ -83,7 +104,7 @@ class _Reader:
         parts = split(tokens, lambda token: is_sign(token, ";", "\\\\"))
         if len(parts) > 1:
             return self.listed(parts)
-        whole = self.one_or_several([token for token in tokens if not is_sign(token, "\n", " ")])
+        whole = self.one_or_several([token for token in tokens if not is_sign(token, "\n")])
         lines = split(tokens, lambda token: is_sign(token, "\n"))
         unread = isinstance(whole, Spelling) or (isinstance(whole, Items) and whole.kind == "beside")
         return self.listed(lines) if unread and len(lines) > 1 else whole
@@ -95,7 +116,14 @@ class _Reader:
             found = [self.answer(part) for part in parts]
             if len(joins) == 1 and len(found) > 1 and (of_relations := self.combined(found, joins == {"or"})) is not None:
                 return of_relations
+            if any(is_sign(token, "\\lor", "\\land") for _, token in outside(tokens)):
+                return Spelling(joined(tokens))
+            if joins == {"or"} and len(found) > 1 and all(map(_is_system, found)):
+                return Items("list", tuple(found))  # x=1, y=2 or x=2, y=1
+            if joins == {"or"} and len({each.name for each in found if isinstance(each, Named)}) == len(found) > 1:
+                return Items("any", tuple(found))  # x=1 or y=2
         whole, doubtful = grouped(tokens)
+        whole, tokens = ([token for token in each if not is_sign(token, " ")] for each in (whole, tokens))
         answer = self.separated(whole)
         return Either(answer, self.separated(tokens)) if doubtful else answer
 
@@ -141,18 +169,23 @@ class _Reader:
         tokens = without_lead(unwrapped(tokens))
         if not tokens:
             return Spelling("")
+        known_set = _SETS.get(joined(tokens).replace(" ", ""))
+        if known_set is not None:
+            return Region((known_set,))
         for reader in (self.related, self.of_sets, self.proportion, self.enclosed):
             answer = reader(tokens)
             if answer is not None:
                 return answer
         known = figure(tokens) or numeral(tokens) or words(tokens)
-        return known if known is not None else quantity(tokens)
+        return meant(known) if known is not None else quantity(tokens)
 
     def related(self, tokens: Tokens) -> Answer | None:
         return related(tokens, self.answer)
 
     def of_sets(self, tokens: Tokens) -> Answer | None:
         r"""\cup, \cap and \setminus, from left to right; finite sets and sets of real numbers."""
+        if tokens[0].text in ("\\mathbb", "(", "[") and len(tokens) > 5:  # R - {2}
+            tokens = [Token("command", "\\setminus") if _takes_away(tokens, place) else token for place, token in enumerate(tokens)]
         signs = [token.text for _, token in outside(tokens) if is_sign(token, "\\cup", "\\cap", "\\setminus")]
         if not signs:
             return None
@@ -174,16 +207,22 @@ class _Reader:
 
     def proportion(self, tokens: Tokens) -> Answer | None:
         """A time of day or a ratio."""
-        if not any(is_sign(token, ":") for _, token in outside(tokens)):
-            return None
         time = clock(tokens)
         if time is not None:
             return time
+        if len(tokens) == 3 and tokens[1].text == "to":
+            tokens = [tokens[0], Token("sign", ":"), tokens[2]]
+        if not any(is_sign(token, ":") for _, token in outside(tokens)):
+            return None
         terms = tuple(self.answer(part) for part in split(tokens, lambda token: is_sign(token, ":")))
         return Ratio(terms) if len(terms) > 1 and all(isinstance(term, Quantity | Words) for term in terms) else None
 
     def enclosed(self, tokens: Tokens) -> Answer | None:
         """What one pair of brackets holds: a set, a tuple, an interval, a matrix."""
+        if len(tokens) > 4 and tokens[0].kind == "letters" and tokens[0].text in _POINTS and tokens[1].text == "(":
+            corner = self.enclosed(tokens[1:])
+            if isinstance(corner, Items) and corner.kind == "tuple":
+                return Named(tokens[0].text, corner)  # P(1,4)
         first, last = tokens[0], tokens[-1]
         if first.kind not in ("open", "begin"):
             return Items("set", ()) if joined(tokens) == "\\emptyset" else None
@@ -218,12 +257,21 @@ class _Reader:
     def table(self, name: str, tokens: Tokens) -> Answer:
         """A matrix, a determinant or cases, row by row."""
         rows = split(tokens, lambda token: is_sign(token, "\\\\"))
-        if name.endswith("cases") and not any(is_sign(token, "&") for token in tokens):
-            return self.listed(rows)  # a system
+        if name.rstrip("*") in _ALIGNED or (name.endswith("cases") and not any(is_sign(token, "&") for token in tokens)):
+            return self.listed([[token for token in row if not is_sign(token, "&")] for row in rows])  # a system
         kind = "cases" if name.endswith("cases") else "determinant" if name in ("vmatrix", "Vmatrix", "determinant") else "matrix"
         return Items(
             kind, tuple(Items("row", tuple(map(self.answer, split(row, lambda token: is_sign(token, "&"))))) for row in rows)
         )
+
+
+def _is_system(answer: Answer) -> bool:
+    return isinstance(answer, Items) and answer.kind == "list" and all(isinstance(item, Named) for item in answer.items)
+
+
+def _takes_away(tokens: Tokens, place: int) -> bool:
+    """Whether a minus stands between sets."""
+    return is_sign(tokens[place], "-") and 0 < place < len(tokens) - 1 and tokens[place + 1].text == "\\{"
 
 
 def _spread(tokens: Tokens, answer: Items) -> bool:

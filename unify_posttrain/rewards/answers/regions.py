@@ -140,6 +140,24 @@ def same_region(left: Region, right: Region) -> bool | None:
     return verdict
 
 
+def bounded(relation: Relation, variable: str = "") -> list[Region]:
+    """The regions that a relation between unknowns may be meant as: a < x < b as (a, b) of x, t < a as (-∞, a) of t."""
+    found: list[Region] = []
+    terms, signs = relation.terms, relation.signs
+    if not set(signs) <= {"<", "\\le"}:
+        return found
+    places = [1] if len(terms) == 3 else [0, 1] if len(terms) == 2 else []
+    for place in places:
+        name = terms[place].name
+        others = [term for index, term in enumerate(terms) if index != place]
+        if terms[place].kind != "symbol" or (variable and name != variable) or any(name in symbols(other) for other in others):
+            continue
+        low, high = (terms[place - 1] if place else None), (terms[place + 1] if place + 1 < len(terms) else None)
+        closed = [sign == "\\le" for sign in signs]
+        found.append(Region((Interval(low, high, place > 0 and closed[place - 1], high is not None and closed[place]),), name))
+    return found
+
+
 def solved(relation: Relation) -> Region | None:
     r"""The numbers of which a relation in one unknown is true: between constants, absolute values, polynomials up to degree 2."""
     names = set().union(*(symbols(term) for term in relation.terms))

@@ -28,6 +28,11 @@ def related(tokens: Tokens, read: Read) -> Answer | None:
     signs = [token.text for _, token in outside(tokens) if token.kind in ("sign", "command")]
     if "\\pmod" in signs or "\\equiv" in signs or "\\bmod" in signs:
         return congruence(tokens)
+    if "\\perp" in signs or "\\parallel" in signs:
+        return of_lines(tokens)
+    if "\\mapsto" in signs:
+        name, value = split(tokens, lambda token: is_sign(token, "\\mapsto"))[:2]
+        return Named(joined(name), read(value))
     if "\\in" in signs:
         name, of = [*split(tokens, lambda token: is_sign(token, "\\in")), []][:2]
         return Named(joined(name), _with_variable(read(of), joined(name))) if of and len(name) <= 4 else None
@@ -60,6 +65,16 @@ def congruence(tokens: Tokens) -> Answer:
         )
     except (UnreadError, IndexError):
         return Spelling(joined(tokens))
+
+
+def of_lines(tokens: Tokens) -> Answer:
+    r"""`AB \perp CD`, in either order."""
+    parts = split(tokens, lambda token: is_sign(token, "\\perp", "\\parallel"))
+    nodes = [_node(part) for part in parts]
+    if len(nodes) != 2 or nodes[0] is None or nodes[1] is None:
+        return Spelling(joined(tokens))
+    sign = "\\perp" if any(is_sign(token, "\\perp") for token in tokens) else "\\parallel"
+    return Relation((nodes[0], nodes[1]), (sign,))
 
 
 def approximate(tokens: Tokens, read: Read) -> Answer:
@@ -100,6 +115,11 @@ def equation(tokens: Tokens, read: Read) -> Answer:
     nodes = [_node(part) for part in parts]
     if len(parts) == 2:
         return _pair(tokens, parts, nodes, read)
+    if (
+        all(node is not None and node.kind == "symbol" for node in nodes[:-1])
+        and len({joined(part) for part in parts[:-1]}) == len(parts) - 1
+    ):
+        return Items("list", tuple(Named(joined(part), read(parts[-1])) for part in parts[:-1]))  # x = y = 2
     for left, right in pairwise(nodes[1:]):
         if left is not None and right is not None and same_expression(left, right) is False:
             return Spelling(joined(tokens), contradictory=True)

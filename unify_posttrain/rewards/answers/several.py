@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise as adjacent
 
-from unify_posttrain.rewards.answers.values import Answer, Items, Named, Words
-from unify_posttrain.rewards.answers.verdicts import Same, Verdict, pairwise
+from unify_posttrain.rewards.answers.values import Answer, Items, Named, Quantity, Words
+from unify_posttrain.rewards.answers.verdicts import Same, Verdict, all_of, pairwise
 
 _ROOTS = re.compile(r"([xzrtyk]|\\lambda)_\d+")
-_UNORDERED = frozenset({"set", "list", "union"})
+_UNORDERED = frozenset({"set", "list", "union", "any", "cases"})
+ELLIPSIS = Words("…")
 
 
 def several(left: Items, right: Items, same: Same) -> Verdict:
@@ -18,8 +22,9 @@ def several(left: Items, right: Items, same: Same) -> Verdict:
     if left.kind == right.kind:
         if left.kind == "list" and (named := _systems(left, right, same)) is not NotImplemented:
             return named
-        ordered = left.kind not in _UNORDERED or any(item == Words("…") for item in left.items)
-        return pairwise(left.items, right.items, ordered, same)
+        if any(item == ELLIPSIS for item in (*left.items, *right.items)):
+            return _with_dots(left.items, right.items, same)
+        return pairwise(left.items, right.items, left.kind not in _UNORDERED, same)
     kinds = {left.kind, right.kind}
     if kinds == {"set", "list"}:
         return pairwise(_values(left), _values(right), False, same)
@@ -30,6 +35,41 @@ def several(left: Items, right: Items, same: Same) -> Verdict:
     if kinds == {"matrix", "tuple"}:
         return None
     return False
+
+
+def _with_dots(left: Sequence[Answer], right: Sequence[Answer], same: Same) -> Verdict:
+    """Sequences with dots: the same before and after them; one may say more of its beginning, if that has even steps."""
+    heads, tails = [], []
+    for items in (left, right):
+        if items.count(ELLIPSIS) != 1:
+            return pairwise(left, right, True, same)
+        place = items.index(ELLIPSIS)
+        heads.append(list(items[:place]))
+        tails.append(list(items[place + 1 :]))
+    short, long = sorted(heads, key=len)
+    extra = long[len(short) :]
+    verdict = all_of([pairwise(short, long[: len(short)], True, same), pairwise(*tails, True, same)])
+    if verdict is False or not extra:
+        return verdict
+    return verdict if short and _even_steps(long, first=len(short) == 1) else False
+
+
+def _even_steps(items: Sequence[Answer], first: bool) -> bool:
+    """Whether numbers, or the indices of one name, go on in steps of one size; of size 1 if there is but one `first` to go by."""
+    values = [_place(item) for item in items]
+    if any(value is None or value[0] != values[0][0] for value in values if values[0] is not None) or values[0] is None:
+        return False
+    steps = {b[1] - a[1] for a, b in adjacent(values) if a is not None and b is not None}
+    return len(steps) == 1 and (not first or steps == {1})
+
+
+def _place(item: Answer) -> tuple[str, Fraction] | None:
+    if not isinstance(item, Quantity):
+        return None
+    if item.node.kind == "number":
+        return "", item.node.value
+    match = re.fullmatch(r"(.+)_(\d+)", item.node.name)
+    return (match[1], Fraction(match[2])) if match else None
 
 
 def _systems(left: Items, right: Items, same: Same) -> Verdict:

@@ -70,6 +70,8 @@ def lex(text: str) -> list[Token]:
         if kind == "space":
             if "\n" in match[0]:
                 tokens.append(Token("sign", "\n", True))
+            elif "\u2003" in match[0]:
+                tokens.append(Token("sign", " ", True))
             apart = True
             continue
         if kind == "text":
@@ -106,8 +108,10 @@ def _content(text: str, apart: bool) -> list[Token]:
     inner = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
     stripped = inner.strip(" \n`'\"")
     apart = apart or inner[:1].isspace()
+    if stripped in (",", ";", ":"):
+        return [Token("sign", stripped, apart)]
     if re.search(r"[\d\\$^=<>]", stripped) and not re.fullmatch(r"[A-Za-z/.\s]*[A-Za-z]\^\{?-?\d\}?[A-Za-z/.\s^{}\d-]*", stripped):
-        inside = lex(inner.replace("$", " "))
+        inside = lex(re.sub(r"(?<!\\)\$", " ", inner))
         return [Token(token.kind, token.text, token.apart or (apart and not index)) for index, token in enumerate(inside)]
     return [Token("text", " ".join(stripped.split()), apart)] if stripped else [Token("sign", " ", True)]
 

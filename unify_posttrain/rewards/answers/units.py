@@ -52,6 +52,8 @@ def name(text: str, known: bool = False) -> str | None:
     text = re.sub(r"[{}~.]|\\[,;: ]?", " " if "\\" in text else "", text.replace("\\$", "dollar").replace("\\%", "%"))
     text = re.sub(r"\s*(?:/|\bper\b)\s*", "/", text.replace("\\cdot", " ")).strip()
     text = re.sub(r"\s*\^\s*", "^", text)
+    if text in _UNITS:
+        return _UNITS[text]
     if not text or re.search(r"[^\w\s/^%°$-]", text):
         return None
     over: list[str] = []
@@ -67,14 +69,15 @@ def name(text: str, known: bool = False) -> str | None:
                 continue
             stem, _, exponent = word.partition("^")
             unit = _UNITS.get(stem) or _UNITS.get(stem.lower() if len(stem) > 2 else stem) or _COUNTED.get(stem.lower())
-            if unit is None and (known or not re.fullmatch(r"[A-Za-z][A-Za-z-]*", stem)):
+            if unit is None and (known or not re.fullmatch(r"[A-Za-z][A-Za-z-]+", stem)):
                 return None
             unit = unit or _singular(stem.lower())
             exponent = exponent or power
             power = ""
             below = bool(place) != exponent.startswith("-")
             (under if below else over).append(unit + exponent.lstrip("-").replace("1", "", 1 if exponent in ("1", "-1") else 0))
-    return " ".join(over) + ("/" + " ".join(under) if under else "")
+    whole = " ".join(over) + ("/" + " ".join(under) if under else "")
+    return _UNITS.get(whole, whole)
 
 
 def _singular(noun: str) -> str:
@@ -123,12 +126,14 @@ def _unit(tokens: Tokens, start: int) -> str | None:
     ):
         return None
     text = _joined(rest)
+    if token.text in FUNCTIONS - {"min"}:
+        return None
     if token.kind == "text":
         return name(text)
     plain = start == 1 or all(part.kind in ("number", "sign", "open", "close", "command") for part in tokens[:start])
     if len(token.text) == 1:
         return name(text, known=True) if plain and token.apart else None
-    if (token.text in FUNCTIONS and token.text != "min") or token.text == "pi":
+    if token.text == "pi":
         return None
     if len(token.text) < 3 or not token.apart:
         return name(text, known=True)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from unify_posttrain.rewards.answers.names import FUNCTIONS
+from unify_posttrain.rewards.answers.phrases import folded
 from unify_posttrain.rewards.answers.tokens import Tokens, is_sign, joined
 from unify_posttrain.rewards.answers.values import Answer, Choice, Figure, Words
 
@@ -15,15 +16,9 @@ _SHORT_WORDS = """
     sun nus mon tue wed thu fri sat
 """
 _SHORT = frozenset(_SHORT_WORDS.split()) - FUNCTIONS
-_NUMBERS = """
-    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
-    nineteen twenty
-"""
-NUMBERS = {word: value for value, word in enumerate(_NUMBERS.split())}
-NUMBERS |= {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
 _LEADS = re.compile(
     r"(?:(?:is|are|approximately|approx\.?|about|around|roughly|exactly|the (?:final )?answer is|answer"
-    r"|therefore|thus|so|hence)[:,]?\s*)+",
+    r"|therefore|thus|so|hence|if|for|when|where|otherwise)[:,]?\s*)+",
     re.IGNORECASE,
 )
 
@@ -69,7 +64,10 @@ def words(tokens: Tokens) -> Words | None:
         return Words(folded(tokens[0].text)) if texts and is_word(tokens[0].text) else None
     if not texts or not any(token.kind == "text" or is_word(token.text) for token in texts):
         return None
-    if any(token.kind == "letters" and token.text in FUNCTIONS for token in texts) or tokens[0].kind == "number":
+    if tokens[0].kind == "number":
+        date = folded(" ".join(token.text for token in tokens))
+        return Words(date) if not date[0].isdigit() else None
+    if any(token.kind == "letters" and token.text in FUNCTIONS for token in texts):
         return None
     if len(texts) == 1 and not all(token.kind in ("text", "letters", "number") for token in tokens):
         return None
@@ -78,18 +76,13 @@ def words(tokens: Tokens) -> Words | None:
     return Words(folded(joined(tokens)))
 
 
-def folded(text: str) -> str:
-    """One spelling of words; a single letter keeps its case."""
-    text = " ".join(re.sub(r"[`'\"]", "", text).split()).strip(" .,;:!?")
-    if len(text) == 1:
-        return text
-    text = re.sub(r"^(?:the|an?|there (?:is|are)) (?=\w)", "", text.casefold())
-    return re.sub(r"^no (real |integer |)solutions$", r"no \1solution", text)
-
-
 def choice(tokens: Tokens, read: Callable[[Tokens], Answer]) -> Choice | None:
     """A letter with a bracket, a colon or a full stop behind it, and what it stands for: `(B) 12`, `B) 12`, `C: a score`."""
     texts = [token.text for token in tokens]
+    if tokens[0].kind == "text" and (
+        match := re.fullmatch(r"(?:option|choice|answer)\s*:?\s*\(?([A-J])\)?", tokens[0].text, re.IGNORECASE)
+    ):
+        return Choice(match[1])
     if tokens[0].kind == "text" and (match := re.fullmatch(r"\(?([A-J])\s*[).:](?:\s*(.+))?", tokens[0].text)):
         rest: Tokens = tokens[1:]
         if match[2]:
