@@ -3,9 +3,9 @@ r"""Mutations of pairs that are known to be equal: does the grader accept what n
     python -m tests.benchmarks.answer_fuzzer [--seconds 60] [--seed 0]
 
 Takes the equal ones of the argued pairs (tests/rewards/answer_pairs.py) and of the cases (tests/rewards/answers/cases.jsonl). A
-mutation of layout must leave an answer accepted. A mutation of meaning (a digit, a sign, the case of a letter, the order of a tuple,
-two swapped values, a bracket, a relation) must not be accepted, unless it undoes itself, as the digit in x^0 \cdot 5 does: what is
-accepted is printed, to be looked at. Prints how many pairs were tried, every finding once, and the slowest answer.
+mutation of layout must leave an answer accepted. A mutation of meaning (a digit, a sign, the case of a letter, the order of a
+tuple, two swapped values, a bracket, a relation) must not be accepted, unless it says the same after all, as \frac{0}{7} does for
+\frac{0}{5}: what is accepted is printed, to be looked at. Prints how many pairs were tried, every finding once, and the slowest answer.
 """
 
 from __future__ import annotations
@@ -92,14 +92,15 @@ def _dropped(text: str, draw: random.Random) -> str | None:
     return ",".join(parts)
 
 
+RELATIONS = {"<": r"\le ", ">": r"\ge ", r"\le": "<", r"\ge": ">"}
 MEANING: dict[str, Mutation] = {
     "digit": _one_of(r"\d", lambda match, draw: draw.choice([d for d in "0123456789" if d != match[0]])),
     "sign": _one_of(r"(?<=[\w})])\s*[+-]\s*(?=[\w\\(])", lambda match, _: "-" if "+" in match[0] else "+"),
     "leading sign": lambda text, _: f"-{text}" if re.fullmatch(r"[1-9]\d*|\\frac\{\d+\}\{\d+\}", text) else None,
     "case": _one_of(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])", lambda match, _: match[0].swapcase()),
-    "index": _one_of(r"(?<=[a-zA-Z])_\{?\w\}?", lambda match, _: match[0].replace("_", "_7", 1) if "{" not in match[0] else "_{77}"),
+    "index": _one_of(r"(?<=[a-zA-Z])_\{?\w\}?", lambda *_: "_{77}"),
     "prime": _one_of(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z'])", lambda match, _: f"{match[0]}'"),
-    "relation": _one_of(r"<|>|\\le(?![a-z])|\\ge(?![a-z])", lambda match, _: {"<": r"\le ", ">": r"\ge ", r"\le": "<", r"\ge": ">"}[match[0]], True),
+    "relation": _one_of(r"<|>|\\le(?![a-z])|\\ge(?![a-z])", lambda match, _: RELATIONS[match[0]], True),
     "bracket": _one_of(r"\[(?=[^\]]*\))", lambda *_: "("),
     "swapped": _swapped,
     "exchanged": _exchanged,
@@ -108,7 +109,9 @@ MEANING: dict[str, Mutation] = {
 }
 LAYOUT: dict[str, Mutation] = {
     "blanks": _one_of(r"(?<=[+=])|(?=(?<![<>])[+=])", lambda *_: " ", True),
-    "left right": lambda text, _: text.replace("(", r"\left(").replace(")", r"\right)") if r"\left" not in text and r"\big" not in text else None,
+    "left right": lambda text, _: (
+        None if re.search(r"\\left|\\big", text) else text.replace("(", r"\left(").replace(")", r"\right)")
+    ),
     "dfrac": lambda text, _: text.replace(r"\frac", r"\dfrac"),
     "dollars": lambda text, _: f"${text}$" if "$" not in text else None,
     "full stop": lambda text, _: f"{text}.",
@@ -149,7 +152,10 @@ def main() -> None:
         table.add_row(name, str(count))
     console = Console(width=140)
     console.print(table)
-    console.print(f"{sum(tried.values())} pairs of {len(pairs)} equal ones; slowest {1000 * slowest[0]:.0f} ms of processor time: {slowest[1]}", markup=False)
+    console.print(
+        f"{sum(tried.values())} pairs of {len(pairs)} equal ones; slowest {1000 * slowest[0]:.0f} ms of processor time: {slowest[1]}",
+        markup=False,
+    )
     for (what, text, gold), answer in sorted(findings.items()):
         console.print(f"{what}: {text!r} | {gold!r}   was {answer!r}", markup=False, soft_wrap=True)
 

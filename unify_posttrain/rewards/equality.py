@@ -35,6 +35,9 @@ def equal_answers(answer: str, gold: str, *, math_verify: bool = False, numeric:
         answer, gold: as extracted, LaTeX or plain.
         math_verify: ask math-verify where the typed reader cannot tell.
         numeric: accept numeric equality as well (see `near`).
+
+    Raises:
+        TimeoutError: math-verify takes too long.
     """
     read_answer, read_gold = read(answer), read(gold)
     if says_nothing(read_answer) or says_nothing(read_gold):
@@ -48,11 +51,14 @@ def equal_answers(answer: str, gold: str, *, math_verify: bool = False, numeric:
 
 
 def same_by_math_verify(answer: str, gold: str) -> bool:
-    """math-verify's verdict on two LaTeX texts, which are put into math mode; false if it takes too long."""
+    """math-verify's verdict on two LaTeX texts, which are put into math mode.
+
+    Raises:
+        TimeoutError: it takes more than MATH_VERIFY_SECONDS.
+    """
     with _processor_time():
         parsed = [parse_latex(f"${text}$") for text in (gold, answer)]
         return bool(all(parsed) and verify(*parsed, timeout_seconds=None))
-    return False
 
 
 def same_as_published(text: str, gold: str) -> bool:
@@ -60,11 +66,13 @@ def same_as_published(text: str, gold: str) -> bool:
 
     The ground truth is put into a box, and read as LaTeX; in the text both LaTeX and plain numbers are looked for. Plain numbers go
     through sympy's parser of text, but only digits, points, operators and round brackets ever reach it.
+
+    Raises:
+        TimeoutError: it takes more than MATH_VERIFY_SECONDS.
     """
     with _processor_time():
         parsed = [parse_latex(f"\\boxed{{{gold}}}"), parse_published(text)]
         return bool(all(parsed) and verify(*parsed, timeout_seconds=None))
-    return False
 
 
 def parse_latex(text: str) -> list[object]:
@@ -84,7 +92,7 @@ class _OutOfTime(BaseException):
 
 @contextmanager
 def _processor_time() -> Iterator[None]:
-    """End what is inside after MATH_VERIFY_SECONDS of processor time, quietly; in the main thread, where graders work."""
+    """End what is inside after MATH_VERIFY_SECONDS of processor time; in the main thread, where graders work."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -97,7 +105,7 @@ def _processor_time() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_VIRTUAL, MATH_VERIFY_SECONDS)
         yield
     except _OutOfTime:
-        logger.debug("math-verify took more than %s s of processor time", MATH_VERIFY_SECONDS)
+        raise TimeoutError(f"math-verify took more than {MATH_VERIFY_SECONDS} s of processor time") from None
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)

@@ -89,11 +89,14 @@ _TAIL = re.compile(r"(?:[\s.,;:]|\\\\|(?<=\d)\\ldots|\\text\{[\s.,;:]*\})+$")
 _ROOT_SIGN = re.compile(r"\\sqrt(\[[34]\])?\s+(\d+(?:\.\d+)?|[a-zA-Z])(?!\s*\{)")
 # A brace on the left alone, as around a system of equations.
 _SYSTEM = re.compile(
-    r"\\left\s*\\\{\s*\\begin\{(?:array|aligned)\}(?:\s*\{[lcr|\s]*\})?(.*)\\end\{(?:array|aligned)\}\s*\\right\s*\.", re.DOTALL
+    r"\\left\s*\\\{\s*\\begin\{(?:array|aligned)\}(?:\s*\{[lcr|\s]*\})?(.*)\\end\{(?:array|aligned)\}\s*\\right\s*\.?", re.DOTALL
 )
 _PRIMED = re.compile(r"\^\s*(?:\{\s*)?('(?:\s*')*)(?:\s*\})?")
 _MODULO = re.compile(r"\(\s*(?:\\text\s*\{\s*mod\s*\}|mod)\s*([^()]*)\)|\\pmod\s*(?=\d)(\d+)")
-_ORDINAL = re.compile(r"(?<=\d)\s*(?:\^\s*\{?\s*)?(?:\\text\s*\{\s*(?:st|nd|rd|th)\s*\}\s*\}?|(?:st|nd|rd|th)(?![a-zA-Z])\s*\}?)")
+_TH = r"(?:st|nd|rd|th)"
+_ORDINAL = re.compile(
+    rf"(?<=\d)\s*(?:\^\s*\{{\s*(?:\\text\s*\{{\s*{_TH}\s*\}}|{_TH})\s*\}}|\^?\s*\\text\s*\{{\s*{_TH}\s*\}}|{_TH}(?![a-zA-Z]))"
+)
 _DIGITS_GROUPED = re.compile(r"(?<![\d.,'])\d{1,3}(?:(?:\.\d{3}){2,}|(?:'\d{3})+)(?![\d.,'])")
 _TIMES_TEN = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)")
 _INTERVAL = re.compile(

@@ -146,7 +146,7 @@ class Names(Cursor):
         power: Node | None = None
         while self.at("_", "^"):
             if self.take().text == "_":
-                base = self.inside(self.index())
+                base = self.inside(self.base())
             else:
                 power = self.inside(self.exponent())
         if self.at_open() and self.peek() != Token("open", "[", True):
@@ -164,6 +164,20 @@ class Names(Cursor):
             raise UnreadError(f"{name} with an index")
         node = Node("function", name, parts)
         return node if power is None else Node("power", parts=(node, power))
+
+    def base(self) -> Tokens:
+        r"""Of a logarithm. Of `\log_48` it is 4, as TeX reads it, for else nothing would be left to take the logarithm of."""
+        tokens = self.index()
+        if (
+            len(tokens) == 1
+            and tokens[0].kind == "number"
+            and len(tokens[0].text) > 1
+            and not self.begins_factor()
+            and not self.at("^")
+        ):
+            self.split_letters()
+            tokens = [self.tokens[self.position - 1]]
+        return tokens
 
     def bare_argument(self) -> Node:
         """The product up to the next sign or function."""

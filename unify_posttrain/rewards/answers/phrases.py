@@ -28,11 +28,17 @@ def folded(text: str) -> str:
     if len(text) == 1:
         return text
     text = re.sub(r"^(?:the|an?|there (?:is|are)) (?=\w)", "", text.casefold())
+    return date(text) or _PHRASES.get(text, text)
+
+
+def date(text: str) -> str | None:
+    """A day as month, day and perhaps year: 20 June 2024, June 20th, 2024; None if it is none."""
+    text = " ".join(text.casefold().replace(" ,", ",").split())
     if match := _DAY_MONTH.fullmatch(text):
         return " ".join(filter(None, (match[2], match[1], match[3])))
     if match := _MONTH_DAY.fullmatch(text):
         return " ".join(filter(None, match.groups()))
-    return _PHRASES.get(text, text)
+    return None
 
 
 def number_in_words(text: str) -> int | None:

@@ -117,7 +117,7 @@ class _Reader:
             if len(joins) == 1 and len(found) > 1 and (of_relations := self.combined(found, joins == {"or"})) is not None:
                 return of_relations
             if any(is_sign(token, "\\lor", "\\land") for _, token in outside(tokens)):
-                return Spelling(joined(tokens))
+                return Items("any" if joins == {"or"} else "all", tuple(found)) if len(joins) == 1 else Spelling(joined(tokens))
             if joins == {"or"} and len(found) > 1 and all(map(_is_system, found)):
                 return Items("list", tuple(found))  # x=1, y=2 or x=2, y=1
             if joins == {"or"} and len({each.name for each in found if isinstance(each, Named)}) == len(found) > 1:

@@ -11,7 +11,7 @@ from unify_posttrain.rewards.answers.values import Answer, Items, Named, Quantit
 from unify_posttrain.rewards.answers.verdicts import Same, Verdict, all_of, pairwise
 
 _ROOTS = re.compile(r"([xzrtyk]|\\lambda)_\d+")
-_UNORDERED = frozenset({"set", "list", "union", "any", "cases"})
+_UNORDERED = frozenset({"set", "list", "union", "any", "all", "cases"})
 ELLIPSIS = Words("…")
 
 

@@ -59,7 +59,8 @@ class Items:
     """Several answers.
 
     Attributes:
-        kind: list (no brackets), tuple, set, matrix, determinant, cases, or beside (numbers with blanks between them).
+        kind: list (no brackets), tuple, set, union, any or all (statements with `or` or `and` between them), matrix, determinant,
+            cases, row (of these three), or beside (numbers with blanks between them).
         items: the answers; of a matrix and of cases its rows.
         brackets: of a tuple, its two.
     """

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from unify_posttrain.rewards.answers.names import FUNCTIONS
-from unify_posttrain.rewards.answers.phrases import folded
+from unify_posttrain.rewards.answers.phrases import date, folded
 from unify_posttrain.rewards.answers.tokens import Tokens, is_sign, joined
 from unify_posttrain.rewards.answers.values import Answer, Choice, Figure, Words
 
@@ -57,6 +57,8 @@ def words(tokens: Tokens) -> Words | None:
         for token in tokens
     ):
         return None
+    if day := date(" ".join(token.text for token in tokens)):
+        return Words(day)
     texts = [token for token in tokens if token.kind in ("text", "letters")]
     if len(tokens) == 1 and tokens[0].kind == "text":
         return Words(folded(tokens[0].text))
@@ -65,8 +67,7 @@ def words(tokens: Tokens) -> Words | None:
     if not texts or not any(token.kind == "text" or is_word(token.text) for token in texts):
         return None
     if tokens[0].kind == "number":
-        date = folded(" ".join(token.text for token in tokens))
-        return Words(date) if not date[0].isdigit() else None
+        return None
     if any(token.kind == "letters" and token.text in FUNCTIONS for token in texts):
         return None
     if len(texts) == 1 and not all(token.kind in ("text", "letters", "number") for token in tokens):
