@@ -5,7 +5,8 @@ r"""Mutations of pairs that are known to be equal: does the grader accept what n
 Takes the equal ones of the argued pairs (tests/rewards/answer_pairs.py) and of the cases (tests/rewards/answers/cases.jsonl). A
 mutation of layout must leave an answer accepted. A mutation of meaning (a digit, a sign, the case of a letter, the order of a
 tuple, two swapped values, a bracket, a relation) must not be accepted, unless it says the same after all, as \frac{0}{7} does for
-\frac{0}{5}: what is accepted is printed, to be looked at. Prints how many pairs were tried, every finding once, and the slowest answer.
+\frac{0}{5}: what is accepted is printed, to be looked at. Prints how many pairs were tried, every finding once, and the slowest
+answer.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def main() -> None:
     console = Console(width=140)
     console.print(table)
     console.print(
-        f"{sum(tried.values())} pairs of {len(pairs)} equal ones; slowest {1000 * slowest[0]:.0f} ms of processor time: {slowest[1]}",
+        f"{sum(tried.values())} pairs of {len(pairs)} equal ones; slowest {1000 * slowest[0]:.0f} ms of a core: {slowest[1]}",
         markup=False,
     )
     for (what, text, gold), answer in sorted(findings.items()):

@@ -28,7 +28,7 @@ def test_what_takes_the_grader_down_cannot_be_graded(gold: str, monkeypatch: pyt
 
 
 SHORT = {"workers": 1, "timeout_seconds": 2.0, "memory_mb": 1024}
-UNCOMPUTABLE = (r"10^{10^{10}}", r"\boxed{9^{9^{9^{9}}}}", r"(1, 10^{10^{10}})")
+UNCOMPUTABLE = (r"10^{10^{10}}", r"\boxed{9^{9^{9^{9}}}}")
 DEEP = ("{" * 100_000, "(" * 100_000 + "1" + ")" * 100_000, '["' * 100_000, r"\sqrt{" * 300 + "x" + "}" * 300)
 
 
