@@ -16,12 +16,14 @@ from contextlib import contextmanager
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
+from unify_posttrain.rewards import plain
 from unify_posttrain.rewards.answers.comparison import same
 from unify_posttrain.rewards.answers.near import near
 from unify_posttrain.rewards.answers.reader import MAX_CHARACTERS, read
 from unify_posttrain.rewards.answers.spelling import says_nothing, too_large
 
 logger = logging.getLogger(__name__)
+plain.stand_in()
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that timeouts are ours to set, which they are
 
 PROBE = r"\frac{5}{7}+w"  # an answer like no other
@@ -64,8 +66,8 @@ def same_by_math_verify(answer: str, gold: str) -> bool:
 def same_as_published(text: str, gold: str) -> bool:
     r"""The verdict of the math-verify reward that LUFFY and ReLIFT publish: it finds the answer itself.
 
-    The ground truth is put into a box, and read as LaTeX; in the text both LaTeX and plain numbers are looked for. Plain numbers go
-    through sympy's parser of text, but only digits, points, operators and round brackets ever reach it.
+    The ground truth is put into a box, and read as LaTeX; in the text both LaTeX and plain numbers are looked for, the latter by a
+    parser that evaluates nothing (`unify_posttrain.rewards.plain`).
 
     Raises:
         TimeoutError: it takes more than MATH_VERIFY_SECONDS.
