@@ -44,7 +44,7 @@ FORMS = (
     "<think>hm</think> The final answer is {0}.",
     "So \\boxed{{3}}, that is, \\boxed{{{0}}}",
 )
-CONFIG = NormalizationConfig(basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="none", equations=True)
+CONFIG = NormalizationConfig(basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="none", equations=False)
 OURS, PUBLISHED = (
     math_verify.parser.parse_expr_cached,
     math_verify.parser.lru_cache(maxsize=20)(lambda text: math_verify.parser.parse_expr(text, evaluate=False)),
