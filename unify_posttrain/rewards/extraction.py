@@ -12,7 +12,15 @@ import re
 
 THINK_END = "</think>"
 
-_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)  # an escaped brace is a character, not a delimiter
+# An escaped brace is a character, not a delimiter. A box without braces holds a number or one letter, as in `\boxed 5`.
+_BRACES = re.compile(
+    r"\\boxed\s*\{|\\boxed(?![a-zA-Z])[^\S\n]*(?P<bare>[+-]?\d[\d.,/]*(?<![.,/])|[A-Z](?![A-Za-z]))|\\.|[{}]", re.DOTALL
+)
+_NOTHING = re.compile(
+    r"(?:\\text\{)?[\s.…?_]*(?:\\[lc]?dots|\\cdot|\\quad|\\square|\\phantom\{.*\}"
+    r"|(?:your |final |the )*answer(?: here)?)?[\s.…?_]*\}?",
+    re.IGNORECASE,
+)
 _ANSWER_LINE = re.compile(r"\banswer[^\S\n]{0,3}:", re.IGNORECASE)
 # Bounded repetitions: unbounded ones side by side would be quadratic in a line of spaces.
 _LEAD = re.compile(
@@ -21,27 +29,38 @@ _LEAD = re.compile(
 )
 
 
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last ``\boxed{...}`` with matching braces; of nested ones the inner. None if there is none.
+def boxes(text: str) -> list[str]:
+    r"""The contents of all ``\boxed{...}`` with matching braces, in their order; of nested ones the inner.
 
-    ``\fbox`` is none, and a box that was cut off (at the length limit, say) doesn't count: an earlier complete one does.
-
-    >>> last_boxed(r"\boxed{1}, no: \boxed{\frac{2}{3}}")
-    '\\frac{2}{3}'
+    ``\fbox`` is none, and a box that was cut off (at the length limit, say) doesn't count. An empty one and one with a placeholder
+    ("put it in \boxed{...}") are left out if another one says something.
     """
     open_braces: list[int] = []  # where the content of each open brace begins; negative: it is a box
-    found: tuple[int, int] | None = None
+    found: list[tuple[int, int]] = []
     for match in _BRACES.finditer(text):
         token = match.group()
-        if token.startswith("\\boxed"):
+        if match["bare"]:
+            found.append(match.span("bare"))
+        elif token.startswith("\\boxed"):
             open_braces.append(-match.end())
         elif token == "{":
             open_braces.append(match.end())
         elif token == "}" and open_braces:
             start = open_braces.pop()
-            if start < 0 and (found is None or -start > found[0]):
-                found = (-start, match.start())
-    return None if found is None else text[slice(*found)].strip()
+            if start < 0 and not (found and found[-1][0] >= -start):  # else it holds a box
+                found.append((-start, match.start()))
+    contents = [text[slice(*span)].strip() for span in found]
+    return [content for content in contents if not (len(content) < 40 and _NOTHING.fullmatch(content))] or contents
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last box that says something (see :func:`boxes`); None if there is no box.
+
+    >>> last_boxed(r"\boxed{1}, no: \boxed{\frac{2}{3}}. I put it in \boxed{}.")
+    '\\frac{2}{3}'
+    """
+    found = boxes(text)
+    return found[-1] if found else None
 
 
 def answer_tag(text: str) -> str | None:
