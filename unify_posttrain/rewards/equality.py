@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
 from unify_posttrain.rewards import plain
+from unify_posttrain.rewards.answers.cleaning import clean
 from unify_posttrain.rewards.answers.comparison import same
 from unify_posttrain.rewards.answers.near import near
 from unify_posttrain.rewards.answers.reader import MAX_CHARACTERS, read
@@ -48,7 +49,7 @@ def equal_answers(answer: str, gold: str, *, math_verify: bool = False, numeric:
     if verdict is None and math_verify and max(len(answer), len(gold)) <= MAX_CHARACTERS:
         # It drops primes, and what is too large for us to compute, sympy would try to compute.
         answerable = answer.count("'") == gold.count("'") and not (too_large(read_answer) or too_large(read_gold))
-        verdict = answerable and same_by_math_verify(answer, gold)
+        verdict = answerable and same_by_math_verify(clean(answer), clean(gold))
     return bool(verdict) or (numeric and near(read_answer, read_gold))
 
 

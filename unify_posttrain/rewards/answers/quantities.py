@@ -41,6 +41,19 @@ def quantity(tokens: Tokens) -> Answer:
     return _both_signs(node, money)
 
 
+def times(tokens: Tokens, table: Items) -> Items | None:
+    """A matrix of quantities times what stands before it: a number, an expression, a sign; None if it is something else."""
+    bare = [token for token in tokens if not is_sign(token, "\\cdot", "*")]
+    factor = number(-1) if len(bare) == 1 and is_sign(bare[0], "-") else parse(bare)
+    rows = []
+    for row in table.items:
+        if not isinstance(row, Items) or not all(isinstance(item, Quantity) for item in row.items):
+            return None
+        entries = (item.node for item in row.items if isinstance(item, Quantity))
+        rows.append(Items("row", tuple(Quantity(Node("multiply", parts=(factor, entry))) for entry in entries)))
+    return Items("matrix", tuple(rows))
+
+
 def meant(answer: Answer) -> Answer:
     """Words that say a number, infinity or all real numbers as what they say."""
     if not isinstance(answer, Words):

@@ -13,9 +13,8 @@ from functools import lru_cache, reduce
 
 from unify_posttrain.rewards.answers import regions
 from unify_posttrain.rewards.answers.cleaning import clean
-from unify_posttrain.rewards.answers.nodes import number
 from unify_posttrain.rewards.answers.numerals import clock, grouped, numeral
-from unify_posttrain.rewards.answers.quantities import infinite, interval, meant, quantity
+from unify_posttrain.rewards.answers.quantities import infinite, interval, meant, quantity, times
 from unify_posttrain.rewards.answers.relations import related
 from unify_posttrain.rewards.answers.tokens import (
     Token,
@@ -32,7 +31,6 @@ from unify_posttrain.rewards.answers.tokens import (
 from unify_posttrain.rewards.answers.values import (
     Answer,
     Either,
-    Interval,
     Items,
     Named,
     Quantity,
@@ -49,12 +47,6 @@ MAX_DEPTH = 12  # of answers in answers
 
 _ALIGNED = frozenset({"aligned", "align", "gathered", "split"})
 _POINTS = frozenset("ABCDEMNOPQRSTUVXYZ")  # before a tuple they name a point
-_POSITIVE, _NEGATIVE = Interval(number(0), None), Interval(None, number(0))
-_SETS = {
-    "\\mathbb{R}^+": _POSITIVE, "\\mathbb{R}^{+}": _POSITIVE, "\\mathbb{R}_+": _POSITIVE, "\\mathbb{R}_{+}": _POSITIVE,
-    "\\mathbb{R}_{>0}": _POSITIVE, "\\mathbb{R}^-": _NEGATIVE, "\\mathbb{R}^{-}": _NEGATIVE, "\\mathbb{R}_{<0}": _NEGATIVE,
-    "\\mathbb{R}": Interval(None, None), "\\mathbb{R}_{\\ge0}": Interval(number(0), None, True, False),
-}  # fmt: skip
 _OR, _AND = frozenset({"or"}), frozenset({"and", "&"})
 
 
@@ -169,7 +161,7 @@ class _Reader:
         tokens = without_lead(unwrapped(tokens))
         if not tokens:
             return Spelling("")
-        known_set = _SETS.get(joined(tokens).replace(" ", ""))
+        known_set = regions.NAMED.get(joined(tokens).replace(" ", ""))
         if known_set is not None:
             return Region((known_set,))
         for reader in (self.related, self.of_sets, self.proportion, self.enclosed):
@@ -224,6 +216,8 @@ class _Reader:
             if isinstance(corner, Items) and corner.kind == "tuple":
                 return Named(tokens[0].text, corner)  # P(1,4)
         first, last = tokens[0], tokens[-1]
+        if last.kind == "end" and first.kind != "begin" and (scaled := self.scaled(tokens)) is not None:
+            return scaled
         if first.kind not in ("open", "begin"):
             return Items("set", ()) if joined(tokens) == "\\emptyset" else None
         if closing(tokens, 0) != len(tokens) - 1:
@@ -243,6 +237,16 @@ class _Reader:
         if brackets in ("[)", "(]") or (len(items) == 2 and any(infinite(item) is not None for item in items)):
             return interval(items, brackets)
         return Items("tuple", items, brackets)
+
+    def scaled(self, tokens: Tokens) -> Answer | None:
+        """A number times a matrix."""
+        begins = next(index for index, token in enumerate(tokens) if token.kind == "begin")
+        if closing(tokens, begins) != len(tokens) - 1:
+            return None
+        table = self.enclosed(tokens[begins:])
+        if not isinstance(table, Items) or table.kind != "matrix":
+            return None
+        return times(tokens[:begins], table)
 
     def of_braces(self, tokens: Tokens) -> Answer:
         r"""\{1,2\}, \{x \mid x>3\}, \{x : x>3\}."""

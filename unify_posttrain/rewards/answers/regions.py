@@ -16,6 +16,12 @@ from unify_posttrain.rewards.answers.nodes import Node, number
 from unify_posttrain.rewards.answers.values import Interval, Items, Quantity, Region, Relation
 
 EVERYTHING = (Interval(None, None),)
+_POSITIVE, _NEGATIVE = Interval(number(0), None), Interval(None, number(0))
+NAMED = {
+    "\\mathbb{R}^+": _POSITIVE, "\\mathbb{R}^{+}": _POSITIVE, "\\mathbb{R}_+": _POSITIVE, "\\mathbb{R}_{+}": _POSITIVE,
+    "\\mathbb{R}_{>0}": _POSITIVE, "\\mathbb{R}^-": _NEGATIVE, "\\mathbb{R}^{-}": _NEGATIVE, "\\mathbb{R}_{<0}": _NEGATIVE,
+    "\\mathbb{R}": Interval(None, None), "\\mathbb{R}_{\\ge0}": Interval(number(0), None, True, False),
+}  # fmt: skip
 _POLYNOMIAL = frozenset({"number", "symbol", "constant", "add", "multiply", "negate", "divide", "power", "function"})
 
 
