@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -38,17 +39,18 @@ class Counting:
     def __init__(self, graders: KillablePool, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[str] = []
 
-        def run(item: dict) -> Outcome:
-            self.asked.append("answer" if "text" in item else "gold")
-            return KillablePool.run(graders, item)
+        def send(items: Sequence[dict]) -> list[Outcome]:
+            self.asked += ["answer" if "text" in item else "gold" for item in items]
+            return KillablePool.send(graders, items)
 
-        monkeypatch.setattr(graders, "run", run)
+        monkeypatch.setattr(graders, "send", send)
 
 
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
     monkeypatch.setattr(math, "_verdicts", math._Verdicts())
-    return Counting(math.pool(math.GRADE, **SHORT), monkeypatch)
+    with math.pool(math.GRADE, **SHORT) as graders:
+        return Counting(graders, monkeypatch)
 
 
 @pytest.mark.parametrize("gold", UNCOMPUTABLE)
@@ -80,7 +82,8 @@ def test_deep_nesting_is_one_row(gold: str, version: int, counting: Counting) ->
 
 
 def test_the_answer_line_has_the_same_verdicts(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
-    graders = Counting(math.pool(math.GRADE_DAPO, **SHORT), monkeypatch)
+    with math.pool(math.GRADE_DAPO, **SHORT) as made:
+        graders = Counting(made, monkeypatch)
     scored = [math.compute_dapo_score("s", f"Answer: {answer}", UNCOMPUTABLE[0], **SHORT) for answer in ("x+1", "3")]
     assert {each["gold_ok"] for each in scored} == {0.0} and graders.asked == ["gold"]
     assert math.compute_dapo_score("s", "Answer: 34", "34", **SHORT)["score"] == 1.0
