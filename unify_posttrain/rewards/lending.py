@@ -31,8 +31,8 @@ class _Entry(Generic[T]):
 
 
 class Lending(Generic[K, T]):
-    """Makes a thing when it is first asked for and keeps it; when there are more than `most`, the one that was asked for longest ago
-    is closed, as soon as nobody uses it. Its methods may be called from several threads at once.
+    """Makes a thing when it is first asked for and keeps it. When there are more than `most`, the one asked for longest ago is
+    closed, as soon as nobody uses it. Its methods may be called from several threads at once.
 
     Args:
         make: key -> thing; whatever it raises reaches the caller, and the next one tries again.

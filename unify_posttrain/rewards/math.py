@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,8 @@ class _Verdicts:
         self._lock = threading.Lock()
 
     def usable(self, graders: KillablePool, golds: Sequence[Any], version: int | None = None) -> list[bool]:
-        """Whether answers can be compared with each of `golds`, by the graders of a version; unknown ones are asked side by side."""
+        """Whether answers can be compared with each of `golds`, by the graders of a version; all unknown ones are asked side by
+        side."""
         keys = [self._key(graders, gold, version) for gold in golds]
         mine: dict[bytes, tuple[Any, Future[bool]]] = {}
         with self._lock:
@@ -60,9 +62,8 @@ class _Verdicts:
                 del self._known[next(iter(self._known))]
         try:
             # Mine first, then others': two callers who wait for each other's would wait for ever.
-            for (_, future), verdict in zip(
-                mine.values(), self._ask(graders, [gold for gold, _ in mine.values()], version), strict=True
-            ):
+            verdicts = self._ask(graders, [gold for gold, _ in mine.values()], version)
+            for (_, future), verdict in zip(mine.values(), verdicts, strict=True):
                 future.set_result(verdict)
         except BaseException as error:  # the graders cannot start: all who wait hear of it, and the next one asks again
             with self._lock:
@@ -96,7 +97,8 @@ _verdicts = _Verdicts()
 
 
 def pool(target: str, workers: int, timeout_seconds: float, memory_mb: int) -> AbstractContextManager[KillablePool]:
-    """The pool of this process with these settings, for a `with`: shared, kept afterwards, closed when others have taken its place."""
+    """The pool of this process with these settings, for a `with`: shared, kept afterwards, closed when others take its
+    place."""
     return pools.lend((target, workers, timeout_seconds, memory_mb))
 
 
@@ -132,7 +134,7 @@ def compute_score(
     """
     if isinstance(version, bool) or version not in VERSIONS:
         raise ValueError(f"data.reward_impl_version={version!r} is unknown; choose one of {', '.join(map(str, VERSIONS))}")
-    gold = _plain(ground_truth)
+    gold = plain_ground_truth(ground_truth)
     with pool(GRADE, workers, timeout_seconds, memory_mb) as graders:
         if not _verdicts.usable(graders, [gold], int(version))[0]:
             return _nothing(gold_ok=0.0)
@@ -155,7 +157,7 @@ def compute_dapo_score(
     Arguments and result are those of :func:`compute_score`. Online SFT's +1 and -1 are made of it by `fusion.online_sft`, DAPO's
     length penalty by `reward.reward_manager.name=dapo`.
     """
-    gold = _plain(ground_truth)
+    gold = plain_ground_truth(ground_truth)
     with pool(GRADE_DAPO, workers, timeout_seconds, memory_mb) as graders:
         if not _verdicts.usable(graders, [gold])[0]:
             return _nothing(gold_ok=0.0)
@@ -167,7 +169,8 @@ def compute_scores(
 ) -> list[dict[str, Any]]:
     """:func:`compute_score` of many responses, side by side, in their order."""
     items = [
-        {"text": text, "gold": _plain(gold), "version": int(version)} for text, gold in zip(responses, ground_truths, strict=True)
+        {"text": text, "gold": plain_ground_truth(gold), "version": int(version)}
+        for text, gold in zip(responses, ground_truths, strict=True)
     ]
     with pool(GRADE, workers, timeout_seconds, memory_mb) as graders:
         usable = _verdicts.usable(graders, [item["gold"] for item in items], int(version))
@@ -178,16 +181,22 @@ def compute_scores(
 def gradable(ground_truth: Any, version: int, *, workers: int, timeout_seconds: float, memory_mb: int) -> bool:
     """Whether responses can be graded against a ground truth; one that hangs or kills the grader cannot be."""
     with pool(GRADE, workers, timeout_seconds, memory_mb) as graders:
-        return _verdicts.usable(graders, [_plain(ground_truth)], int(version))[0]
+        return _verdicts.usable(graders, [plain_ground_truth(ground_truth)], int(version))[0]
 
 
-def _plain(ground_truth: Any) -> Any:
-    """What JSON can say; anything else cannot be graded against."""
-    if isinstance(ground_truth, str):
-        return ground_truth
-    if isinstance(ground_truth, np.ndarray):
+def plain_ground_truth(ground_truth: Any) -> Any:
+    """What JSON can say of a ground truth: a text, a number, or a list of these; anything else cannot be graded against."""
+    if isinstance(ground_truth, np.ndarray | np.generic):
         ground_truth = ground_truth.tolist()
-    return [gold for gold in ground_truth if isinstance(gold, str)] if isinstance(ground_truth, list | tuple) else []
+    if isinstance(ground_truth, list | tuple):
+        return [gold for gold in ground_truth if _is_answer(gold)]
+    return ground_truth if _is_answer(ground_truth) else []
+
+
+def _is_answer(value: Any) -> bool:
+    if isinstance(value, float):
+        return isfinite(value)
+    return isinstance(value, str | int) and not isinstance(value, bool)
 
 
 def _result(outcome: Outcome, data_source: str) -> dict[str, Any]:

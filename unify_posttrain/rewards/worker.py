@@ -5,7 +5,7 @@
 Reads frames from stdin, each a length and a pickle of (number, items), and writes a line `[number, value, fault, detail]` per item
 to stdout, in order. The process itself is the supervisor: it imports the function, then only forks children and waits for them. The
 child reads, works and writes. With `beyond ARGUMENT` the memory is what a process may take beyond its imports, and MODULE:FUNCTION
-makes the function of ARGUMENT, which is JSON. `confined`: children compute and do nothing else (`unify_posttrain.rewards.confinement`).
+makes the function of ARGUMENT, which is JSON. `confined`: children only compute (`unify_posttrain.rewards.confinement`).
 """
 
 from __future__ import annotations
