@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.reward_pool [--answers 1500] [--rounds 3] [--workers 1 2 4] [--door map scores threads]
 
-Three doors lead into the pool: `map` hands answers to `KillablePool.map`; `scores` is `rewards.math.compute_scores`, which asks about
-every ground truth first; `threads` calls `rewards.math.compute_score` row by row from 16 threads, as reward managers do. No ground
-truth is asked about twice in a round. Expect a minute on 2 idle cores.
+Three doors lead into the pool: `map` hands answers to `KillablePool.map`; `scores` is `rewards.math.compute_scores`, which asks
+about every ground truth first; `threads` calls `rewards.math.compute_score` row by row from 16 threads, as reward managers do. No
+ground truth is asked about twice in a round. Expect two minutes on 2 idle cores.
 
 Wall time on a machine that does something else says little: beside it stand the processor seconds of workers and caller, which a
 pool that scales keeps constant, and the load. `least wall` is the best round, the one that the rest of the machine disturbed least.

@@ -26,8 +26,8 @@ class Verdict:
     """What a judge says of a response.
 
     Attributes:
-        state: RIGHT, WRONG, NO_ANSWER (which is wrong, too), MASKED (nothing is said: the ground truth cannot be graded against), or
-            the fault of the judge.
+        state: RIGHT, WRONG, NO_ANSWER (wrong, too), MASKED (the ground truth cannot be graded against, so nothing is said),
+            or the fault of the judge.
         answer: that was found.
         seconds: of processor time; of a fault the time limit, if that was it, else 0.
     """

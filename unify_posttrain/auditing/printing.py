@@ -53,12 +53,12 @@ def faults(counts: Mapping[str, int]) -> str:
 
 def judge_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     """A line per judge: JUDGE_COLUMNS."""
-    return [
-        [name, str(counts["graded"]), str(counts["right"]), share(counts["accuracy"]), str(counts["no_answer"]), str(counts["masked"]),
-         faults(counts["faults"]), milliseconds(counts["seconds_median"]), milliseconds(counts["seconds_p99"]),
-         milliseconds(counts["seconds_most"])]
-        for name, counts in summary["judges"].items()
-    ]  # fmt: skip
+    rows = []
+    for name, counts in summary["judges"].items():
+        said = [str(counts["graded"]), str(counts["right"]), share(counts["accuracy"]), str(counts["no_answer"])]
+        said += [str(counts["masked"]), faults(counts["faults"])]
+        rows.append([name, *said, *(milliseconds(counts[f"seconds_{which}"]) for which in ("median", "p99", "most"))])
+    return rows
 
 
 JUDGE_COLUMNS = ("version", "graded", "right", "accuracy", "no answer", "masked", "faults", "median ms", "p99 ms", "most ms")

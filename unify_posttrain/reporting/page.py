@@ -67,14 +67,13 @@ def document(title: str, top: str, header: str, sections: Sequence[tuple[str, st
         data: for the script, in the element `data`; its texts are made visible here.
         script: the only one that may run.
     """
+    links = [("top", top), *(section[:2] for section in sections)]
     digest = b64encode(sha256(script.encode()).digest()).decode()
     return Template(_template("page.html")).substitute(
         title=escape(title),
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
         style=_template("page.css"),
-        navigation="".join(
-            f'<a href="#{name}">{escape(heading)}</a>' for name, heading in [("top", top), *(each[:2] for each in sections)]
-        ),
+        navigation="".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading in links),
         header=header,
         sections="".join(_section(*section) for section in sections),
         data=json_for_html(shown(data)),
