@@ -82,15 +82,7 @@ def test_the_page_shows_texts_and_obeys_none(graded: tuple[Path, subprocess.Comp
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 def test_a_browser_draws_it(graded: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     page = (graded[0] / "mine.grades.html").as_uri()
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--enable-logging=stderr",
-        "--v=0",
-        "--virtual-time-budget=4000",
-    ]
+    quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-logging=stderr", "--v=0")
     command = [str(CHROMIUM), *quiet, "--virtual-time-budget=4000", f"--user-data-dir={tmp_path}/profile", "--dump-dom", page]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0 and [line for line in ended.stderr.splitlines() if "CONSOLE" in line] == []

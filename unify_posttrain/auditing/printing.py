@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from unify_posttrain.auditing.judging import MATH_VERIFY
 from unify_posttrain.output import cell
@@ -101,7 +102,7 @@ def _expected(expected: Mapping[str, Any]) -> Table:
     )
 
 
-def _families(expected: Mapping[str, Any]) -> Table:
+def _families(expected: Mapping[str, Any]) -> Table | Text:
     """Only families in which something is wrong: the others are as they should be."""
     main, rows = expected["judge"], []
     for family, counts in expected["families"].items():
@@ -109,6 +110,8 @@ def _families(expected: Mapping[str, Any]) -> Table:
         if counts[main]["agree"] < counts[main]["rows"]:
             rows.append([*expected_row(family, counts[main]), str(theirs["false_accepts"]), str(theirs["false_rejects"])])
     fine = len(expected["families"]) - len(rows)
+    if not rows:
+        return cell(f"Families, version {main}: all {fine} wholly as expected")
     columns = ("family", *EXPECTED_COLUMNS[1:], "math-verify: false accepts", "false rejects")
     return _table(f"Families, version {main}; {fine} further ones wholly as expected", columns, rows)
 
