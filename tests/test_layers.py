@@ -15,7 +15,7 @@ from unify_posttrain.algorithms import ALGORITHMS
 
 PACKAGE = Path(unify_posttrain.__file__).parent
 NAME = PACKAGE.name
-COMMANDS = ("train", "prepare", "export", "evaluate", "report", "explain", "quickstart", "doctor")
+COMMANDS = ("train", "prepare", "export", "evaluate", "report", "explain", "quickstart", "doctor", "grade")
 # Rooms (folders and single modules) from low to high. A module imports its own room and rooms of lower layers, nothing else: two
 # rooms of one layer do not know each other, commands excepted.
 LAYERS = (
@@ -32,6 +32,7 @@ LAYERS = (
     ("startup", "workers"),
     ("trainer", "doctoring"),
     ("evaluation", "study", "reporting"),
+    ("auditing",),
     COMMANDS,
 )
 # Rooms that know even less than their layer would let them.
@@ -48,7 +49,7 @@ KNOWN: dict[str, set[str]] = {
     "rollout": {"cpu_compat", "untrusted"},
 }
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-BESIDE_TRAINING = ("evaluation", "study", "reporting")  # they read what a run has left behind
+BESIDE_TRAINING = ("evaluation", "study", "reporting", "auditing")  # they read what a run has left behind
 TRAINING = ("startup", "workers", "trainer")
 HEAVY = ("verl", "ray", "vllm")
 PURE = ("objective", "experience", "algorithms", "rewards", "tasks", "measures", "study")

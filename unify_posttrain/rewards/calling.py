@@ -15,11 +15,12 @@ import inspect
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
-from functools import lru_cache
 from typing import Any, Protocol
 
 from unify_posttrain.rewards.contract import Contract, ContractError, ReservedFieldError, Scored
+from unify_posttrain.rewards.lending import Lending
 from unify_posttrain.rewards.loading import forbidden_attempt, is_asynchronous, load_function
 from unify_posttrain.rewards.pool import KillablePool, Outcome, portion
 from unify_posttrain.rewards.protection import Protection, function_name, is_own
@@ -217,8 +218,10 @@ async def compute_score(
         score, and under OUTCOME all that is to be known of the call (`Scored`).
     """
     call = _call(data_source, solution_str, ground_truth, extra_info, further)
-    gatherer = await asyncio.get_running_loop().run_in_executor(None, _gatherer, settings)
-    return _result(await gatherer.score(call))
+    with ExitStack() as stack:
+        lent = gatherers.lend(settings)  # made in a thread, since that takes seconds
+        gatherer = await asyncio.get_running_loop().run_in_executor(None, stack.enter_context, lent)
+        return _result(await gatherer.score(call))
 
 
 def compute_score_sync(
@@ -231,7 +234,8 @@ def compute_score_sync(
     **further: Any,
 ) -> dict[str, Any]:
     """:func:`compute_score` for managers that cannot await."""
-    return _result(_gatherer(settings).caller([_call(data_source, solution_str, ground_truth, extra_info, further)])[0])
+    with gatherers.lend(settings) as gatherer:
+        return _result(gatherer.caller([_call(data_source, solution_str, ground_truth, extra_info, further)])[0])
 
 
 def _call(data_source: str, solution_str: str, ground_truth: Any, extra_info: Any, further: Mapping[str, Any]) -> Call:
@@ -243,10 +247,12 @@ def _result(scored: Scored) -> dict[str, Any]:
     return {"score": scored.score, OUTCOME: scored.to_dict()}
 
 
-@lru_cache(maxsize=8)
 def _gatherer(settings: str) -> Gatherer:
     plain = json.loads(settings)
     return Gatherer(build_caller(plain["node"], Protection.from_node(plain["protection"])))
+
+
+gatherers: Lending[str, Gatherer] = Lending(_gatherer, most=8)
 
 
 class Gatherer:
@@ -257,6 +263,11 @@ class Gatherer:
         self._waiting: list[tuple[Call, asyncio.Future[Scored]]] = []
         self._under_way: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(caller.workers, thread_name_prefix="reward-batches")
+
+    def close(self) -> None:
+        """End what was started."""
+        self._threads.shutdown(wait=False)
+        self.caller.close()
 
     async def score(self, call: Call) -> Scored:
         """One call of the function."""
