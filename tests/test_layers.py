@@ -20,7 +20,7 @@ COMMANDS = ("train", "prepare", "export", "evaluate", "report", "explain", "quic
 # rooms of one layer do not know each other, commands excepted.
 LAYERS = (
     ("text", "redaction"),
-    ("output",),
+    ("output", "chat"),
     ("objective", "experience", "typos", "sweeps", "cpu_compat", "paths", "untrusted", "hydra_records"),
     ("phase_files", "shapes"),
     ("config",),
@@ -37,12 +37,12 @@ LAYERS = (
 # Rooms that know even less than their layer would let them.
 KNOWN: dict[str, set[str]] = {
     "objective": set(),
-    "experience": set(),
+    "experience": {"chat"},  # where prompt and target meet: text, as everywhere
     "measures": set(),
     "rewards": set(),
     "algorithms": {"objective", "experience", "config"},  # the last for the arithmetic of episodes
     "output": {"text", "redaction"},
-    "preparation": {"rewards", "untrusted", "output", "redaction"},
+    "preparation": {"rewards", "untrusted", "output", "redaction", "chat"},
     "tasks": {"preparation", "untrusted"},
     "runs": {"sweeps", "paths", "output", "redaction"},
     "rollout": {"cpu_compat", "untrusted"},

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unify_posttrain.chat import TemplateRefusedError, joined, target_ids
+
 OVERLONG_POLICIES = ("drop", "truncate", "error")
 SELECTIONS = ("first", "random")
 TARGET_COLUMNS = ("target", "target_lst")
 PROBABILITY_COLUMN = "target_probs"
-THINK_OPENING = "<think>\n"
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,14 @@ class DemonstrationReader:
     Attributes:
         encode: text -> token ids, adding no special tokens.
         render: prompt messages -> (text, token ids) with the generation prompt.
-        eos_id: appended to every complete target.
+        eos_id: ends every complete target, once.
         max_length: longest response in tokens, EOS included (T).
         overlong: what happens to a longer one: `drop` (as if missing), `truncate` (first T ids; EOS is *not* forced in, the
             model is not taught to stop where the text does not), or `error`.
         select: which of several targets: `first`, or `random`, drawn from (seed, step, row_id).
         seed: seed of the draw.
         with_probabilities: read the column `target_probs` too.
+        eos_text: how the end token is written; a target that ends with it gets no second one. None: the ids decide.
     """
 
     encode: Callable[[str], list[int]]
@@ -66,6 +68,7 @@ class DemonstrationReader:
     select: str = "first"
     seed: int = 0
     with_probabilities: bool = False
+    eos_text: str | None = None
 
     def __post_init__(self) -> None:
         if self.overlong not in OVERLONG_POLICIES:
@@ -85,7 +88,8 @@ class DemonstrationReader:
             step: training step, for the random draw.
 
         Raises:
-            ValueError: overlong target under `overlong=error`, or a target of a wrong type; names the row.
+            ValueError: overlong target under `overlong=error`, a target of a wrong type, or a chat template that does not take
+                the prompt; names the row.
         """
         texts = target_texts(row, row_id)
         if not texts:
@@ -93,13 +97,14 @@ class DemonstrationReader:
         index = 0
         if self.select == "random" and len(texts) > 1:
             index = int(np.random.default_rng([self.seed, step, row_id]).integers(len(texts)))
-        prompt_text, prompt_ids = self.render(prompt)
-        text = texts[index]
-        if prompt_text.endswith(THINK_OPENING) and text.startswith(THINK_OPENING):
-            text = text[len(THINK_OPENING) :]
+        try:
+            prompt_text, prompt_ids = self.render(prompt)
+        except TemplateRefusedError as error:
+            raise TemplateRefusedError(f"training row {row_id}: {error}") from error
+        text = joined(prompt_text, texts[index])
         if not text:
             return Reading(None, missing=True)
-        ids = [*self.encode(text), self.eos_id]
+        ids = target_ids(self.encode, text, self.eos_id, self.eos_text)
         overlong = len(ids) > self.max_length
         if overlong and self.overlong == "error":
             raise ValueError(
