@@ -153,7 +153,7 @@ BLIND = [
 OTHER_MEANINGS = {
     "startup/checks.py": {"grpo"},  # the value of algorithm.adv_estimator that a message recommends
     "startup/critic_checks.py": {"grpo"},
-    "startup/data_checks.py": {"grpo"},  # `algorithm=grpo`, recommended to whoever has no demonstrations
+    "startup/target_checks.py": {"grpo"},  # `algorithm=grpo`, recommended to whoever has no demonstrations
     "startup/reward_checks.py": {"dapo"},  # verl's reward manager
     "algorithms/base.py": {"ppo"},  # fusion.clip=ppo
     "algorithms/parts.py": {"ppo", "grpo", "sft", "dft", "psft"},  # fusion.clip, adv_estimator, the term, fusion.sft_form

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from unify_posttrain.text import one_line
@@ -20,6 +21,7 @@ NOT_OPTIONS = frozenset({"tokenize", "return_dict", "return_tensors"})  # ours t
 SHOWN = 200  # characters of a template's own words in a message
 
 _OPENING = re.compile(rf"\s*{THINK}(\s*)")
+_TWICE = re.compile(rf"\s*{THINK}\s*{THINK}")
 _SPECIAL = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")  # how special tokens are written
 _PROBE = "0123456789"
 
@@ -81,7 +83,7 @@ class ChatTemplate:
     def _refusal(self, messages: Messages, where: str, error: Exception) -> str:
         roles = [str(message.get("role")) for message in messages]
         said = one_line(" ".join(str(error).split())[:SHOWN]) or type(error).__name__
-        repeated = any(first == second for first, second in zip(roles, roles[1:], strict=False))
+        repeated = any(first == second for first, second in pairwise(roles))
         remedies = [
             *([self.advice] if "system" in roles else []),
             *(["join messages of one role that follow each other"] if repeated else []),
@@ -116,8 +118,8 @@ class ChatTemplate:
         end, eos = self.turn_end(), getattr(self.tokenizer, "eos_token", None)
         if end is not None and end != eos:
             yield (
-                f"{self.name} ends a turn with {end}, and the end token of the tokenizer is {eos}: demonstrations are taught to end "
-                f"with {eos}, and a response ends at {end} only if the engine's generation_config.json lists it; set eos_token of "
+                f"{self.name} ends a turn with {end}, and the end token of the tokenizer is {eos}: demonstrations are taught to "
+                f"end with {eos}, and a response ends at {end} only if generation_config.json lists it; set eos_token of "
                 f"tokenizer_config.json to {end}, or give a template that ends a turn with {eos}: {self.key}=…"
             )
         bos = getattr(self.tokenizer, "bos_token_id", None)
@@ -147,12 +149,11 @@ def joined(prompt: str, target: str) -> str:
     """
     if not opens_thinking(prompt):
         return target
-    given, rest, own = _line_ends(prompt[len(prompt.rstrip()) :]), target, None
-    while match := _OPENING.match(rest):
-        rest, own = rest[match.end() :], _line_ends(match[1])
-    if own is None:
+    opening = _OPENING.match(target)
+    if opening is None:
         return target
-    return f"{own[len(given) :] if own.startswith(given) else ''}{rest}"
+    given, own = _line_ends(prompt[len(prompt.rstrip()) :]), _line_ends(opening[1])
+    return f"{own[len(given) :] if own.startswith(given) else ''}{target[opening.end() :]}"
 
 
 def opens_thinking(prompt: str) -> bool:
@@ -162,9 +163,11 @@ def opens_thinking(prompt: str) -> bool:
 
 def thinking_fault(prompt: str, target: str) -> str | None:
     """What is wrong with the thinking blocks of a prompt and its target, if anything: one of the keys of `THINKING_FAULTS`."""
+    if _TWICE.match(target):
+        return "doubled"
     if opens_thinking(prompt):
         return None if THINK_END in target else "open"
-    if THINK_END not in target and THINK not in target:
+    if THINK_END not in target and not _OPENING.match(target):
         return None
     if prompt.rstrip().endswith(THINK_END):
         return "closed"
@@ -183,6 +186,7 @@ THINKING_FAULTS = {
         "never end the thinking that the chat template opens (no </think>)",
         "give targets that think, or a template that does not open it: actor_rollout_ref.model.custom_chat_template=…",
     ),
+    "doubled": ("begin with <think> twice", "take one out of the targets"),
     "unopened": (
         "end a thinking block (</think>) that neither they nor the chat template open",
         "put <think> at their begin, or give a template that opens it: actor_rollout_ref.model.custom_chat_template=…",

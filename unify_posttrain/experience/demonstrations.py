@@ -139,7 +139,9 @@ def target_texts(row: Mapping[str, Any], row_id: int) -> list[str]:
         raise KeyError(f"training row {row_id}: no column 'target' (or 'target_lst'); this algorithm trains demonstrations")
     texts = [_text(row.get("target"), row_id)]
     several = row.get("target_lst")
-    texts += [_text(target, row_id) for target in (several if several is not None else [])]
+    if several is not None and (isinstance(several, str) or not isinstance(several, Sequence | np.ndarray)):
+        raise ValueError(f"training row {row_id}: column 'target_lst' must be a list of texts, or null, not {_shown(several)}")
+    texts += [_text(target, row_id, "target_lst") for target in (several if several is not None else [])]
     return [text for text in dict.fromkeys(texts) if text]
 
 
@@ -159,7 +161,7 @@ def teacher_probabilities(row: Mapping[str, Any], row_id: int, tokens: int) -> t
     return (*numbers, *(1.0,) * (tokens - len(numbers)))
 
 
-def _text(target: Any, row_id: int) -> str:
+def _text(target: Any, row_id: int, column: str = "target") -> str:
     """A target as text; messages must be one assistant turn (multi-turn targets need a rollout's packing code)."""
     if target is None:
         return ""
@@ -167,25 +169,47 @@ def _text(target: Any, row_id: int) -> str:
         stripped = target.lstrip()
         if stripped.startswith("[{"):
             try:
-                return _text(json.loads(stripped), row_id)
+                return _text(json.loads(stripped), row_id, column)
             except json.JSONDecodeError:
                 return target  # a text that happens to begin like JSON
-            except (RecursionError, ValueError) as error:  # brackets without end, a number without end
-                raise ValueError(
-                    f"training row {row_id}: column 'target' holds JSON that cannot be read ({type(error).__name__}); "
-                    "python -m unify_posttrain.prepare leaves such rows out"
-                ) from error
+            except RecursionError as error:  # brackets without end
+                raise ValueError(_unreadable(row_id, column, error)) from error
+            except ValueError as error:
+                if str(error).startswith("training row"):
+                    raise
+                raise ValueError(_unreadable(row_id, column, error)) from error  # a number without end
         return target
     if isinstance(target, Sequence | np.ndarray):
         messages = list(target)
         if not messages:
             return ""
-        contents = [message.get("content") for message in messages if isinstance(message, Mapping)]
-        if len(contents) == len(messages) == 1 and isinstance(contents[0], str):
-            return contents[0]
+        if all(isinstance(message, Mapping) for message in messages):
+            if (
+                len(messages) == 1
+                and isinstance(messages[0].get("content"), str)
+                and messages[0].get("role") in (None, "assistant")
+            ):
+                return str(messages[0]["content"])
+            roles = ", ".join(str(message.get("role")) for message in messages)
+            raise ValueError(
+                f"training row {row_id}: column {column!r} must be one message of the assistant with text content, not "
+                f"{len(messages)} ({roles}); a target of several turns is not trained: keep its last answer, and put the turns "
+                "before it into the prompt"
+            )
     raise ValueError(
-        f"training row {row_id}: column 'target' must be text, null, or one message {{role, content}} with text content, "
-        f"not {type(target).__name__} {str(target)[:80]!r}"
+        f"training row {row_id}: column {column!r} must be text, null, or one message {{role, content}} with text content, "
+        f"not {_shown(target)}"
+    )
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {str(value)[:80]!r}"
+
+
+def _unreadable(row_id: int, column: str, error: Exception) -> str:
+    return (
+        f"training row {row_id}: column {column!r} holds JSON that cannot be read ({type(error).__name__}); "
+        "python -m unify_posttrain.prepare leaves such rows out"
     )
 
 

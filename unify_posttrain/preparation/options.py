@@ -11,7 +11,17 @@ TOO_LONG = ("keep", "drop")
 ON_BAD_ROW = ("drop", "error")
 
 _PLACE = frozenset({"name", "folder"})
-_OPTIONAL = ("source", "config_name", "revision", "template", "tokenizer", "chat_template", "chat_template_kwargs", "gold_version", "validation_split")
+_OPTIONAL = (
+    "source",
+    "config_name",
+    "revision",
+    "template",
+    "tokenizer",
+    "chat_template",
+    "chat_template_kwargs",
+    "gold_version",
+    "validation_split",
+)
 _INTEGERS = {"seed": None, "validation_rows": 0, "chunk_rows": 1, "examples": 0, "max_prompt_length": 1, "max_response_length": 1}
 
 
@@ -65,7 +75,7 @@ class Options:
                 raise ValueError(f"prepare.task.{key}={getattr(self, key)!r}: give true or false")
         if not isinstance(self.chat_template_kwargs, Mapping | None):
             raise ValueError(
-                f"prepare.task.chat_template_kwargs={self.chat_template_kwargs!r}: give a mapping, such as {{enable_thinking: false}}"
+                f"prepare.task.chat_template_kwargs={self.chat_template_kwargs!r}: give a mapping, e.g. {{enable_thinking: false}}"
             )
         for key, choices in (("missing_target", MISSING_TARGET), ("too_long", TOO_LONG), ("on_bad_row", ON_BAD_ROW)):
             if getattr(self, key) not in choices:

@@ -34,7 +34,13 @@ FORMAT = 1  # of the written files; a higher number makes every call rebuild
 VALIDATION = "validation"
 
 _NOT_ROWS = ("source", "prompts", "system", "template", "streaming", "chunk_rows", "revision")  # elsewhere, or without effect
-_LENGTHS = ("chat_template", "chat_template_kwargs", "max_prompt_length", "max_response_length", "quantiles")  # read only with a tokenizer
+_LENGTHS = (
+    "chat_template",
+    "chat_template_kwargs",
+    "max_prompt_length",
+    "max_response_length",
+    "quantiles",
+)  # read only with a tokenizer
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def optional_text(value: Any) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, WrittenNumber):
-        return number_text(value, "")
+        return number_text(value, "id")
     return str(value) if isinstance(value, str | int | float) else None
 
 

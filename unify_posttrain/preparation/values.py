@@ -39,21 +39,21 @@ def shown(value: Any) -> str:
     """Type and begin of a value, for messages."""
     if isinstance(value, date | time):
         return f"a date ({value}), which its file holds in place of text"
-    return f"{type(value).__name__} {str(value)[:60]!r}"
+    kind = "float" if isinstance(value, WrittenNumber) else type(value).__name__
+    return f"{kind} {str(value)[:60]!r}"
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    """Whether a value is a finite number; true and false are none."""
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def number_text(value: Any, column: str) -> str:
-    """All digits of a number, a whole one without a point: 142.0 is 142.
+    """All digits of a finite number, a whole one without a point: 142.0 is 142.
 
     Raises:
-        RowFault: not finite, or a float so large that it stands for several whole numbers.
+        RowFault: a float so large that it stands for several whole numbers.
     """
-    if not math.isfinite(value):
-        raise RowFault(MALFORMED, column, f"holds {value}, which is no number")
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float) and not isinstance(value, WrittenNumber):
@@ -61,8 +61,8 @@ def number_text(value: Any, column: str) -> str:
             raise RowFault(
                 MALFORMED,
                 column,
-                f"holds {value!r} as a float, which stands for several whole numbers; write it as text, or as an integer in a column "
-                "without floats",
+                f"holds {value!r} as a float, which stands for several whole numbers; write it as text, or as an integer in a "
+                "column without floats",
             )
         return str(int(value)) if value.is_integer() else str(value)
     exact = value if isinstance(value, Decimal) else Decimal(value.text)
@@ -70,8 +70,8 @@ def number_text(value: Any, column: str) -> str:
 
 
 def ground_truth(value: Any, column: str) -> str:
-    """An answer as text: 142.0 becomes 142; of a list of answers one stands for itself, and several become a JSON list of texts, any
-    of which will do; a mapping becomes JSON."""
+    """An answer as text: 142.0 becomes 142; of a list of answers one stands for itself, and several become a JSON list of texts,
+    any of which will do; a mapping becomes JSON."""
     if is_list(value) and len(value) == 1:
         value = value[0]
     if value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip()):
@@ -144,6 +144,8 @@ def _plain(value: Any, column: str) -> Any:
         digits = number_text(value, column)
         plain = int(digits) if digits.lstrip("-").isdigit() else float(digits)
         if isinstance(plain, float) and Decimal(repr(plain)) != Decimal(digits):
-            raise RowFault(MALFORMED, column, f"holds {digits}, which has more digits than a number of JSON keeps; write it as text")
+            raise RowFault(
+                MALFORMED, column, f"holds {digits}, which has more digits than a number of JSON keeps; write it as text"
+            )
         return value if isinstance(value, float) and value == plain and not isinstance(value, WrittenNumber) else plain
     return value

@@ -30,8 +30,8 @@ def check_row(where: str, row: Mapping[str, Any], prompt: str = "prompt") -> Non
         raise ValueError(f"{where}: column 'reward_model' must hold a ground_truth, not {str(reward)[:80]!r}")
     if reward["ground_truth"] is None and reward.get("style") != MODEL_STYLE:
         raise ValueError(
-            f"{where}: reward_model.ground_truth is null; give one, leave the row out, or set reward_model.style to {MODEL_STYLE} if "
-            "a reward model scores it"
+            f"{where}: reward_model.ground_truth is null; give one, leave the row out, or set reward_model.style to {MODEL_STYLE} "
+            "if a reward model scores it"
         )
     if not isinstance(source, str) or not source.strip():
         raise ValueError(f"{where}: column 'data_source' must be text, not {source!r}; it names the set that a score counts for")
