@@ -190,11 +190,13 @@ def _text(target: Any, row_id: int, column: str = "target") -> str:
                 and messages[0].get("role") in (None, "assistant")
             ):
                 return str(messages[0]["content"])
+            wanted = f"training row {row_id}: column {column!r} must be one message of the assistant with text content, not"
+            if len(messages) == 1:
+                raise ValueError(f"{wanted} {str(messages[0])[:80]}")
             roles = ", ".join(str(message.get("role")) for message in messages)
             raise ValueError(
-                f"training row {row_id}: column {column!r} must be one message of the assistant with text content, not "
-                f"{len(messages)} ({roles}); a target of several turns is not trained: keep its last answer, and put the turns "
-                "before it into the prompt"
+                f"{wanted} {len(messages)} ({roles}); a target of several turns is not trained: keep its last answer, and put the "
+                "turns before it into the prompt"
             )
     raise ValueError(
         f"training row {row_id}: column {column!r} must be text, null, or one message {{role, content}} with text content, "

@@ -63,7 +63,7 @@ class Report:
             "kept": self.kept,
             "dropped": dict(self.dropped),
             "traces_left_out": dict(self.traces),
-            "media_left_out": dict(self.media),
+            **({"media_left_out": dict(self.media)} if self.media else {}),
             "examples": self.examples,
             "tokens": None if options.tokenizer is None else tokens,
         }

@@ -75,8 +75,8 @@ def _refuse_lost(folder: Path, found: Mapping[str, Sequence[Path]], formats: Seq
     other = [path for path in lost if path.suffix not in formats]
     why = f"its format must be {' or '.join(formats)}" if other else "its name says no split"
     raise ValueError(
-        f"{SOURCE}={folder}: {names} would not be read ({why}; read are {read}); convert or rename it (train-….jsonl), take it out of "
-        "the folder, or give one file"
+        f"{SOURCE}={folder}: {names} would not be read ({why}; read are {read}); convert or rename it (train-….jsonl), take "
+        "it out of the folder, or give one file"
     )
 
 
