@@ -11,8 +11,8 @@ from unify_posttrain.rewards.math import compute_dapo_score
 
 POOL = {"workers": 1, "timeout_seconds": 5.0, "memory_mb": 1024}
 BOLD = [
-    "**Answer:** 13", "**Answer: 13**", "**Answer**: 13", "__Answer:__ 13", "*Answer:* 13", "***Answer:*** 13", "**ANSWER:** $13$",
-    "**Final Answer:** 13", "**Final Answer: 13**", "Answer: **13**", "**Answer:** **13**", "- **Answer:** 13", "### **Answer:** 13",
+    "**Answer:** 13", "**Answer: 13**", "**Answer**: 13", "__Answer:__ 13", "*Answer:* 13", "***Answer:*** 13", "**ANSWER:** 13",
+    "**Final Answer:** 13", "**Final Answer: 13**", "Answer: **13**", "**Answer:** **13**", "- **Answer:** 13", "**Answer:** $13$",
     r"**Answer:** \boxed{13}",
 ]  # fmt: skip
 
