@@ -14,6 +14,7 @@ import pytest
 
 from tests.chat_models import QWEN3, save_chat_model
 from unify_posttrain.config import compose_config
+from unify_posttrain.rewards.truths import unusable
 from unify_posttrain.startup.data_checks import DataReport, check_data
 from unify_posttrain.startup.reader import make_reader
 from unify_posttrain.startup.tokenizers import load_tokenizer
@@ -31,6 +32,7 @@ def row(question: str = "1+1=", **changes: Any) -> dict[str, Any]:
         "data_source": "sums",
         "prompt": [{"role": "user", "content": question}],
         "target": "2",
+        "extra_info": None,
         "reward_model": {"style": "rule", "ground_truth": "2"},
         **changes,
     }
@@ -85,6 +87,7 @@ def config(files: Sequence[str], overrides: Sequence[str], model: Path, algorith
         ({"prompt": [{"role": "user", "content": " "}]}, "but its last message is empty"),
         ({"data_source": None}, "column 'data_source' must be text, not None"),
         ({"data_source": " "}, "column 'data_source' must be text, not ' '"),
+        ({"extra_info": "{}"}, "column 'extra_info' must be a mapping or null, not '{}'"),
         ({"reward_model": None}, "column 'reward_model' must hold a ground_truth, not 'None'"),
         ({"reward_model": {"style": "rule", "ground_truth": None}}, r"reward_model\.ground_truth is null; give one"),
     ],
@@ -128,6 +131,9 @@ def test_images_without_a_processor_are_refused(check: Callable) -> None:
     with pytest.raises(ValueError, match=r"part0\.parquet, row 1: column 'images' holds 2 of them, and the model has no processor"):
         check(rows)
     assert check([row(images=None), row(images=[])]).train_rows == 2
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image", "text": None}]
+    with pytest.raises(ValueError, match=r"row 0: column 'prompt' shows an image or a video, and the model has no processor"):
+        check([row(prompt=[{"role": "user", "content": parts}])] * 2)
 
 
 # --- templates ---------------------------------------------------------------------------------------------------------
@@ -214,6 +220,18 @@ def test_ground_truths_that_cannot_be_graded_are_counted_at_the_start(check: Cal
     assert r"part0.parquet, row 1 holds \text{}), and their prompts are masked" in caplog.text
     with pytest.raises(ValueError, match=r"row 0: reward_model\.ground_truth .* cannot be graded, nor can any of the 2"):
         check([truth(r"\text{}"), truth(r"\text{}")], *MATH)
+
+
+def test_the_verifier_of_a_generated_task_is_asked_about_every_row(check: Callable) -> None:
+    with pytest.raises(
+        ValueError, match=r"part0\.parquet, row 0: reward_model\.ground_truth of .* must be a string of digits, got int"
+    ):
+        check([truth(2), truth(2)])
+
+
+@pytest.mark.parametrize("value", ["2", 2, 2.5, 0, [1, 2.5], ["1", 2], 2**60])
+def test_numbers_and_lists_of_them_are_of_a_type_that_can_be_used(value: Any) -> None:
+    assert unusable(value) is None
 
 
 def test_functions_of_others_take_what_they_like(check: Callable, tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ def conduct(evaluation: Evaluation, start: Starter = start_engine) -> dict[str, 
         for benchmark in evaluation.benchmarks
     }
     for benchmark in evaluation.benchmarks:
-        check_reward(benchmark.reward, evaluation.protection, problems[benchmark.name])
         check_ground_truths(benchmark.reward, benchmark.name, problems[benchmark.name])
+        check_reward(benchmark.reward, evaluation.protection, problems[benchmark.name])
     measured = [part for model in evaluation.models for part in _evaluate_model(evaluation, model, problems, start)]
     results = as_results(evaluation, measured)
     write_text(evaluation.output / JSON, json.dumps(redacted(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -21,6 +21,7 @@ from unify_posttrain.rewards.pool import WorkerStartError
 from unify_posttrain.rewards.protection import Protection, function_name, tally
 from unify_posttrain.rewards.trial import rows_to_try, try_reward
 from unify_posttrain.rewards.truths import check_truths
+from unify_posttrain.tasks.truths import check_own_truths
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,9 @@ def check_ground_truths(node: Mapping[str, Any], name: str, problems: Sequence[P
         ValueError: a ground truth that no reward can use, or none that can be graded; names benchmark and row.
     """
     places = [f"benchmark {name}, row {problem.row}" for problem in problems]
-    found = check_truths(node, zip(places, (problem.ground_truth for problem in problems), strict=True))
+    truths = list(zip(places, (problem.ground_truth for problem in problems), strict=True))
+    check_own_truths(node, truths)
+    found = check_truths(node, truths)
     if found is not None:
         logger.warning("%s", found.sentence(places[found.rows[0]], "their problems are left out of every score"))
 

@@ -17,7 +17,7 @@ from unify_posttrain.preparation.values import NO_GROUND_TRUTH as NO_GROUND_TRUT
 from unify_posttrain.preparation.values import RowFault as RowFault
 from unify_posttrain.preparation.values import ground_truth as ground_truth
 from unify_posttrain.preparation.values import is_list, number_text, shown, stored_messages
-from unify_posttrain.untrusted.documents import WrittenNumber
+from unify_posttrain.untrusted.documents import EXACT, WrittenNumber
 
 GOLD = "gold"
 EMPTY_TARGET = "empty_target"
@@ -169,8 +169,8 @@ def optional_text(value: Any) -> str | None:
     """Identifiers and labels: text and numbers as text, anything else as None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, WrittenNumber):
-        return number_text(value, "id")
+    if isinstance(value, WrittenNumber) or (isinstance(value, float) and abs(value) >= EXACT):
+        return number_text(value, "id, subject or level")  # all digits, or a fault
     return str(value) if isinstance(value, str | int | float) else None
 
 

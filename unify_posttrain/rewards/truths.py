@@ -94,6 +94,8 @@ def check_truths(node: Mapping[str, Any], truths: Iterable[tuple[str, Any]]) -> 
         if fault is not None:
             raise ValueError(f"{place}: {KEY} {fault}; the reward takes text, a number, or a list of accepted answers")
     options = node.get("reward_kwargs") or {}
+    if any(key not in options for key in POOL):
+        return None  # the function cannot be called, which the trial says
     version = int(options.get("version", SYMBOLIC)) if node["name"] == "compute_score" else SYMBOLIC
     gradable = _gradable([truth for _, truth in rows], version, {key: options[key] for key in POOL})
     out = [row for row, fine in enumerate(gradable) if not fine]

@@ -16,6 +16,7 @@ from unify_posttrain.startup.inputs import Missing, downloads, missing_files, mi
 from unify_posttrain.startup.reward_checks import check_sources
 from unify_posttrain.startup.reward_trial import check_reward_function
 from unify_posttrain.startup.target_checks import check_hints, check_targets
+from unify_posttrain.tasks.truths import check_own_truths
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ def check_data(config: DictConfig) -> DataReport:
     for warning in template.warnings(train.dataframe[0][train.prompt_key]):
         logger.warning("%s", warning)
     check_sources(config, {source for frame in (train, val) for source in frame.dataframe.unique("data_source")})
+    masked = _check_truths(config, (train, val))
     check_reward_function(config, [frame.dataframe for frame in (train, val)])
     batch = config.data.train_batch_size
     if len(train) < batch:
@@ -93,7 +95,6 @@ def check_data(config: DictConfig) -> DataReport:
     without_target = None
     if any(rule.needs_target for rule in rules):
         without_target = check_targets(config, algorithm, train, template)
-    masked = _check_truths(config, (train, val))
     return DataReport(len(train), train.dropped_prompts, len(val), without_target, masked)
 
 
@@ -121,8 +122,10 @@ def _check_truths(config: DictConfig, splits: Sequence[Any]) -> int:
     masked = 0
     for split in splits:
         rows = split.dataframe.select_columns(["row_id", "reward_model"])
-        found = check_truths(node, ((split.place(row["row_id"]), row["reward_model"]["ground_truth"]) for row in rows))
+        truths = [(split.place(row["row_id"]), row["reward_model"]["ground_truth"]) for row in rows]
+        check_own_truths(node, truths)
+        found = check_truths(node, truths)
         if found is not None:
-            logger.warning("%s", found.sentence(split.place(rows[found.rows[0]]["row_id"]), "their prompts are masked"))
+            logger.warning("%s", found.sentence(truths[found.rows[0]][0], "their prompts are masked"))
             masked += len(found.rows)
     return masked

@@ -84,8 +84,14 @@ class FusionDataset(RLHFDataset):
 
     def _check_rows(self, frame: datasets.Dataset) -> None:
         """Look at every row: at what every task needs, and at images that no processor would read."""
-        for row in self._plain_rows(frame, (self.prompt_key, *REQUIRED_COLUMNS[1:])):
+        columns = [column for column in (self.prompt_key, *REQUIRED_COLUMNS[1:], "extra_info") if column in frame.column_names]
+        for row in self._plain_rows(frame, tuple(columns)):
             check_row(self.place(row["row_id"]), row, self.prompt_key)
+            if self.processor is None and any(_shows(message["content"]) for message in row[self.prompt_key]):
+                raise ValueError(
+                    f"{self.place(row['row_id'])}: column {self.prompt_key!r} shows an image or a video, and the model has no "
+                    "processor for them; take a multimodal model, or leave the row out"
+                )
         if self.processor is not None:
             return
         for column in {self.image_key, self.video_key} & set(frame.column_names):
@@ -198,6 +204,11 @@ def _undecoded(kind: Any) -> Any:
     if isinstance(kind, datasets.List | datasets.LargeList):
         return type(kind)(_undecoded(kind.feature))
     return kind
+
+
+def _shows(content: Any) -> bool:
+    """Whether a message has parts beside text."""
+    return isinstance(content, list) and any(part.get("type") not in (None, "text") for part in content)
 
 
 def _number(value: Any) -> str:

@@ -21,7 +21,7 @@ def check_columns(where: str, present: Sequence[str], prompt: str = "prompt") ->
 
 def check_row(where: str, row: Mapping[str, Any], prompt: str = "prompt") -> None:
     """Raise ValueError unless the prompt is list<{role, content}> that says something, reward_model {ground_truth, …} with one
-    (rows of style `model` need none), and data_source text; `where` names the file and the row."""
+    (rows of style `model` need none), data_source text and extra_info a mapping, if it is there; `where` names file and row."""
     fault = _prompt_fault(row.get(prompt))
     if fault is not None:
         raise ValueError(f"{where}: column {prompt!r} must be a non-empty list of {{role, content}}, {fault}")
@@ -35,6 +35,8 @@ def check_row(where: str, row: Mapping[str, Any], prompt: str = "prompt") -> Non
         )
     if not isinstance(source, str) or not source.strip():
         raise ValueError(f"{where}: column 'data_source' must be text, not {source!r}; it names the set that a score counts for")
+    if not isinstance(row.get("extra_info"), Mapping | None):
+        raise ValueError(f"{where}: column 'extra_info' must be a mapping or null, not {str(row['extra_info'])[:80]!r}")
 
 
 def _prompt_fault(prompt: Any) -> str | None:
