@@ -15,7 +15,7 @@ import pytest
 
 from tests.chat_models import chat_tokenizer
 from unify_posttrain.preparation.lengths import TokenCounter
-from unify_posttrain.preparation.rows import Candidate, RowFault, ground_truth, messages, optional_text
+from unify_posttrain.preparation.rows import Candidate, RowFault, ground_truth, messages, optional_text, targets
 from unify_posttrain.tasks import convert
 
 COLUMNS = {**dict.fromkeys(convert.COLUMNS), "prompt": "q", "ground_truth": "a"}
@@ -108,6 +108,25 @@ def test_text_that_begins_like_json_is_a_question(text: str) -> None:
 def test_messages_as_python_prints_them_are_a_fault() -> None:
     with pytest.raises(RowFault, match="holds messages as Python prints them, not as JSON"):
         messages(str(CHAT), "q")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (json.dumps(CHAT)[:-9], "holds messages as JSON that cannot be read: invalid JSON"),
+        ('[{"from": "human", "value": "1+1="}]', "holds messages of `from` and `value`"),
+    ],
+)
+def test_messages_that_cannot_be_read_are_no_question(text: str, words: str) -> None:
+    for read in (messages, targets):
+        with pytest.raises(RowFault, match=words):
+            read(text, "q")
+
+
+@pytest.mark.parametrize("value", [["1", None], ["1", True], ["1", " "]])
+def test_a_list_of_answers_without_one_is_a_fault(value: list) -> None:
+    with pytest.raises(RowFault, match=r"holds no ground truth|must be text, a number"):
+        ground_truth(value, "a")
 
 
 def test_stored_messages_are_checked_as_others() -> None:

@@ -21,6 +21,7 @@ NO_GROUND_TRUTH = "no_ground_truth"
 _MEDIA = re.compile(r"(decoded_)?(image|img|picture|photo|video|audio|sound)s?(_(path|file|url|bytes)s?)?", re.IGNORECASE)
 _STORED = frozenset({"bytes", "path"})  # what `datasets` keeps of an image or a sound
 _PYTHON = re.compile(r"\[?\{\s*'(role|content)'")  # a list of messages as Python prints it, which is no JSON
+_CUT = re.compile(r'\[?\s*\{\s*"role"\s*:')  # messages, even if their JSON breaks off
 
 
 class RowFault(Exception):
@@ -83,7 +84,7 @@ def ground_truth(value: Any, column: str) -> str:
     if is_list(value) or isinstance(value, Mapping):
         if not value:
             raise RowFault(NO_GROUND_TRUTH, column, "holds no ground truth")
-        if is_list(value) and all(isinstance(item, str) or is_number(item) for item in value):
+        if is_list(value) and all(isinstance(item, str | bool | None) or is_number(item) for item in value):
             value = [ground_truth(item, column) for item in value]
         return _json(value, column)
     raise RowFault(MALFORMED, column, f"must be text, a number, a list or a mapping, not {shown(value)}")
@@ -104,12 +105,18 @@ def stored_messages(value: str, column: str) -> list[Any] | None:
         return None
     try:
         decoded = parse(begin)
-    except BrokenDocumentError:
+    except BrokenDocumentError as error:
+        if _CUT.match(begin):
+            raise RowFault(MALFORMED, column, f"holds messages as JSON that cannot be read: {error}") from error
         return None
     except DocumentError as error:
         raise RowFault(MALFORMED, column, str(error)) from error
     found = [decoded] if isinstance(decoded, Mapping) else decoded
-    return found if found and all(isinstance(item, Mapping) and "role" in item for item in found) else None
+    if not found or not is_list(found) or not all(isinstance(item, Mapping) for item in found):
+        return None
+    if all({"from", "value"} <= set(item) for item in found):
+        raise RowFault(MALFORMED, column, "holds messages of `from` and `value`; write them as `role` and `content`")
+    return found if all("role" in item for item in found) else None
 
 
 def media_columns(row: Mapping[str, Any]) -> Iterator[str]:
