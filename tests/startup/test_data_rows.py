@@ -19,6 +19,8 @@ from unify_posttrain.startup.data_checks import DataReport, check_data
 from unify_posttrain.startup.reader import make_reader
 from unify_posttrain.startup.tokenizers import load_tokenizer
 
+pytestmark = pytest.mark.slow  # every check filters in a process of its own
+
 SYSTEM = {"role": "system", "content": "Be brief."}
 MATH = (
     "reward.custom_reward_function.path=pkg://unify_posttrain.rewards.math",
