@@ -20,7 +20,7 @@ COMMANDS = ("train", "prepare", "export", "evaluate", "report", "explain", "quic
 # rooms of one layer do not know each other, commands excepted.
 LAYERS = (
     ("text", "redaction"),
-    ("output",),
+    ("output", "chat"),
     ("objective", "experience", "typos", "sweeps", "cpu_compat", "paths", "untrusted", "hydra_records"),
     ("phase_files", "shapes"),
     ("config",),
@@ -38,12 +38,12 @@ LAYERS = (
 # Rooms that know even less than their layer would let them.
 KNOWN: dict[str, set[str]] = {
     "objective": set(),
-    "experience": set(),
+    "experience": {"chat"},  # where prompt and target meet: text, as everywhere
     "measures": set(),
     "rewards": set(),
     "algorithms": {"objective", "experience", "config"},  # the last for the arithmetic of episodes
     "output": {"text", "redaction"},
-    "preparation": {"rewards", "untrusted", "output", "redaction"},
+    "preparation": {"rewards", "untrusted", "output", "redaction", "chat"},
     "tasks": {"preparation", "untrusted"},
     "runs": {"sweeps", "paths", "output", "redaction"},
     "rollout": {"cpu_compat", "untrusted"},
@@ -154,7 +154,7 @@ BLIND = [
 OTHER_MEANINGS = {
     "startup/checks.py": {"grpo"},  # the value of algorithm.adv_estimator that a message recommends
     "startup/critic_checks.py": {"grpo"},
-    "startup/data_checks.py": {"grpo"},  # `algorithm=grpo`, recommended to whoever has no demonstrations
+    "startup/target_checks.py": {"grpo"},  # `algorithm=grpo`, recommended to whoever has no demonstrations
     "startup/reward_checks.py": {"dapo"},  # verl's reward manager
     "algorithms/base.py": {"ppo"},  # fusion.clip=ppo
     "algorithms/parts.py": {"ppo", "grpo", "sft", "dft", "psft"},  # fusion.clip, adv_estimator, the term, fusion.sft_form

@@ -22,6 +22,8 @@ _NOTHING = re.compile(
     re.IGNORECASE,
 )
 _ANSWER_LINE = re.compile(r"\banswer[^\S\n]{0,3}:", re.IGNORECASE)
+_BOLD_ANSWER_LINE = re.compile(r"(?<![^\W_])answer[^\S\n]{0,3}[*_]{0,3}[^\S\n]{0,3}:", re.IGNORECASE)
+_MARKS = re.compile(r"\A[*_]{1,3}\s{0,3}|(?<![\^*_])[*_]{1,3}\Z")  # of bold and italics; a star after ^ belongs to the answer
 # Bounded repetitions: unbounded ones side by side would be quadratic in a line of spaces.
 _LEAD = re.compile(
     r"(?:so|hence|thus|therefore)?[,\s]{0,3}(?:the|my|our)?\s{0,3}(?:final\s{1,3})?answer\s{0,3}(?:is\s{0,3}:?|:|=)\s*",
@@ -70,12 +72,25 @@ def answer_tag(text: str) -> str | None:
     return text[start + len("<answer>") : end].strip() if start >= 0 else None
 
 
-def answer_line(text: str) -> str | None:
-    """What follows the last ``Answer:`` (any case) on its line; None if there is none or nothing follows."""
+def answer_line(text: str, bold: bool = False) -> str | None:
+    """What follows the last ``Answer:`` (any case) on its line; None if there is none or nothing follows.
+
+    Args:
+        text: the response.
+        bold: whether marks of Markdown around the word or the line are no part of the answer. verl's reward takes them for it.
+
+    >>> answer_line("**Answer:** 13"), answer_line("**Answer:** 13", bold=True)
+    ('** 13', '13')
+    """
     end = None
-    for match in _ANSWER_LINE.finditer(text):
+    for match in (_BOLD_ANSWER_LINE if bold else _ANSWER_LINE).finditer(text):
         end = match.end()
-    return None if end is None else text[end:].partition("\n")[0].strip() or None
+    if end is None:
+        return None
+    answer = text[end:].partition("\n")[0].strip()
+    for _ in range(2 if bold else 0):  # **Answer:** **13** has marks of the word before those of the answer
+        answer = _MARKS.sub("", answer).strip()
+    return answer or None
 
 
 def final_line(text: str) -> str | None:

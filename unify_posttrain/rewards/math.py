@@ -150,18 +150,20 @@ def compute_dapo_score(
     workers: int,
     timeout_seconds: float,
     memory_mb: int,
+    bold_answer_line: bool = False,
     **_: Any,
 ) -> dict[str, Any]:
     """Score a response by its last `Answer:` line (DAPO, arXiv 2503.14476): 1 if it equals the ground truth, else 0.
 
-    Arguments and result are those of :func:`compute_score`. Online SFT's +1 and -1 are made of it by `fusion.online_sft`, DAPO's
+    Arguments and result are those of :func:`compute_score`, beside `bold_answer_line`: whether the line may be in bold
+    (`**Answer:** 13`), which verl's own reward does not read. Online SFT's +1 and -1 are made of it by `fusion.online_sft`, DAPO's
     length penalty by `reward.reward_manager.name=dapo`.
     """
     gold = plain_ground_truth(ground_truth)
     with pool(GRADE_DAPO, workers, timeout_seconds, memory_mb) as graders:
         if not _verdicts.usable(graders, [gold])[0]:
             return _nothing(gold_ok=0.0)
-        return _result(graders.run({"text": solution_str, "gold": gold}), data_source)
+        return _result(graders.run({"text": solution_str, "gold": gold, "bold": bool(bold_answer_line)}), data_source)
 
 
 def compute_scores(

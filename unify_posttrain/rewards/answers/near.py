@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-import mpmath
-
 from unify_posttrain.rewards.answers.algebra import constant
 from unify_posttrain.rewards.answers.functions import floating
 from unify_posttrain.rewards.answers.nodes import Node, number
@@ -21,6 +19,12 @@ def near(left: Answer, right: Answer, tolerance: float = RELATIVE_TOLERANCE) -> 
     """Whether two answers are numbers, or equally many of them, that are equal within the tolerance."""
     left, right = (each.value if isinstance(each, Named) else each for each in (left, right))
     left, right = (each.first if isinstance(each, Either) else each for each in (left, right))
+    if (
+        isinstance(left, Items)
+        and isinstance(right, Items)
+        and any(isinstance(item, Named) for item in (*left.items, *right.items))
+    ):
+        return _systems_near(left, right, tolerance)
     if isinstance(left, Items) and isinstance(right, Items):
         return (
             left.kind == right.kind
@@ -30,6 +34,14 @@ def near(left: Answer, right: Answer, tolerance: float = RELATIVE_TOLERANCE) -> 
     if not isinstance(left, Quantity) or not isinstance(right, Quantity) or (left.unit and right.unit and left.unit != right.unit):
         return False
     return any(_close(_with_pi(left.node, pi), _with_pi(right.node, pi), tolerance) for pi in (None, ROUNDED_PI))
+
+
+def _systems_near(left: Items, right: Items, tolerance: float) -> bool:
+    """Named values of the same names one by one; those without names do not come near."""
+    sides = [{item.name: item.value for item in items.items if isinstance(item, Named)} for items in (left, right)]
+    if len(sides[0]) != len(left.items) or len(sides[1]) != len(right.items) or sides[0].keys() != sides[1].keys():
+        return False
+    return all(near(value, sides[1][name], tolerance) for name, value in sides[0].items())
 
 
 def _all_near(left: Sequence[Answer], right: Sequence[Answer], unordered: bool) -> bool:
@@ -51,7 +63,7 @@ def _close(left: Node, right: Node, tolerance: float) -> bool:
     if values[0] is None or values[1] is None:
         return False
     a, b = (floating(value) for value in values)
-    return bool(abs(a - b) <= tolerance * max(abs(a), abs(b), mpmath.mpf(10) ** -300))
+    return bool(abs(a - b) <= tolerance * max(abs(a), abs(b)))
 
 
 def _with_pi(node: Node, pi: Node | None) -> Node:
