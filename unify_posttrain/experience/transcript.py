@@ -128,8 +128,8 @@ class TurnBudget:
             return None
         return (
             f"{_KEY}.max_turns={self.max_turns}: so many answers of {_KEY}.max_tokens_per_turn={self.max_tokens_per_turn} tokens, "
-            f"and {self.max_turns - 1} feedbacks of about {around + feedback}, are {full} tokens, and an episode has room for {room}: "
-            "long ones end before their last turn"
+            f"and {self.max_turns - 1} feedbacks of about {around + feedback}, are {full} tokens, and an episode has room for "
+            f"{room}: long ones end before their last turn"
         )
 
     def _left(self, length: int, prompt_length: int) -> int:
