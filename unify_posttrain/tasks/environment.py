@@ -69,7 +69,7 @@ def compute_score(
     ground_truth: str,
     extra_info: Mapping[str, Any] | None = None,
     *,
-    environment: Mapping[str, Any],
+    environment: Mapping[str, Any] | None = None,
     **_: Any,
 ) -> dict[str, float | str]:
     """Play one answer; verl's reward-function signature.
@@ -83,12 +83,26 @@ def compute_score(
     Raises:
         TypeError, ValueError: the row or the settings are at fault.
     """
+    check_given(environment)
     # A copy, because calls come from several threads; `reset` gives it everything that an episode changes.
     played = copy.copy(_prototype(json.dumps(_plain(environment), sort_keys=True)))
     row = {"data_source": data_source, "reward_model": {"ground_truth": ground_truth}, "extra_info": extra_info or {}}
     played.reset(row)
     played.step(solution_str, True)
     return played.fields()
+
+
+def check_given(environment: Mapping[str, Any] | None) -> None:
+    """Refuse the reward function without its environment.
+
+    Raises:
+        ValueError: names the keys.
+    """
+    if environment is None:
+        raise ValueError(
+            f"reward.custom_reward_function.reward_kwargs.{NODE} is not set: it holds the settings of the environment that this reward "
+            f"function plays; set it to ${{{NODE}}}, and {NODE} by a task file, e.g. task=general_points"
+        )
 
 
 @lru_cache(maxsize=8)

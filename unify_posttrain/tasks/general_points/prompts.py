@@ -98,7 +98,7 @@ def question(hand: Hand, template: str | None = None) -> str:
 def _native(hand: Hand) -> str:
     return (
         f"Find a formula that is exactly {hand.target}. Use the number of every card once, the operators + - * / and brackets; "
-        f"use nothing else. An A is worth 1, the cards 2 to 10 their number. {rule_sentence(hand)}\n"
+        f"use nothing else. An A is worth 1, a number itself. {rule_sentence(hand)}\n"
         f"Cards: {', '.join(hand.labels)}\n"
         'Answer with a JSON object and nothing besides, one key per line: "cards", the list of the cards as they are written above; '
         f'"number", the list of what they are worth, as integers; "formula", a text: your formula, then ={hand.target}.'
