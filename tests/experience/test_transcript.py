@@ -14,7 +14,9 @@ from unify_posttrain.tasks.tokenizer import build_tokenizer
 
 AROUND, LEAST, PENALTY = 9, 16, -1
 CHATML = (
-    "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}{%- endfor -%}"
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
+    "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )
 
@@ -174,7 +176,10 @@ def test_frame_of_the_character_tokenizer() -> None:
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (CHATML.replace("<|im_end|>", "</s>"), r"the chat template of a model ends an answer with '</s>.*not with the end token <\|im_end\|>"),
+        (
+            CHATML.replace("<|im_end|>", "</s>"),
+            r"the chat template of a model ends an answer with '</s>.*not with the end token <\|im_end\|>",
+        ),
         ("{{ messages[0]['content'] }}", r"the chat template of a model does not repeat an answer and the message after it"),
         ("{% for m in messages %}{{ m['content'] | upper }}<|im_end|>{% endfor %}", r"does not repeat .*custom_chat_template=…"),
     ],

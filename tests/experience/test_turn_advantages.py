@@ -55,7 +55,9 @@ def test_returns_and_whitening_over_the_turns_of_the_batch() -> None:
 
 
 @given(
-    st.lists(st.lists(st.tuples(st.integers(1, 4), st.floats(-5, 5), st.floats(-3, 3)), min_size=1, max_size=4), min_size=1, max_size=4),
+    st.lists(
+        st.lists(st.tuples(st.integers(1, 4), st.floats(-5, 5), st.floats(-3, 3)), min_size=1, max_size=4), min_size=1, max_size=4
+    ),
     st.floats(0, 1),
     st.floats(0, 1),
 )
@@ -86,9 +88,9 @@ def test_rewards_stand_on_the_last_tokens() -> None:
     mask = torch.tensor([MASK, [1, 1, 1, 0, 0, 0, 0]])
     placed = place_turn_rewards([[-1.0, 5.0], None], torch.tensor([9.0, 0.5]), mask)
     assert placed.tolist() == [[0, -1, 0, 0, 0, 5, 0], [0, 0, 0.5, 0, 0, 0, 0]]
-    with pytest.raises(ValueError, match="row 1 has 1 turns .* and 2 rewards of turns; the agent loop must return one"):
+    with pytest.raises(ValueError, match=r"row 1 has 1 turns .* and 2 rewards of turns; the agent loop must return one"):
         place_turn_rewards([[-1.0, 5.0], [1.0, 2.0]], torch.zeros(2), mask)
-    with pytest.raises(ValueError, match="row 0 has 2 turns .* and 1 rewards"):
+    with pytest.raises(ValueError, match=r"row 0 has 2 turns .* and 1 rewards"):
         place_turn_rewards([[4.0], None], torch.zeros(2), mask)
 
 

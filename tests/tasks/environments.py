@@ -41,6 +41,7 @@ def hand_row(cards: str, rule: str = "ten", target: int = 24, style: str = "nati
     return row_of({"cards": cards.split(), "rule": rule, "target": target, "style": style})
 
 
+SIGNS = "0123456789+-*/()"
 PIECES = (
     *"0123456789+-*/()=\"'{}[],:;. \n",
     *('"formula": "', '"answer": ', '"action": "', "f:", "forward()", "an intersection", "\x00", "\ud800", "×", "9**9", '",}'),
@@ -58,8 +59,13 @@ class RandomPlayer:
         kind = self.generator.random()
         if kind < 0.1:
             return demonstration
-        if kind < 0.7:  # the demonstration with a few characters changed
-            text = list(demonstration)
+        text = list(demonstration)
+        if kind < 0.5:  # a formula, a number or a direction that is another one
+            places = [place for place, sign in enumerate(text) if sign in SIGNS]
+            for place in self.generator.sample(places, min(self.generator.randint(1, 3), len(places))):
+                text[place] = self.generator.choice(["", *SIGNS])
+            return "".join(text)
+        if kind < 0.8:  # a few characters that may be anything
             for _ in range(self.generator.randint(1, 4)):
                 text[self.generator.randrange(len(text))] = self.generator.choice(PIECES)
             return "".join(text)

@@ -28,7 +28,9 @@ ROW = hand_row("A 2 3 4")
 FIELDS = {"score", "acc", "turns", "right_turns", "first_acc", "truncated", "faults", "other_rule", "pred"}
 
 
-def played(*answers: str, task: str = "general_points", row: dict[str, Any] = ROW, **changes: Any) -> tuple[list[Any], dict[str, Any]]:
+def played(
+    *answers: str, task: str = "general_points", row: dict[str, Any] = ROW, **changes: Any
+) -> tuple[list[Any], dict[str, Any]]:
     environment = make_environment(node(task, **changes))
     environment.reset(row)
     return [environment.step(answer, True) for answer in answers], environment.fields()
@@ -66,7 +68,10 @@ def small_rows(task: str) -> list[dict[str, Any]]:
         ({"upstream_compat": "yes"}, r"environment.upstream_compat='yes': give true or false"),
         ({"read_characters": 0}, r"environment.read_characters=0: give an integer of at least 1"),
         ({"rewards": {}}, r"environment.rewards=\{\}: give exactly native, upstream"),
-        ({"rewards": {"native": {"correct_solution": 5}, "upstream": {}}}, r"environment.rewards.native=.*give exactly correct_solution"),
+        (
+            {"rewards": {"native": {"correct_solution": 5}, "upstream": {}}},
+            r"environment.rewards.native=.*give exactly correct_solution",
+        ),
         ({"prompt_style": "native"}, r"environment.prompt_style is unknown; its own keys are rewards, upstream_compat"),
     ],
 )
@@ -89,7 +94,11 @@ def test_a_setting_that_is_missing() -> None:
         ({}, "grpo", None),
         ({"score": "sum", "credit": "turn"}, "gae", None),
         ({"score": "sum", "credit": "turn"}, "grpo", r"environment.credit=turn needs a critic, and algorithm.adv_estimator=grpo"),
-        ({"score": "sum", "credit": "turn", "gae": "turn"}, "grpo", r"environment.gae=turn needs a critic.*use algorithm=ppo, or set"),
+        (
+            {"score": "sum", "credit": "turn", "gae": "turn"},
+            "grpo",
+            r"environment.gae=turn needs a critic.*use algorithm=ppo, or set",
+        ),
     ],
 )
 def test_turn_credit_needs_a_critic(changes: dict[str, str], estimator: str, message: str | None) -> None:
@@ -115,7 +124,10 @@ def test_task_files_are_complete(task: str) -> None:
     config = compose_config([f"task={task}", "algorithm=grpo"])
     kwargs = OmegaConf.to_container(config.reward.custom_reward_function.reward_kwargs, resolve=True)
     assert kwargs == {"environment": node(task)}
-    assert config.fusion.success_key == "acc" and config.reward.custom_reward_function.path == "pkg://unify_posttrain.tasks.environment"
+    assert (
+        config.fusion.success_key == "acc"
+        and config.reward.custom_reward_function.path == "pkg://unify_posttrain.tasks.environment"
+    )
     environment = make_environment(OmegaConf.to_container(config.environment))
     budget = environment.settings.max_tokens_per_turn
     assert budget <= config.data.max_response_length and task in PREPARERS
@@ -243,7 +255,7 @@ def test_a_player_that_answers_anything(task: str) -> None:
 @pytest.mark.parametrize(
     ("truth", "error", "message"),
     [
-        (None, TypeError, r"ground_truth of data_source='gp_id' must be text, got NoneType; make the data with unify_posttrain.prepare"),
+        (None, TypeError, r"ground_truth of data_source='gp_id' must be text, got NoneType; make the data with"),
         ("24", ValueError, r"must be a JSON object with the keys cards, rule, target, style"),
         ("{", ValueError, r"is no JSON"),
         ("[" * 100_000, ValueError, r"is no JSON"),
@@ -269,7 +281,9 @@ def test_the_start_names_the_row_and_the_setting() -> None:
         check_own_truths({**function, "reward_kwargs": kwargs}, [("test.parquet, row 0", good), ("test.parquet, row 1", bad)])
     with pytest.raises(ValueError, match=r"^environment.score='x' is unknown"):
         check_own_truths({**function, "reward_kwargs": {"environment": node("general_points", score="x")}}, [])
-    with pytest.raises(ValueError, match=r"^reward.custom_reward_function.reward_kwargs.environment is not set.*task=general_points"):
+    with pytest.raises(
+        ValueError, match=r"^reward.custom_reward_function.reward_kwargs.environment is not set.*task=general_points"
+    ):
         check_own_truths(function, [])
 
 

@@ -100,8 +100,8 @@ def check_given(environment: Mapping[str, Any] | None) -> None:
     """
     if environment is None:
         raise ValueError(
-            f"reward.custom_reward_function.reward_kwargs.{NODE} is not set: it holds the settings of the environment that this reward "
-            f"function plays; set it to ${{{NODE}}}, and {NODE} by a task file, e.g. task=general_points"
+            f"reward.custom_reward_function.reward_kwargs.{NODE} is not set: it holds the settings of the environment that this "
+            f"reward function plays; set it to ${{{NODE}}}, and {NODE} by a task file, e.g. task=general_points"
         )
 
 

@@ -1,7 +1,8 @@
-"""The verifier of general points: reading of answers, faults, rewards and words, as the published code has them and as ours does."""
+"""The verifier of general points: reading of answers, faults, rewards and words, as published and as ours."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -69,13 +70,19 @@ NONE = "your formula does not match any solution"
 UNUSED, INVALID = "you didn't use numbers: [{}]", "you used invalid numbers: [{}]"
 # values, left-hand side, reward and outcome and message of upstream, (reward, outcome) of native where they differ
 VERDICTS: list[tuple[tuple[int, ...], str, float, str, str | None, Any]] = [
-    *(((1, 2, 3, 4), text, 5, "correct_solution", None, None) for text in ("(1+2+3)*4", "((1+2)+3)*4", "(1+2+3)*(4)", "(4+2)*(3+1)")),
+    *(
+        ((1, 2, 3, 4), text, 5, "correct_solution", None, None)
+        for text in ("(1+2+3)*4", "((1+2)+3)*4", "(1+2+3)*(4)", "(4+2)*(3+1)")
+    ),
     ((4, 3, 2, 10), "4*3+2+10", 5, "correct_solution", None, None),
     ((13, 1, 3, 6), "(13-1)*6/3", 5, "correct_solution", None, None),
     ((1, 5, 5, 5), "5*(5-1/5)", 5, "correct_solution", None, None),
     ((4, 4, 10, 10), "(10*10-4)/4", 5, "correct_solution", None, None),
     ((3, 3, 8, 8), "8/(3-8/3)", 5, "correct_solution", None, None),
-    *(((1, 2, 3, 4), text, 1, "partial_solution", "partial solution", (0, "partial_solution")) for text in ("4*(1+2+3", "1*(2*3*4")),
+    *(
+        ((1, 2, 3, 4), text, 1, "partial_solution", "partial solution", (0, "partial_solution"))
+        for text in ("4*(1+2+3", "1*(2*3*4")
+    ),
     ((1, 2, 3, 4), "(1+2+3*4", -1, "no_solution", NO_MATCH.format("(1+2+3"), None),
     ((1, 2, 3, 4), "1*2*3*4*", -1, "no_solution", NO_MATCH.format("1*2*3*4"), None),
     ((1, 2, 3, 4), "1+2+3+4", -1, "no_solution", NO_MATCH.format("1"), None),
@@ -147,8 +154,8 @@ def test_published_floats_miss_the_only_solution() -> None:
 
 @pytest.mark.parametrize(
     ("right", "checked", "outcome"),
-    [("=24", True, "correct_solution"), ("= 24 ", True, "correct_solution"), ("=25", True, "no_solution"), ("=25", False, "correct_solution"),
-     ("", True, "correct_solution"), ("=24=24", True, "no_solution")],
+    [("=24", True, "correct_solution"), ("= 24 ", True, "correct_solution"), ("=25", True, "no_solution"),
+     ("=25", False, "correct_solution"), ("", True, "correct_solution"), ("=24=24", True, "no_solution")],
 )  # fmt: skip
 def test_the_right_hand_side(right: str, checked: bool, outcome: str) -> None:
     found = verifier(check_rhs=checked).judge(f'{{"formula": "(1+2+3)*4{right}"}}', hand((1, 2, 3, 4), "native"))
@@ -178,7 +185,7 @@ def test_a_hand_without_faces_has_no_other_rule() -> None:
 
 def test_pictures_are_read_before_anything_else() -> None:
     of_hand = hand((1, 2, 3, 4), "native")
-    right, wrong = ('{"cards": ["%s", "2", "3", "4"], "formula": "(1+2+3)*4"}' % label for label in ("A", "5"))
+    right, wrong = (json.dumps({"cards": [label, "2", "3", "4"], "formula": "(1+2+3)*4"}) for label in ("A", "5"))
     assert verifier().judge(right, of_hand, check_cards=True).outcome == "correct_solution"
     found = verifier().judge(wrong, of_hand, check_cards=True)
     assert (found.outcome, found.reward) == ("incorrect_vision", -1.5)
@@ -186,7 +193,8 @@ def test_pictures_are_read_before_anything_else() -> None:
 
 
 HOSTILE = [
-    "9**9**9", "(" * 10_000, ")" * 10_000, "9" * 5_000, "\x00", "\ud800", "x" * 1_000_000, "1+" * 500_000, "__import__('os')", "١+٢",
+    "9**9**9", "(" * 10_000, ")" * 10_000, "9" * 5_000, "\x00", "\ud800", "x" * 1_000_000, "1+" * 500_000, "__import__('os')",
+    "\u0661+\u0662",
     "((((1))))+2+3+4", "1e9", "0x10", "1_0", "/" * 4096, "1/0", "1/(2-2)+3*4",
 ]  # fmt: skip
 
@@ -223,4 +231,10 @@ def test_feedback_has_words_for_every_fault(style: str) -> None:
     findings = [judged((1, 2, 3, 4), left, "native") for left in lefts]
     said = {feedback(found, style) for found in findings if found.faults}
     assert len(said) > 8 and all("{}" not in text for text in said)
-    assert {fault.name for found in findings for fault in found.faults} >= {"leading_zero", "partial", "unmatched", "too_often", "invalid"}
+    assert {fault.name for found in findings for fault in found.faults} >= {
+        "leading_zero",
+        "partial",
+        "unmatched",
+        "too_often",
+        "invalid",
+    }

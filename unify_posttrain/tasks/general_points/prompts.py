@@ -100,7 +100,7 @@ def _native(hand: Hand) -> str:
         f"Find a formula that is exactly {hand.target}. Use the number of every card once, the operators + - * / and brackets; "
         f"use nothing else. An A is worth 1, a number itself. {rule_sentence(hand)}\n"
         f"Cards: {', '.join(hand.labels)}\n"
-        'Answer with a JSON object and nothing besides, one key per line: "cards", the list of the cards as they are written above; '
+        'Answer with a JSON object and nothing besides, one key per line: "cards", the list of the cards as they are written here; '
         f'"number", the list of what they are worth, as integers; "formula", a text: your formula, then ={hand.target}.'
     )
 
