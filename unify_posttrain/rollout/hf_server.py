@@ -138,6 +138,17 @@ class HFServer:
             self.batcher = asyncio.create_task(self._serve())
         return await request.answer
 
+    async def generate_batch(
+        self, prompts: list[list[int]], params: list[dict[str, Any]]
+    ) -> list[tuple[list[int], list[float] | None]]:
+        """Many requests at once, which are decoded together; see `generate`.
+
+        Returns:
+            token ids, and their log-probs if asked for, per request.
+        """
+        outputs = await asyncio.gather(*(self.generate("", ids, each) for ids, each in zip(prompts, params, strict=True)))
+        return [(output.token_ids, output.log_probs) for output in outputs]
+
     async def _serve(self) -> None:
         """Answer everything that waits, in batches, until nothing does."""
         loop = asyncio.get_running_loop()

@@ -10,9 +10,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from verl import DataProto
 from verl.experimental.reward_loop import reward_loop
+from verl.utils.model import compute_position_id_with_mask
 
 from unify_posttrain.rewards import calling
 from unify_posttrain.rewards.calling import OUTCOME
@@ -32,6 +34,14 @@ class FusionRewardLoopWorker(FusionRewardWorker):
         self.where = function_name(config.reward.custom_reward_function)
         self.protection = Protection.from_node(config.reward.protection)
         super().__init__(wrapped(config), reward_router_address)
+
+    async def compute_score_batch(self, data: DataProto) -> list[dict[str, Any]]:
+        """Many rows; what follows from the others need not have been sent (`rollout.scoring`)."""
+        tensors = data.batch
+        if "input_ids" not in tensors:
+            tensors["input_ids"] = torch.cat([tensors["prompts"], tensors["responses"]], dim=1)
+            tensors["position_ids"] = compute_position_id_with_mask(tensors["attention_mask"])
+        return await super().compute_score_batch(data)
 
     async def compute_score(self, data: DataProto) -> dict[str, Any]:
         try:
