@@ -179,10 +179,11 @@ class DirectBatch:
                 self.preempted[rows] = responses.preempted
             for name, value in responses.fields.items():
                 self.fields.setdefault(name, np.full(len(self.seconds), None, dtype=object))[rows] = value
-            if self.manager.reward_loop_worker_handles is not None:
-                workers = self.manager.reward_loop_worker_handles
+            workers = self.manager.reward_loop_worker_handles
+            # Rows that end together (all at their limit) are more than one worker's share.
+            for share in rows.split(-(-len(self.prompts) // len(workers))) if workers else ():
                 worker = workers[len(self.scoring) % len(workers)]
-                self.scoring.append(asyncio.ensure_future(self._score(worker, rows, responses.fields)))
+                self.scoring.append(asyncio.ensure_future(self._score(worker, share, responses.fields)))
 
     async def _score(self, worker: Any, rows: torch.Tensor, fields: dict[str, Any]) -> None:
         """One portion, by one reward worker; what verl's agent loops tell of a row is told here too."""
