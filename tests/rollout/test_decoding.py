@@ -1,4 +1,4 @@
-"""The decoding loop against transformers' own: tokens, log-probabilities, and what rows that share, end or repeat may not change."""
+"""The decoding loop against transformers' own: tokens, log-probabilities, and what rows that share or end may not change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ from unify_posttrain.rollout.sampling import SamplingParams
 from .plain_decoding import decode_plainly
 
 VOCABULARY, PAD, EOS = 61, 0, (1, 2)
-SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128}
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
 CONFIGS: dict[str, PretrainedConfig] = {
     "qwen2": Qwen2Config(**SMALL, num_key_value_heads=2, intermediate_size=48),
     "llama": LlamaConfig(**SMALL, num_key_value_heads=1, intermediate_size=48),
@@ -83,7 +89,14 @@ def test_tokens_are_those_of_the_plain_loop(name: str, prompts: list[list[int]])
 
 
 def test_every_row_has_its_own_parameters(model: Any) -> None:
-    kinds = [{}, {"temperature": 0}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.6}, {"temperature": 1.5, "top_k": 9, "top_p": 0.8}]
+    kinds = [
+        {},
+        {"temperature": 0},
+        {"temperature": 0.5},
+        {"top_k": 3},
+        {"top_p": 0.6},
+        {"temperature": 1.5, "top_k": 9, "top_p": 0.8},
+    ]
     requests = [params(seed, limit, **kind) for seed, kind in enumerate(kinds) for limit in (1, 5, 24)]
     lengths = held_against_the_plain_one(model, prompts_of(*[1 + row % 7 for row in range(len(requests))]), requests)
     assert all(lengths[row] == 1 for row in range(0, len(lengths), 3))

@@ -1,5 +1,5 @@
-"""The direct way of a batch against verl's agent loops: the same engine, tokens, rewards and columns. Without Ray: what is called over
-it is called in this process."""
+"""The direct way of a batch against verl's agent loops: the same engine, tokens, rewards and columns. Without Ray: what is called
+over it is called in this process."""
 
 from __future__ import annotations
 
@@ -121,8 +121,8 @@ def config(folder: Path) -> Any:
 def server(folder: Path, config: Any) -> HFServer:
     tokenizer = build_tokenizer(256)
     server = HFServer(
-        model_path=str(folder), pad_id=tokenizer.pad_token_id, eos_ids=[tokenizer.eos_token_id, 30, 31, 32], response_length=RESPONSE,
-        max_context=PROMPT + RESPONSE, max_batch=64, gather_seconds=0.01, dtype="float32",
+        model_path=str(folder), pad_id=tokenizer.pad_token_id, eos_ids=[tokenizer.eos_token_id, 30, 31, 32],
+        response_length=RESPONSE, max_context=PROMPT + RESPONSE, max_batch=64, gather_seconds=0.01, dtype="float32",
         override_config={"attn_implementation": "sdpa"},
     )  # fmt: skip
     server.load_weights(dict(Qwen2ForCausalLM.from_pretrained(folder).named_parameters()))
@@ -132,7 +132,11 @@ def server(folder: Path, config: Any) -> HFServer:
 def manager_of(config: Any, *servers: Any, judges: list[Judge] | None) -> RolloutManager:
     """As `create` leaves it; verl's own would start processes."""
     manager = RolloutManager.__new__(RolloutManager)
-    manager.config, manager.rollout_config, manager.model_config = config, config.actor_rollout_ref.rollout, config.actor_rollout_ref.model
+    manager.config, manager.rollout_config, manager.model_config = (
+        config,
+        config.actor_rollout_ref.rollout,
+        config.actor_rollout_ref.model,
+    )
     manager.server_handles = [Handle(server) for server in servers]
     manager.reward_loop_worker_handles = None if judges is None else [Handle(judge) for judge in judges]
     manager.agent_loop_workers = []
@@ -246,7 +250,10 @@ def test_batches_larger_than_the_engine_takes(config: Any, server: HFServer, mon
 @pytest.mark.parametrize(
     ("columns", "error"),
     [
-        ({PREFIX_COLUMN: object_column([[40] * RESPONSE] * 3 * GROUP)}, "leaves no room to generate in data.max_response_length=24"),
+        (
+            {PREFIX_COLUMN: object_column([[40] * RESPONSE] * 3 * GROUP)},
+            "leaves no room to generate in data.max_response_length=24",
+        ),
         ({"raw_prompt": object_column([[{"role": "user", "content": "1" * 30}]] * 3 * GROUP)}, "data.max_prompt_length is 16"),
     ],
 )
@@ -400,4 +407,3 @@ def test_through_such_a_server_rows_are_the_agent_loops(config: Any) -> None:
     assert ours.non_tensor_batch["global_steps"].tolist() == theirs.non_tensor_batch["global_steps"].tolist() == [4] * 12
     told = [each["told"] for each in ours.non_tensor_batch["seen"]]
     assert told == [each["told"] for each in theirs.non_tensor_batch["seen"]] and told[0]["global_steps"] == 4
-

@@ -17,7 +17,7 @@ class AnswersBatches:
     """Part of a server that has verl's `generate`."""
 
     async def generate_batch(self, requests: Requests) -> AsyncIterator[Responses]:
-        """All rows of a batch, sent back in portions as they end. The error of a row is that of the batch; the others are given up."""
+        """All rows of a batch, sent back in portions as they end. The error of a row is the batch's; the others are given up."""
         ended: asyncio.Queue[tuple[int, TokenOutput | Exception]] = asyncio.Queue()
 
         async def answer(row: int) -> None:

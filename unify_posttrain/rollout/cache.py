@@ -38,9 +38,7 @@ class RoomLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor) -> None:
         """Done when it was made."""
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, cache_kwargs: dict[str, Any] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, cache_kwargs: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
         end = self.length + key_states.shape[2]
         self.keys[:, :, self.length : end], self.values[:, :, self.length : end] = key_states, value_states
         self.length = end

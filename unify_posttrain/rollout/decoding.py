@@ -1,7 +1,7 @@
 """Decoding a batch of prompts with transformers: used by the trainer's engine and by evaluation, so that both generate alike.
 
-transformers runs the model; the loop is ours. A prompt that several rows share is prefilled once, memory for keys and values is taken
-once, rows that have ended leave the batch, and nothing is done in Python per row and token.
+transformers runs the model; the loop is ours. A prompt that several rows share is prefilled once, memory for keys and values is
+taken once, rows that have ended leave the batch, and nothing is done in Python per row and token.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ def decode(
                 given = ((lengths > 0) & ~handed_over).nonzero().squeeze(-1)
                 handed_over[given], waiting = True, 0
                 width = int(lengths[given].max())
-                yield Finished(*(each.cpu() for each in (given, lengths[given], token_ids[given, :width], log_probs[given, :width])))
+                yield Finished(
+                    *(each.cpu() for each in (given, lengths[given], token_ids[given, :width], log_probs[given, :width]))
+                )
             if not left:
                 return
             batch.keep(order)

@@ -1,5 +1,5 @@
-"""A transformers generation server: a Ray actor that decodes a batch of rows, or batches concurrent requests. For laptops and tests,
-not for throughput."""
+"""A transformers generation server: a Ray actor that decodes a batch of rows, or batches concurrent requests. For laptops and
+tests, not for throughput."""
 
 from __future__ import annotations
 

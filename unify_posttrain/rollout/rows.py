@@ -1,4 +1,4 @@
-"""Rows on their way to an engine and back: many in one message, without padding, and put into the columns that verl has for them."""
+"""Rows on their way to an engine and back: many in one message, without padding, and put into verl's columns for them."""
 
 from __future__ import annotations
 
