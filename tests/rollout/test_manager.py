@@ -1,285 +1,320 @@
-"""Rollouts of one turn in batches: the same requests and the same batch as verl's loops make of them, without a loop per row."""
+"""The direct way of a batch against verl's agent loops: the same engine, tokens, rewards and columns. Without Ray: what is called
+over it is called in this process."""
 
 from __future__ import annotations
 
 import asyncio
+import pickle
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
+from transformers import Qwen2Config, Qwen2ForCausalLM
 from verl import DataProto
-from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput, AgentLoopWorker
+from verl.experimental.agent_loop.agent_loop import AgentLoopManager, AgentLoopWorker
 from verl.workers.rollout.replica import TokenOutput
 
-from unify_posttrain.config import conf_dir
-from unify_posttrain.rollout import manager as managing
+from unify_posttrain import cpu_compat
+from unify_posttrain.config import compose_config
+from unify_posttrain.experience.rows import object_column
 from unify_posttrain.rollout.agent_loop import NEW_TOKENS_COLUMN, PREFIX_COLUMN, PREFIX_TRAINED_COLUMN, SEED_COLUMN
-from unify_posttrain.rollout.manager import RolloutManager, loops_of_one_turn
-from unify_posttrain.rollout.single_turn import Answer, assembled, extra_columns, requests, reward_tensor
+from unify_posttrain.rollout.batches import AnswersBatches
+from unify_posttrain.rollout.hf_server import HFServer
+from unify_posttrain.rollout.manager import RolloutManager
+from unify_posttrain.rollout.rows import Requests
+from unify_posttrain.tasks.tiny_model import build_tokenizer
 
-P, R, PAD = 6, 5, 0
-SAMPLING = {"temperature": 1.0, "logprobs": True}
-
-
-class Tokenizer:
-    """Pads as verl's loops ask it to."""
-
-    padding_side = "left"
-
-    def pad(self, given: dict, padding: str, max_length: int, return_tensors: str, return_attention_mask: bool) -> dict:
-        ids = list(given["input_ids"])
-        fill = [PAD] * (max_length - len(ids))
-        kept = [1] * len(ids)
-        sides = (fill + ids, [0] * len(fill) + kept) if self.padding_side == "left" else (ids + fill, kept + [0] * len(fill))
-        made = {"input_ids": torch.tensor([sides[0]])}
-        return {**made, "attention_mask": torch.tensor([sides[1]])} if return_attention_mask else made
+PROMPT, RESPONSE, GROUP = 16, 24, 4
+cpu_compat.install()
 
 
-def of_objects(values: list[Any]) -> np.ndarray:
-    made = np.empty(len(values), dtype=object)
-    made[:] = values
-    return made
+class Called:
+    """A method as a Ray handle has it: `handle.method.remote(...)`; arguments and results are pickled on the way."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.method = method
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = pickle.loads(pickle.dumps((args, kwargs)))
+        made = self.method(*args, **kwargs)
+        return self._streamed(made) if hasattr(made, "__aiter__") else made
+
+    async def _streamed(self, made: Any) -> Any:
+        async for each in made:
+            reference = asyncio.get_running_loop().create_future()
+            reference.set_result(pickle.loads(pickle.dumps(each)))
+            yield reference
 
 
-PROMPTS = [[{"role": "user", "content": "a"}], [{"role": "user", "content": "bcd"}]]
+class Handle:
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def __getattr__(self, name: str) -> Called:
+        return Called(getattr(self.actor, name))
 
 
-def columns(prefixes: list[list[int]] | None = None) -> dict[str, np.ndarray]:
-    rows = [PROMPTS[0], PROMPTS[0], PROMPTS[1]]
-    made = {"raw_prompt": of_objects(rows), SEED_COLUMN: np.array([7, 8, 9]), "uid": of_objects(["x", "x", "y"])}
-    if prefixes is not None:
-        made |= {PREFIX_COLUMN: of_objects(prefixes), PREFIX_TRAINED_COLUMN: np.array([True, False, True])}
-    return made
+class Balancer:
+    async def acquire_server(self, request_id: str) -> str:
+        return "only"
+
+    def release_server(self, server_id: str) -> None:
+        return None
 
 
-class Rendering:
-    """One token per letter of the last message."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-
-    def __call__(self, messages: Any) -> list[int]:
-        self.asked += 1
-        return [ord(letter) - 96 for letter in messages[-1]["content"]]
-
-
-def test_a_prompt_is_rendered_once_and_every_row_has_its_own_request() -> None:
-    rendering = Rendering()
-    asked = requests(columns([[], [3, 4], []]), rendering, SAMPLING, P, R)
-    assert rendering.asked == 2
-    assert [request.prompt for request in asked] == [[1], [1], [2, 3, 4]]
-    assert [request.params for request in asked] == [
-        {**SAMPLING, "seed": 7},
-        {**SAMPLING, "seed": 8, "max_tokens": 3},
-        {**SAMPLING, "seed": 9},
-    ]
-    assert [(request.prefix, request.prefix_trained, request.room) for request in asked] == [
-        ([], False, 5),
-        ([3, 4], False, 3),
-        ([], False, 5),
-    ]
-    limited = requests({**columns(), NEW_TOKENS_COLUMN: np.array([2, 2, 2])}, rendering, SAMPLING, P, R)
-    assert {request.params["max_tokens"] for request in limited} == {2}
-
-
-@pytest.mark.parametrize(
-    ("prefixes", "widths", "message"),
-    [
-        ([[], [1] * 5, []], (P, R), "leaves no room to generate in data.max_response_length=5"),
-        (None, (2, R), "more than data.max_prompt_length=2"),
-    ],
-)
-def test_what_does_not_fit_is_said(prefixes: Any, widths: tuple[int, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        requests(columns(prefixes), Rendering(), SAMPLING, *widths)
-
-
-def verls(asked: list[Any], answers: list[Answer], scores: list[float], infos: list[dict]) -> DataProto:
-    """The batch that verl's worker makes of the same rollouts, one by one."""
-    worker = object.__new__(AgentLoopWorker)
-    worker.tokenizer, worker.processor, worker.reward_loop_worker_handles = Tokenizer(), None, [None]
-    worker.rollout_config = SimpleNamespace(prompt_length=P, response_length=R)
-    outputs = []
-    for request, answer, score, info in zip(asked, answers, scores, infos, strict=True):
-        sampled = list(answer.token_ids)[: request.room]
-        given = len(request.prefix)
-        outputs.append(
-            AgentLoopOutput(
-                prompt_ids=request.prompt,
-                response_ids=[*request.prefix, *sampled],
-                response_mask=[int(request.prefix_trained)] * given + [1] * len(sampled),
-                response_logprobs=[0.0] * given + list(answer.log_probs or [])[: request.room] if answer.log_probs else None,
-                multi_modal_data={},
-                reward_score=score,
-                num_turns=2,
-                metrics=AgentLoopMetrics(),
-                extra_fields={**(answer.extra_fields or {}), "turn_scores": [], "tool_rewards": [], "reward_extra_info": info},
-            )
-        )
-
-    async def postprocessed() -> list[Any]:
-        rows = columns()["raw_prompt"]
-        return [await worker._agent_loop_postprocess(output, raw_prompt=rows[row]) for row, output in enumerate(outputs)]
-
-    return worker._postprocess(asyncio.run(postprocessed()))
-
-
-@pytest.mark.parametrize("log_probs", [True, False])
-@pytest.mark.parametrize("prefixes", [None, [[], [3, 4], [5]]])
-def test_the_batch_is_that_of_verls_loops(log_probs: bool, prefixes: list[list[int]] | None) -> None:
-    asked = requests(columns(prefixes), Rendering(), SAMPLING, P, R)
-    answers = [
-        Answer(ids, [-0.5 * place for place in range(1, len(ids) + 1)] if log_probs else None, {"global_steps": 3})
-        for ids in ([11, 12, 13], [14, 15, 16, 17, 18, 19], [20])
-    ]
-    scores, infos = [1.0, 0.5, -1.0], [{"reward_outcome": {"score": score}} for score in (1.0, 0.5, -1.0)]
-    theirs = verls(asked, answers, scores, infos)
-    tensors = assembled(asked, answers, P, R, PAD)
-    tensors["rm_scores"] = reward_tensor(scores, tensors)
-    assert set(tensors.keys()) == set(theirs.batch.keys())
-    for name, tensor in theirs.batch.items():
-        assert torch.equal(tensors[name], tensor) and tensors[name].dtype == tensor.dtype, name
-    ours = extra_columns(columns()["raw_prompt"], answers, infos)
-    assert set(ours) == set(theirs.non_tensor_batch)
-    for name, column in theirs.non_tensor_batch.items():
-        assert ours[name].dtype == column.dtype and ours[name].tolist() == column.tolist(), name
-
-
-# The manager, with engines and reward workers that are plain objects
-
-
-class Remote:
-    """A method of an actor."""
-
-    def __init__(self, function: Any) -> None:
-        self.remote = function
-
-
-class Engine:
-    """Answers a prompt with its own last token, as often as its seed says; in batches, or row by row in an order of its own."""
-
-    def __init__(self, calls: list[Any]) -> None:
-        self.calls = calls
-        self.generate_batch, self.generate = Remote(self._batch), Remote(self._one)
-
-    async def _batch(self, prompts: list[list[int]], params: list[dict]) -> list[tuple[list[int], list[float]]]:
-        self.calls.append(("batch", len(prompts)))
-        return [
-            ([ids[-1]] * (each["seed"] % 4 + 1), [-1.0] * (each["seed"] % 4 + 1)) for ids, each in zip(prompts, params, strict=True)
-        ]
-
-    async def _one(
-        self, request_id: str, prompt_ids: list[int], sampling_params: dict, image_data: None, video_data: None
-    ) -> TokenOutput:
-        self.calls.append(("one", request_id))
-        await asyncio.sleep(0.001 * (13 * sampling_params["seed"] % 7))
-        ((ids, log_probs),) = await self._batch([prompt_ids], [sampling_params])
-        self.calls.pop()
-        return TokenOutput(token_ids=ids, log_probs=log_probs, stop_reason="completed")
-
-
-class Scorer:
-    """Scores a row by its response's length, and keeps what it was sent."""
+class Judge:
+    """A reward worker that says what it was shown."""
 
     def __init__(self) -> None:
-        self.batches: list[DataProto] = []
-        self.compute_score_batch = Remote(self._score)
+        self.batches: list[int] = []
 
-    async def _score(self, data: DataProto) -> list[dict[str, Any]]:
-        self.batches.append(data)
-        await asyncio.sleep(0.002)
-        lengths = data.batch["attention_mask"][:, P:].sum(dim=1).tolist()
-        if 4 in lengths and "fail" in data.non_tensor_batch:
-            raise ValueError("the reward worker is broken")
-        return [{"reward_score": float(n), "reward_extra_info": {"reward_outcome": {"n": n}}} for n in lengths]
+    async def compute_score_batch(self, data: DataProto) -> list[dict[str, Any]]:
+        self.batches.append(len(data))
+        return [await self.compute_score(data[row : row + 1]) for row in range(len(data))]
 
-
-def manager(engine: str, servers: int = 2, scorers: list[Scorer] | None = None) -> tuple[RolloutManager, list[Any]]:
-    made, calls = object.__new__(RolloutManager), []
-    made.rollout_config = OmegaConf.create(
-        {
-            "name": engine, "prompt_length": P, "response_length": R, "calculate_log_probs": True, "temperature": 1.0, "top_p": 1.0,
-            "top_k": -1, "val_kwargs": {"temperature": 0.0, "top_p": 0.9, "top_k": 5}, "trace": {"backend": None},
-            "agent": {"default_agent_loop": "seeded_single_turn", "num_workers": 2},
+    async def compute_score(self, data: DataProto) -> dict[str, Any]:
+        responses, columns = data.batch["responses"][0], data.non_tensor_batch
+        length = int(data.batch["attention_mask"][0, -len(responses) :].sum())
+        tokens, told = responses[:length].tolist(), dict(columns["tool_extra_fields"][0])
+        attended = data.batch["attention_mask"][0].bool()
+        seen = {
+            "tokens": tokens,
+            "whole": data.batch["input_ids"][0][attended].tolist(),
+            "places": data.batch["position_ids"][0][attended].tolist(),
+            "turns": int(columns["__num_turns__"][0]),
+            "told": {name: told[name] for name in sorted(told)},
+            "columns": sorted(columns),
         }
+        return {"reward_score": sum(tokens) / 100, "reward_extra_info": {"seen": seen}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("manager") / "model"
+    tokenizer = build_tokenizer(256)
+    tokenizer.save_pretrained(made)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=48, max_position_embeddings=64, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    made.server_handles = [Engine(calls) for _ in range(servers)]
-    made.reward_loop_worker_handles = [Scorer(), Scorer()] if scorers is None else scorers
-    made.agent_loop_workers, made.pad_id, made.text_alone = [], PAD, True
-    made.template = SimpleNamespace(ids=Rendering())
-    made.of_one_turn = frozenset({"seeded_single_turn"})
-    return made, calls
+    Qwen2ForCausalLM(config).save_pretrained(made)
+    return made
 
 
-def batch(**meta: Any) -> DataProto:
-    return DataProto(batch=None, non_tensor_batch=columns(), meta_info=meta)
+@pytest.fixture(scope="module")
+def config(folder: Path) -> Any:
+    return compose_config(
+        [
+            "algorithm=grpo", f"actor_rollout_ref.model.path={folder}", f"data.max_prompt_length={PROMPT}",
+            f"data.max_response_length={RESPONSE}",
+        ]
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("engine", ["hf", "vllm"])
-def test_answers_and_scores_stand_at_their_rows_whatever_finishes_first(engine: str) -> None:
-    made, calls = manager(engine)
-    output = made.generate_sequences(batch())
-    lengths = [7 % 4 + 1, 8 % 4 + 1, 9 % 4 + 1]
-    assert output.batch["response_mask"].sum(dim=1).tolist() == lengths
-    assert output.batch["rm_scores"].sum(dim=1).tolist() == [float(n) for n in lengths]
-    assert [info["n"] for info in output.non_tensor_batch["reward_outcome"]] == lengths
-    assert output.batch["responses"][:, 0].tolist() == [1, 1, 4]
-    assert output.meta_info["reward_extra_keys"] == ["reward_outcome"]
-    assert {"agent_loop/generate_sequences/max", "agent_loop/slowest/response_length"} <= set(output.meta_info["timing"])
-    assert [kind for kind, _ in calls] == (["batch", "batch"] if engine == "hf" else ["one"] * 3), (
-        "one call per replica, or per row"
+@pytest.fixture(scope="module")
+def server(folder: Path, config: Any) -> HFServer:
+    tokenizer = build_tokenizer(256)
+    server = HFServer(
+        model_path=str(folder), pad_id=tokenizer.pad_token_id, eos_ids=[tokenizer.eos_token_id, 30, 31, 32],
+        response_length=RESPONSE, max_context=PROMPT + RESPONSE, max_batch=64, gather_seconds=0.01, dtype="float32",
+        override_config={"attn_implementation": "sdpa"},
+    )  # fmt: skip
+    server.load_weights(dict(Qwen2ForCausalLM.from_pretrained(folder).named_parameters()))
+    return server
+
+
+def manager_of(config: Any, *servers: Any, judges: list[Judge] | None) -> RolloutManager:
+    """As `create` leaves it; verl's own would start processes."""
+    manager = RolloutManager.__new__(RolloutManager)
+    manager.config, manager.rollout_config, manager.model_config = (
+        config,
+        config.actor_rollout_ref.rollout,
+        config.actor_rollout_ref.model,
     )
+    manager.server_handles = [Handle(server) for server in servers]
+    manager.reward_loop_worker_handles = None if judges is None else [Handle(judge) for judge in judges]
+    manager.agent_loop_workers = []
+    return manager
 
 
-def test_reward_workers_share_what_is_finished_and_get_every_column() -> None:
-    scorers = [Scorer(), Scorer()]
-    made, _ = manager("hf", servers=1, scorers=scorers)
-    made.generate_sequences(batch())
-    assert sorted(len(data) for each in scorers for data in each.batches) == [1, 2], "one call each"
-    sent = scorers[0].batches[0]
-    assert set(sent.batch.keys()) == {"prompts", "responses", "attention_mask"}
-    assert {"uid", "raw_prompt", "__num_turns__", "tool_extra_fields"} <= set(sent.non_tensor_batch)
+def requests(validate: bool = False, **columns: Any) -> DataProto:
+    """Three prompts of unequal lengths, a group of rollouts each."""
+    messages = [[{"role": "user", "content": text}] for text in ("1+2=", "12+3=", "123+456=")]
+    rows = 3 * GROUP
+    given = {
+        "raw_prompt": object_column([messages[row // GROUP] for row in range(rows)]),
+        SEED_COLUMN: np.arange(rows) * 7,
+        "row_id": np.arange(rows) // GROUP,
+        "extra_info": object_column([{"split": "train"}] * rows),
+        **columns,
+    }
+    batch = DataProto.from_dict(tensors={"dummy": torch.zeros(rows, 1)}, non_tensors=given)
+    batch.meta_info = {"global_steps": 3, **({"validate": True} if validate else {})}
+    return batch
 
 
-def test_an_error_of_a_reward_worker_is_the_manager_s() -> None:
-    made, _ = manager("vllm")
-    given = batch()
-    given.non_tensor_batch["fail"] = np.array([1, 1, 1])
-    with pytest.raises(ValueError, match="the reward worker is broken"):
-        made.generate_sequences(given)
+def prefixes(trained: bool) -> dict[str, Any]:
+    rows = 3 * GROUP
+    given = object_column([list(range(40, 40 + row % 3)) for row in range(rows)])
+    return {PREFIX_COLUMN: given, PREFIX_TRAINED_COLUMN: np.full(rows, trained)}
 
 
-def test_without_reward_workers_nothing_is_scored_and_columns_stay() -> None:
-    made, _ = manager("hf")
-    made.reward_loop_worker_handles = None
-    output = made.generate_sequences(batch(validate=True))
-    assert "rm_scores" not in output.batch and "reward_extra_keys" not in output.meta_info
-    assert output.non_tensor_batch["uid"].tolist() == ["x", "x", "y"]
+def by_agent_loops(config: Any, server: Any, judges: list[Judge] | None, batch: DataProto) -> DataProto:
+    """verl's worker and manager around the same engine."""
+
+    async def run() -> DataProto:
+        handles = None if judges is None else [Handle(judge) for judge in judges]
+        worker = AgentLoopWorker(config, [("only", Handle(server))], Handle(Balancer()), handles)
+        manager = AgentLoopManager.__new__(AgentLoopManager)
+        manager.agent_loop_workers = [Handle(worker)]
+        return await AgentLoopManager.generate_sequences.__wrapped__(manager, batch)
+
+    return asyncio.run(run())
 
 
-def test_validation_has_its_own_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, _ = manager("hf")
-    assert made._sampling(batch())["temperature"] == 1.0
-    assert made._sampling(batch(validate=True)) == {
-        "temperature": 0.0, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.0, "logprobs": True,
-    }  # fmt: skip
+CASES = {
+    "plain": {},
+    "prefixes": prefixes(False),
+    "trained_prefixes": prefixes(True),
+    "limited": {NEW_TOKENS_COLUMN: np.full(3 * GROUP, 5)},
+    "limited_prefixes": {**prefixes(True), NEW_TOKENS_COLUMN: np.full(3 * GROUP, 23)},
+    "named": {"agent_name": object_column(["seeded_single_turn"] * 3 * GROUP)},
+}
+
+
+@pytest.mark.parametrize("validate", [False, True], ids=["train", "validate"])
+@pytest.mark.parametrize("case", CASES)
+def test_rows_are_those_of_the_agent_loops(config: Any, server: HFServer, case: str, validate: bool) -> None:
+    judges = [Judge(), Judge(), Judge()]
+    manager = manager_of(config, server, judges=judges)
+    ours = manager.generate_sequences(requests(validate, **CASES[case]))
+    theirs = by_agent_loops(config, server, [Judge()], requests(validate, **CASES[case]))
+    assert manager.agent_loop_workers == [], "nothing of the other way was started"
+    assert set(ours.batch.keys()) == set(theirs.batch.keys())
+    for name, value in theirs.batch.items():
+        assert ours.batch[name].dtype == value.dtype, name
+        # To the last bit, the engine's log-probabilities too: it decodes the same rows in the same order.
+        assert torch.equal(ours.batch[name], value), name
+    assert case == "limited" or ours.batch["response_mask"].sum(dim=-1).unique().numel() > 1
+    assert set(ours.non_tensor_batch) == set(theirs.non_tensor_batch)
+    for name, column in theirs.non_tensor_batch.items():
+        assert ours.non_tensor_batch[name].dtype == column.dtype, name
+        assert ours.non_tensor_batch[name].tolist() == column.tolist(), name
+    assert set(ours.meta_info) == set(theirs.meta_info)
+    assert set(ours.meta_info["timing"]) == set(theirs.meta_info["timing"])
+    calls = [size for judge in judges for size in judge.batches]
+    assert sum(calls) == 3 * GROUP and len(calls) < 3 * GROUP and all(judge.batches for judge in judges)
+
+
+def test_without_reward_workers_the_requests_stay_in_the_batch(config: Any, server: HFServer) -> None:
+    """A reward model on the same accelerators scores later, and reads them."""
+    ours = manager_of(config, server, judges=None).generate_sequences(requests())
+    theirs = by_agent_loops(config, server, None, requests())
+    assert set(ours.batch.keys()) == set(theirs.batch.keys()) and "rm_scores" not in ours.batch
+    assert set(theirs.non_tensor_batch) - set(ours.non_tensor_batch) == {"agent_name"}, "verl names the loop in the batch"
+    assert set(ours.meta_info) == set(theirs.meta_info)
+
+
+def test_no_log_probs_if_nobody_asks(config: Any, server: HFServer) -> None:
+    config = config.copy()
+    config.actor_rollout_ref.rollout.calculate_log_probs = False
+    assert "rollout_log_probs" not in manager_of(config, server, judges=[Judge()]).generate_sequences(requests()).batch
+
+
+def test_replicas_share_the_rows_and_change_no_token(config: Any, server: HFServer) -> None:
+    one = manager_of(config, server, judges=[Judge()]).generate_sequences(requests())
+    two = manager_of(config, server, server, judges=[Judge()]).generate_sequences(requests())
+    assert torch.equal(one.batch["responses"], two.batch["responses"])
+    torch.testing.assert_close(one.batch["rollout_log_probs"], two.batch["rollout_log_probs"], atol=1e-5, rtol=0)
+    assert one.non_tensor_batch["seen"].tolist() == two.non_tensor_batch["seen"].tolist()
+
+
+def test_a_batch_repeats_to_the_last_bit(config: Any, server: HFServer) -> None:
+    first, again = (manager_of(config, server, judges=[Judge()]).generate_sequences(requests()) for _ in range(2))
+    assert all(torch.equal(value, again.batch[name]) for name, value in first.batch.items())
+
+
+def test_batches_larger_than_the_engine_takes(config: Any, server: HFServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = manager_of(config, server, judges=[Judge()]).generate_sequences(requests())
+    monkeypatch.setattr(server, "max_batch", 5)
+    parts = manager_of(config, server, judges=[Judge()]).generate_sequences(requests())
+    assert torch.equal(whole.batch["responses"], parts.batch["responses"])
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("columns", "error"),
     [
-        lambda made, given: given.non_tensor_batch.update(agent_name=of_objects(["tool_agent"] * 3)),
-        lambda made, given: setattr(made, "text_alone", False),
-        lambda made, given: OmegaConf.update(made.rollout_config, "trace.backend", "mlflow"),
-        lambda made, given: OmegaConf.update(made.rollout_config, "agent.default_agent_loop", "two_turns"),
-        lambda made, given: OmegaConf.update(made.rollout_config, "enable_rollout_routing_replay", True, force_add=True),
+        (
+            {PREFIX_COLUMN: object_column([[40] * RESPONSE] * 3 * GROUP)},
+            "leaves no room to generate in data.max_response_length=24",
+        ),
+        ({"raw_prompt": object_column([[{"role": "user", "content": "1" * 30}]] * 3 * GROUP)}, "data.max_prompt_length is 16"),
     ],
 )
-def test_other_batches_start_verls_loops_once(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, calls = manager("hf")
+def test_what_has_no_room_is_refused(config: Any, server: HFServer, columns: dict[str, Any], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        manager_of(config, server, judges=[Judge()]).generate_sequences(requests(**columns))
+
+
+class Stopped(Exception):
+    """Raised where verl's agent loops would be started."""
+
+
+@pytest.mark.parametrize(
+    ("changed", "columns", "direct"),
+    [
+        ({}, {}, True),
+        ({"agent.default_agent_loop": "tool_agent"}, {}, False),
+        ({}, {"agent_name": object_column(["seeded_single_turn"] * 11 + ["two_turns"])}, False),
+        ({"trace.backend": "mlflow"}, {}, False),
+        ({"enable_rollout_routing_replay": True}, {}, False),
+        ({"agent.agent_loop_config_path": None}, {}, False),
+    ],
+)
+def test_what_needs_an_agent_loop_starts_them(
+    config: Any, server: HFServer, changed: dict[str, Any], columns: dict[str, Any], direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config.copy()
+    for key, value in changed.items():
+        with open_dict(config):
+            OmegaConf.update(config, f"actor_rollout_ref.rollout.{key}", value)
+
+    async def start(self: Any) -> None:
+        raise Stopped
+
+    monkeypatch.setattr(RolloutManager, "_start_agent_loops", start)
+    manager = manager_of(config, server, judges=[Judge()])
+    if direct:
+        assert len(manager.generate_sequences(requests(**columns))) == 3 * GROUP
+    else:
+        with pytest.raises(Stopped):
+            manager.generate_sequences(requests(**columns))
+
+
+@pytest.mark.parametrize("without", ["text", "batches"])
+def test_images_and_other_engines_go_by_agent_loops(
+    config: Any, server: HFServer, without: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start(self: Any) -> None:
+        raise Stopped
+
+    monkeypatch.setattr(RolloutManager, "_start_agent_loops", start)
+    manager = manager_of(config, server, judges=[Judge()])
+    if without == "text":
+        manager.__dict__["processor"] = object()
+    else:
+        manager.server_handles = [SimpleNamespace(generate=None)]
+    with pytest.raises(Stopped):
+        manager.generate_sequences(requests())
+
+
+def test_agent_loops_are_started_once(config: Any, server: HFServer, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
 
     async def balancer(self: Any) -> None:
@@ -287,21 +322,88 @@ def test_other_batches_start_verls_loops_once(change: Any, monkeypatch: pytest.M
 
     async def workers(self: Any) -> None:
         started.append("workers")
-        self.agent_loop_workers = [None]
+        self.agent_loop_workers = [object()]
 
-    async def generated(self: Any, prompts: DataProto) -> str:
-        return "verl's"
+    monkeypatch.setattr(AgentLoopManager, "_init_global_load_balancer", balancer)
+    monkeypatch.setattr(AgentLoopManager, "_init_agent_loop_workers", workers)
+    manager = manager_of(config, server, judges=[Judge()])
 
-    verls_manager = managing.AgentLoopManager
-    monkeypatch.setattr(verls_manager, "_init_global_load_balancer", balancer)
-    monkeypatch.setattr(verls_manager, "_init_agent_loop_workers", workers)
-    monkeypatch.setattr(verls_manager.generate_sequences, "__wrapped__", generated)
-    given = batch()
-    change(made, given)
-    assert [made.generate_sequences(given), made.generate_sequences(given)] == ["verl's", "verl's"]
-    assert started == ["balancer", "workers"] and not calls
+    async def twice() -> None:
+        await manager._init_global_load_balancer()
+        await manager._init_agent_loop_workers()
+        assert started == []
+        await manager._start_agent_loops()
+        await manager._start_agent_loops()
+
+    asyncio.run(twice())
+    assert started == ["balancer", "workers"]
 
 
-def test_our_loop_is_known_by_its_class_and_not_by_its_name() -> None:
-    assert loops_of_one_turn(str(conf_dir() / "agent_loops.yaml")) == {"seeded_single_turn"}
-    assert loops_of_one_turn(None) == frozenset()
+# Servers that answer one request at a time
+
+
+class Engine(AnswersBatches):
+    """Row by row as vLLM's server does, later rows first; the tokens of a row are its prompt's, backwards."""
+
+    def __init__(self, fails: int | None = None) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.fails, self.ended = fails, 0
+
+    async def generate(self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **_: Any) -> TokenOutput:
+        number = len(self.asked)
+        self.asked.append({"prompt_ids": prompt_ids, **sampling_params, "request_id": request_id})
+        for _ in range(10 * (20 - number)):  # turns of the event loop
+            await asyncio.sleep(0)
+        if number == self.fails:
+            raise RuntimeError("out of blocks")
+        self.ended += 1
+        tokens = prompt_ids[::-1][: sampling_params.get("max_tokens", RESPONSE)]
+        log_probs = [-token / 8 for token in tokens] if sampling_params["logprobs"] else None
+        return TokenOutput(token_ids=tokens, log_probs=log_probs, num_preempted=number, extra_fields={"global_steps": 4})
+
+
+def asked_of(engine: Engine, portion: int, logprobs: bool = True) -> list[Any]:
+    prompts = [np.arange(1, 2 + row, dtype=np.int32) for row in range(6)]
+    given = Requests(prompts, [3] * 6, list(range(6)), {"temperature": 1.0, "logprobs": logprobs}, portion)
+
+    async def collect() -> list[Any]:
+        return [part async for part in engine.generate_batch(given)]
+
+    return asyncio.run(collect())
+
+
+@pytest.mark.parametrize("portion", [1, 4, 6, 9])
+def test_rows_come_back_as_they_end(portion: int) -> None:
+    engine = Engine()
+    parts = asked_of(engine, portion)
+    assert [len(part.rows) for part in parts] == {1: [1] * 6, 4: [4, 2], 6: [6], 9: [6]}[portion]
+    assert [row for part in parts for row in part.rows.tolist()] == [5, 4, 3, 2, 1, 0]
+    for part in parts:
+        ends = part.lengths.cumsum()
+        for row, start, end in zip(part.rows.tolist(), ends - part.lengths, ends, strict=True):
+            expected = list(range(1 + row, 0, -1))[:3]
+            assert part.token_ids[start:end].tolist() == expected
+            assert part.log_probs[start:end].tolist() == [-token / 8 for token in expected]
+        assert part.preempted.tolist() == part.rows.tolist() and part.fields == {"global_steps": 4}
+        assert part.token_ids.dtype == np.int32 and part.log_probs.dtype == np.float32
+    assert [each["seed"] for each in engine.asked] == list(range(6)) and len({each["request_id"] for each in engine.asked}) == 6
+    assert asked_of(Engine(), portion, logprobs=False)[0].log_probs is None
+
+
+def test_an_error_is_the_batchs_and_gives_up_the_rest() -> None:
+    engine = Engine(fails=5)
+    with pytest.raises(RuntimeError, match="out of blocks"):
+        asked_of(engine, 6)
+    assert engine.ended == 0
+
+
+def test_through_such_a_server_rows_are_the_agent_loops(config: Any) -> None:
+    """What the engine says beside its tokens reaches columns and reward alike."""
+    columns = prefixes(True)
+    ours = manager_of(config, Engine(), judges=[Judge()]).generate_sequences(requests(**columns))
+    theirs = by_agent_loops(config, Engine(), [Judge()], requests(**columns))
+    for name, value in theirs.batch.items():
+        assert torch.equal(ours.batch[name], value), name
+    assert ours.non_tensor_batch["global_steps"].tolist() == theirs.non_tensor_batch["global_steps"].tolist() == [4] * 12
+    told = [each["told"] for each in ours.non_tensor_batch["seen"]]
+    assert told == [each["told"] for each in theirs.non_tensor_batch["seen"]] and told[0]["global_steps"] == 4
