@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import unify_posttrain
 from unify_posttrain.algorithms import ALGORITHMS, build_algorithm
-from unify_posttrain.config import compose_config, conf_dir, run_command
+from unify_posttrain.config import compose_config, conf_dir, passive_threads_per_rank, run_command, threads_per_rank
 
 GROUPS = {
     name: sorted(path.stem for path in (conf_dir() / name).glob("*.yaml")) for name in ("algorithm", "model", "hardware", "task")
@@ -139,3 +139,14 @@ def test_ctrl_c_ends_a_command_in_one_line(monkeypatch: pytest.MonkeyPatch, caps
     with pytest.raises(SystemExit) as stop:
         run_command(interrupted)
     assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "spinning", "passive"),
+    [(1, 1, 1, 1), (2, 1, 1, 2), (2, 2, 1, 1), (4, 1, 2, 2), (8, 1, 4, 4), (8, 2, 2, 2), (8, 16, 1, 1)],
+)
+def test_threads_of_a_rank(cores: int, ranks: int, spinning: int, passive: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert (threads_per_rank(ranks), passive_threads_per_rank(ranks)) == (spinning, passive)
+    variables = compose_config(["algorithm=grpo", f"trainer.n_gpus_per_node={ranks}"]).ray_kwargs.ray_init.runtime_env.env_vars
+    assert str(passive) == variables.OMP_NUM_THREADS and variables.OMP_WAIT_POLICY == "passive"

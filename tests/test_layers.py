@@ -46,7 +46,7 @@ KNOWN: dict[str, set[str]] = {
     "preparation": {"rewards", "untrusted", "output", "redaction", "chat"},
     "tasks": {"preparation", "untrusted"},
     "runs": {"sweeps", "paths", "output", "redaction"},
-    "rollout": {"cpu_compat", "untrusted"},
+    "rollout": {"chat", "cpu_compat", "untrusted", "experience"},  # the last for columns of objects
 }
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 BESIDE_TRAINING = ("evaluation", "study", "reporting", "auditing")  # they read what a run has left behind

@@ -90,7 +90,17 @@ def _ray_cpus(ranks: int) -> int:
 def threads_per_rank(ranks: int) -> int:
     """Half of the cores, shared by the ranks. OpenMP threads spin while they wait: with as many as there are cores, any other
     process (Ray has several) costs not its share but an order of magnitude."""
-    return max(1, len(os.sched_getaffinity(0)) // (2 * int(ranks)))
+    return _share_of(len(os.sched_getaffinity(0)) // 2, ranks)
+
+
+def passive_threads_per_rank(ranks: int) -> int:
+    """The same where threads sleep while they wait (OMP_WAIT_POLICY=passive): of two cores both, since nobody is kept waiting."""
+    cores = len(os.sched_getaffinity(0))
+    return _share_of(max(min(2, cores), cores // 2), ranks)
+
+
+def _share_of(threads: int, ranks: int) -> int:
+    return max(1, threads // int(ranks))
 
 
 def register_resolvers() -> None:
@@ -104,7 +114,7 @@ def register_resolvers() -> None:
         "part": _part,
         "episode_steps": _episode_steps,
         "ray_cpus": _ray_cpus,
-        "threads_per_rank": lambda ranks: str(threads_per_rank(ranks)),  # an environment variable must be text
+        "passive_threads": lambda ranks: str(passive_threads_per_rank(ranks)),  # an environment variable must be text
         "add": lambda *numbers: sum(numbers),
         "tokens_per_gpu": lambda prompt, response: 2 * (prompt + response),
         "bucket_mib": bucket_mib,

@@ -221,12 +221,13 @@ def main() -> None:
     if options.as_trl:
         options.result.write_text(json.dumps(train_with_trl(json.loads(options.as_trl))), encoding="utf-8")
         return
-    from unify_posttrain.config import threads_per_rank
+    from unify_posttrain.config import passive_threads_per_rank
 
     home = options.home.resolve()
     home.mkdir(parents=True, exist_ok=True)
-    threads = threads_per_rank(1)
-    environment = {**os.environ, "UNIFY_HOME": str(home), "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    threads = passive_threads_per_rank(1)
+    openmp = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}  # as hardware=cpu sets them, for both
+    environment = {**os.environ, "UNIFY_HOME": str(home), **openmp, "TOKENIZERS_PARALLELISM": "false"}
     hide_gpus(environment)
     python = None
     if options.only != "ours":

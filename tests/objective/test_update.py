@@ -211,7 +211,7 @@ def test_a_single_step_is_taken_from_the_policy_that_sampled(single: bool) -> No
     row = mixed_row()
     row["log_probs"].requires_grad_()
     before = {name: value.clone() for name, value in row.items()}
-    update = MiniBatchUpdate(terms, row, Ranks(), single_step=single)
+    update = MiniBatchUpdate(terms, row, Ranks(), old_is_current=single)
     update.loss(row).backward()
     # r = .5/.4, .2/.4 or, on-policy, 1, 1; the prefix has .4/.2 either way
     assert update.shares["on_ratio"].item() == pytest.approx(1.0 if single else (1.25 + 0.5) / 2)
@@ -230,7 +230,7 @@ def before_kl(row: Batch) -> float:
 def test_objectives_without_old_log_probabilities_get_none() -> None:
     row = {name: value for name, value in mixed_row().items() if name != "old_log_probs"}
     update = MiniBatchUpdate(
-        [Term("t", PolicyGradient(CurrentPolicy(), 1.0), Members("on"), TOKEN_MEAN)], row, Ranks(), single_step=True
+        [Term("t", PolicyGradient(CurrentPolicy(), 1.0), Members("on"), TOKEN_MEAN)], row, Ranks(), old_is_current=True
     )
     update.loss(row)
     assert "ppo_kl" not in update.shares

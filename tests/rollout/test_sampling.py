@@ -23,14 +23,10 @@ def params(max_tokens: int = 8, **request: Any) -> SamplingParams:
 
 def draw(requests: list[SamplingParams], steps: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Tokens and log-probs, (B, steps) each, for given logits (V,) or (B, V) per step."""
-    sampler = SeededSampler(requests, EOS, CPU)
-    tokens = []
-    for logits in steps:
-        masses = sampler(torch.zeros(len(requests), 1, dtype=torch.long), logits.expand(len(requests), -1).clone())
-        assert torch.equal((masses == 0).sum(dim=-1), torch.ones(len(requests)))  # a point mass: one 0, the rest -inf
-        assert torch.isneginf(masses).sum() == masses.numel() - len(requests)
-        tokens.append(masses.argmax(dim=-1))
-    return torch.stack(tokens, dim=1), sampler.log_probs
+    sampler, rows = SeededSampler(requests, CPU), torch.arange(len(requests))
+    drawn = [sampler.draw(logits.expand(len(requests), -1).clone(), rows, step) for step, logits in enumerate(steps)]
+    tokens, log_probs = zip(*drawn, strict=True)
+    return torch.stack(tokens, dim=1), torch.stack(log_probs, dim=1)
 
 
 def truncated(temperature: float, top_k: int, top_p: float) -> np.ndarray:
@@ -93,11 +89,11 @@ def test_rows_have_their_own_parameters() -> None:
 
 def test_a_uniform_of_zero_draws_no_token_without_mass() -> None:
     """Tokens in front of the first one that is kept have cumulative mass 0: the number 0 must pass them by."""
-    sampler = SeededSampler([params(top_k=2, seed=0)], EOS, CPU)
+    sampler = SeededSampler([params(top_k=2, seed=0)], CPU)
     sampler.uniforms.zero_()
-    masses = sampler(torch.zeros(1, 1, dtype=torch.long), LOGITS.flip(0).unsqueeze(0))
-    assert masses.argmax(dim=-1).tolist() == [4]  # the two most likely stand last: 4 and 5
-    assert torch.isfinite(sampler.log_probs).all()
+    tokens, log_probs = sampler.draw(LOGITS.flip(0).unsqueeze(0), torch.tensor([0]), 0)
+    assert tokens.tolist() == [4]  # the two most likely stand last: 4 and 5
+    assert torch.isfinite(log_probs).all()
 
 
 def test_greedy_takes_the_most_likely_and_reports_its_probability() -> None:
@@ -134,6 +130,16 @@ def test_a_request_does_not_depend_on_its_batch() -> None:
     torch.testing.assert_close(fewer_log_probs, log_probs[order], atol=1e-6, rtol=0)
 
 
+def test_rows_that_are_left_draw_what_they_would_have_drawn() -> None:
+    """A sampler is asked for any rows of its batch, in any order."""
+    requests = [params(seed=row, temperature=0.5 * row, top_k=row, top_p=1 - row / 10) for row in range(5)]
+    (logits,) = random_steps(5)[:1]
+    sampler, left = SeededSampler(requests, CPU), torch.tensor([4, 1, 3])
+    whole = sampler.draw(logits, torch.arange(5), 3)
+    tokens, log_probs = sampler.draw(logits[left], left, 3)
+    assert torch.equal(tokens, whole[0][left]) and torch.equal(log_probs, whole[1][left])
+
+
 def test_positions_have_numbers_of_their_own() -> None:
     uniform = torch.zeros(1000)
     tokens, _ = draw([params(seed=5)], [uniform] * 8)
@@ -146,18 +152,6 @@ def test_without_seed_draws_differ() -> None:
 
 
 # --- length ----------------------------------------------------------------------------------------------------------
-
-
-def test_every_row_ends_at_its_own_limit() -> None:
-    logits = LOGITS.clone()
-    logits[EOS] = -1e9  # the model itself never stops
-    requests = [params(seed=seed, max_tokens=limit) for seed, limit in enumerate([1, 3, 5])]
-    requests.append(params(temperature=0, max_tokens=2))
-    tokens, log_probs = draw(requests, [logits] * 5)
-    for row, limit in enumerate([1, 3, 5, 2]):
-        assert (tokens[row, :limit] != EOS).all()
-        assert (tokens[row, limit:] == EOS).all()
-        assert torch.isfinite(log_probs[row, :limit]).all()
 
 
 @pytest.mark.parametrize(

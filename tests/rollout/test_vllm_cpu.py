@@ -55,15 +55,16 @@ def configured(composed: Any, tmp_path: Path) -> Any:
 
 def test_without_cuda_vllm_means_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(_ROLLOUT_REGISTRY, ("vllm", "async"), "verl's")
-    monkeypatch.setitem(RolloutReplicaRegistry._registry, "vllm", verls := lambda: None)
+    monkeypatch.setitem(RolloutReplicaRegistry._registry, "vllm", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     register_engines()
-    assert _ROLLOUT_REGISTRY[("vllm", "async")] == "verl's" and RolloutReplicaRegistry._registry["vllm"] is verls
+    assert _ROLLOUT_REGISTRY[("vllm", "async")] == "verl's"
+    assert RolloutReplicaRegistry._registry["vllm"].__name__ == "load_batch_replica"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     register_engines()
     register_engines()
     assert _ROLLOUT_REGISTRY[("vllm", "async")] == "unify_posttrain.rollout.vllm_cpu.CPUServerAdapter"
-    assert RolloutReplicaRegistry._registry["vllm"] is not verls
+    assert RolloutReplicaRegistry._registry["vllm"].__name__ == "load_cpu_replica"
     assert _ROLLOUT_REGISTRY[("hf", "async")] == "unify_posttrain.rollout.hf_replica.HFServerAdapter"
 
 

@@ -94,6 +94,8 @@ def test_good_input_passes_and_is_described(compose, algorithm) -> None:
         (["fusion.hpt.gate_rate=1.5"], r"gate_rate=1\.5.*\[0, 1\]"),
         (["trainer.unify_strategy=balance"], r"unify_strategy='balance'.*switch, soft, no"),
         (["trainer.switch_gate=1", "fusion.hpt.switch_gate=2"], r"switch_gate=1 and fusion\.hpt\.switch_gate=2"),
+        (["actor_rollout_ref.rollout.custom.portions=0"], r"rollout\.custom\.portions=0 must be .* at least 1"),
+        (["actor_rollout_ref.rollout.custom.portions=null"], r"rollout\.custom\.portions=None must be"),
         (["data.train_batch_size=15"], r"train_batch_size=15 must be a multiple of .*ppo_mini_batch_size=8"),
         (["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=48"], r"64 rows.*ppo_micro_batch_size_per_gpu=48 does not divide"),
         (["trainer.n_gpus_per_node=3", "algorithm=grpo"], r"cannot be dealt to 3 ranks"),

@@ -14,7 +14,14 @@ from unify_posttrain.algorithms import Algorithm, Settings
 from unify_posttrain.algorithms.srft import SRFT
 from unify_posttrain.experience.rows import DEMONSTRATION, PADDING, ROLLOUT
 from unify_posttrain.trainer.fusion_trainer import FusionTrainer
-from unify_posttrain.trainer.log_probs import BATCH_ENTROPY, LOG_PROB_METRICS, ROLLOUT_PROB_METRICS, LogProbs, batch_entropy
+from unify_posttrain.trainer.log_probs import (
+    BATCH_ENTROPY,
+    LOG_PROB_METRICS,
+    ROLLOUT_PROB_METRICS,
+    LogProbs,
+    batch_entropy,
+    mini_batch_of,
+)
 from unify_posttrain.trainer.mixed_batch import KIND_COLUMN
 from unify_posttrain.trainer.port import LegacyPort
 from unify_posttrain.trainer.step import Step
@@ -194,7 +201,9 @@ def test_entropies_are_computed_only_if_they_are_read(
     ("name", "overrides", "mini_batches", "asked"),
     [
         ("hpt", (), 1, []),  # the update puts its own in their place
-        ("hpt", (), 2, ["0", "2"]),  # ... not if it takes two optimizer steps
+        ("hpt", (), 2, ["2"]),  # ... and those of the first of two steps
+        ("hpt", ("fusion.first_step_is_current=false",), 2, ["0", "2"]),
+        ("psft", (), 2, ["1"]),  # given tokens of the first step are read as well
         ("hpt", ("actor_rollout_ref.actor.ppo_epochs=2",), 1, ["0", "2"]),
         ("psft", (), 1, ["1"]),  # ratios of demonstrations stay those of the start of the step
         ("prefix_rft", (), 1, ["1"]),
@@ -212,6 +221,12 @@ def test_what_the_update_overwrites_is_computed_only_where_it_is_read_before(
     assert batch.batch["old_log_probs"].shape == batch.batch["responses"].shape
     assert not asked or set(it.metrics) >= {*LOG_PROB_METRICS, *ROLLOUT_PROB_METRICS}
     assert asked or not {*LOG_PROB_METRICS, *ROLLOUT_PROB_METRICS} & set(it.metrics)  # not measured is not zero
+
+
+def test_the_first_step_is_every_ranks_own() -> None:
+    """Block r·S + m of the batch is what rank r takes in its step m."""
+    assert mini_batch_of(12, ranks=2, mini_batches=3).tolist() == [0, 0, 1, 1, 2, 2, 0, 0, 1, 1, 2, 2]
+    assert mini_batch_of(4, ranks=2, mini_batches=1).tolist() == [0] * 4
 
 
 @pytest.mark.parametrize(("frequency", "computed"), [(0, []), (1, [1, 2, 3, 4, 5, 6, 7]), (3, [1, 4, 7])])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from verl import DataProto
 
 from unify_posttrain.algorithms import ALGORITHMS
+from unify_posttrain.objective import MiniBatchUpdate
 
 from .actor_kit import RESPONSE, gradient_distance, make_actor, make_batch, make_model, start_group
 
@@ -121,6 +123,54 @@ def test_old_log_probs_that_a_single_step_overwrites_are_read_by_nobody(name: st
         sampled = (term for term in make_actor(*flags).terms if term.members.tokens != "demo")
         reads = any("old_log_probs" in term.loss.streams for term in sampled)
         assert equal if mini_batches == 1 else not (reads and equal)
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_the_first_of_several_steps_may_take_its_own_for_old_ones(name: str) -> None:
+    """`fusion.first_step_is_current`: nothing, to the last bit, depends on old log-probs of sampled tokens in the first mini-batch;
+    its gradient is the one of old log-probs that were computed; the second mini-batch reads them as ever."""
+    flags = (f"algorithm={name}", *(("actor_rollout_ref.actor.ppo_mini_batch_size=8",) if name == "online_sft" else ()))
+
+    def batches(first: float, second: float) -> DataProto:
+        batch = make_batch(rows=12, demonstrations=4, hints=4, padding=1)
+        batch.meta_info["mini_batches"] = 2
+        batch.batch["old_log_probs"] = torch.where(batch.batch["prefix_mask"], batch.batch["old_log_probs"], first)
+        batch.batch["old_log_probs"][6:] = torch.where(batch.batch["prefix_mask"][6:], batch.batch["old_log_probs"][6:], second)
+        return batch
+
+    def equal(one: Any, other: Any) -> bool:
+        return all(torch.equal(one[key], other[key]) for key in other)
+
+    on = (*flags, "fusion.first_step_is_current=true")
+    reference, other_first, other_second = (update(batches(*old), *on)[0] for old in ((0.0, -3.0), (-5.0, -3.0), (0.0, -4.0)))
+    assert all(equal(one, other) for one, other in zip(other_first, reference, strict=True))
+    reads = any("old_log_probs" in term.loss.streams for term in make_actor(*flags).terms if term.members.tokens != "demo")
+    assert not reads or not equal(other_second[1], reference[1]), "the second step reads what was computed"
+    computed = batches(0.0, -3.0)
+    now = make_actor(*flags).compute_log_prob(
+        DataProto(batch=computed.batch, meta_info={"micro_batch_size": 12, "use_dynamic_bsz": False, "temperature": 1.0})
+    )["log_probs"]
+    computed.batch["old_log_probs"][:6] = torch.where(computed.batch["prefix_mask"], computed.batch["old_log_probs"], now)[:6]
+    off, _ = update(computed, *flags, "fusion.first_step_is_current=false")
+    assert gradient_distance(off[0], reference[0]) < 1e-5
+
+
+def test_a_second_pass_takes_none_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two epochs every row is met again after steps."""
+    asked = []
+    made = MiniBatchUpdate.__init__
+
+    def listening(self: Any, *args: Any, old_is_current: bool, **options: Any) -> None:
+        asked.append(old_is_current)
+        made(self, *args, old_is_current=old_is_current, **options)
+
+    monkeypatch.setattr(MiniBatchUpdate, "__init__", listening)
+    for epochs, expected in ((1, [True, False]), (2, [False] * 4)):
+        batch = make_batch(rows=8, demonstrations=0)
+        batch.meta_info["mini_batches"] = 2
+        asked.clear()
+        update(batch, "algorithm=grpo", f"actor_rollout_ref.actor.ppo_epochs={epochs}")
+        assert asked == expected
 
 
 def test_likelihood_gradient_is_that_of_mean_nll() -> None:
@@ -303,7 +353,7 @@ class Teacher:
 
 
 def test_a_new_reference_gets_the_stream_it_declares() -> None:
-    actor = make_actor("algorithm=dr_grpo")
+    actor = make_actor("algorithm=dr_grpo", "fusion.first_step_is_current=false")
     (term,) = (term for term in actor.terms if term.name == "rl")
     batch = make_batch(rows=4, demonstrations=0)
     batch.meta_info["mini_batches"] = 2  # so that old log-probabilities are read, not replaced by the current ones

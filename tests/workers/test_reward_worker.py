@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +232,46 @@ class Speaking:
 
     def decode(self, *_: Any, **__: Any) -> str:
         return next(self.texts)
+
+
+def test_a_function_is_told_what_verls_manager_tells_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments of a batch, made of its columns, against those that the manager makes of batches of one row."""
+    batch = rows(folder, "abca")
+    batch.batch["attention_mask"][3, -1:] = 0
+    shared = {"split": "train", "parts": [1, {"a": 2}]}
+    batch.non_tensor_batch |= {
+        "extra_info": object_column([shared, shared, {}, shared]),
+        "__num_turns__": np.full(4, 2),
+        "tool_extra_fields": object_column([{"turn_scores": [], "raw_prompt": [{"role": "user", "content": "x"}]}] * 4),
+        "reward_scores": object_column([{"other": 1.0}, {}, {}, {}]),
+    }
+
+    async def arguments(apart: bool) -> list[dict[str, Any]]:
+        worker, told = FusionRewardLoopWorker(composed(folder)), []
+
+        async def listening(**call: Any) -> dict[str, Any]:
+            told.append(deepcopy(call))
+            call["extra_info"].get("parts", [0, {}])[1]["a"] = 3  # a function that changes what it is given
+            return {"score": 1.0}
+
+        monkeypatch.setattr(worker.reward_manager, "compute_score", listening)
+        assert worker.calls_only
+        if apart:
+            for row in range(len(batch)):
+                await worker.compute_score(deepcopy(batch[row : row + 1]))
+        else:
+            await worker.compute_score_batch(batch)
+        return told
+
+    together, alone = asyncio.run(arguments(apart=False)), asyncio.run(arguments(apart=True))
+    assert together == alone and [call["solution_str"] for call in together] == ["a", "b", "c", ""]
+    assert [call["extra_info"].get("parts") for call in together] == [[1, {"a": 2}], [1, {"a": 2}], None, [1, {"a": 2}]]
+    assert shared["parts"][1] == {"a": 2}
+
+
+@pytest.mark.parametrize(("manager", "calls_only"), [("naive", True), ("dapo", False), ("gdpo", False), ("rate_limited", False)])
+def test_other_managers_are_asked(folder: Path, manager: str, calls_only: bool) -> None:
+    async def made() -> bool:
+        return FusionRewardLoopWorker(composed(folder, f"reward.reward_manager.name={manager}")).calls_only
+
+    assert asyncio.run(made()) is calls_only

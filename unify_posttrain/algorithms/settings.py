@@ -86,6 +86,8 @@ class FusionConfig:
     sum_norm_divisor: float
     max_grad_norm: float | None
     logits_chunk: int | None
+    trim_padding: bool
+    first_step_is_current: bool
     allow_tempered_nll: bool
     lr_schedule: LRSchedule | None
     agg: AggregationSettings

@@ -2,7 +2,7 @@
 
     ranks, record = Ranks(dist.all_reduce, dist.get_world_size()), UpdateRecord()
     for mini_batch in mini_batches:                                # streams of this rank's rows, as many on every rank
-        update = MiniBatchUpdate(terms, mini_batch, ranks, single_step=len(mini_batches) == 1)
+        update = MiniBatchUpdate(terms, mini_batch, ranks, old_is_current=len(mini_batches) == 1)
         if update.empty:
             record.empty += 1                                      # on every rank alike
             continue
@@ -81,7 +81,7 @@ class MiniBatchUpdate:
         ranks: Ranks,
         *,
         scales: Mapping[str, float] | None = None,
-        single_step: bool = False,
+        old_is_current: bool = False,
     ) -> None:
         """Counts the members; collective, one all-reduce of a vector whose length depends on the terms alone.
 
@@ -90,12 +90,13 @@ class MiniBatchUpdate:
             streams: masks and row weights of this rank's rows.
             ranks: who else holds rows of this mini-batch.
             scales: factors by term name (see `compute_loss`).
-            single_step: no other optimizer step is taken on the batch that this mini-batch is cut from.
+            old_is_current: no optimizer step has been taken yet on the batch that this mini-batch is cut from, and the policy is
+                taken for the one that sampled it (see :func:`old_is_current`).
 
         Raises:
             KeyError: a row weight is missing, or `prefix_mask` where a term acts on demonstrations or hints.
         """
-        self.terms, self.ranks, self.scales, self.single_step = terms, ranks, scales, single_step
+        self.terms, self.ranks, self.scales, self.old_is_current = terms, ranks, scales, old_is_current
         local = count_members(terms, streams)
         vector = ranks.total(torch.stack([torch.as_tensor(value) for count in local.values() for value in count]))
         self.counts = _by_set(local, vector)
@@ -124,7 +125,7 @@ class MiniBatchUpdate:
         """
         log_probs, mask = tensors["log_probs"], tensors["response_mask"].bool()
         self._broken.append(((~torch.isfinite(log_probs) & mask).any(dim=-1), labels))
-        if self.single_step and "old_log_probs" in tensors:
+        if self.old_is_current and "old_log_probs" in tensors:
             tensors = {**tensors, "old_log_probs": old_is_current(tensors)}
         loss, metrics = compute_loss(self.terms, tensors, self._counts_for(log_probs), self.scales)
         for name, value in metrics.items():
@@ -158,9 +159,9 @@ def _by_set(keys: Iterable[str], vector: Tensor) -> dict[str, Count]:
 def old_is_current(tensors: Mapping[str, Tensor]) -> Tensor:
     """The on-policy rule: `old_log_probs` (B, T) of a policy that is still the one that sampled the batch.
 
-    With a single optimizer step per batch the policy at the start of the step is the one that is trained, so that r = 1 exactly
-    whatever the precision of an earlier forward pass was; verl does the same. Target tokens (`prefix_mask`) keep what was
-    computed for them.
+    With a single optimizer step per batch, and in the first one of several, the policy at the start of the step is the one that is
+    trained, so that r = 1 exactly whatever the precision of an earlier forward pass was; verl does the same with a single one.
+    Target tokens (`prefix_mask`) keep what was computed for them.
     """
     current, old = tensors["log_probs"].detach(), tensors["old_log_probs"]
     return torch.where(tensors["prefix_mask"].bool(), old, current) if "prefix_mask" in tensors else current

@@ -25,6 +25,23 @@ PREFIX_TRAINED_COLUMN = "response_prefix_trained"
 NEW_TOKENS_COLUMN = "max_new_tokens"  # that the policy may add, where less than the response has room for
 
 
+def room_for_tokens(prefix: int, response: int, limit: int) -> int:
+    """How many tokens the policy may add to a response prefix.
+
+    Args:
+        prefix: tokens of it.
+        response: `data.max_response_length`.
+        limit: the experience rule's own.
+
+    Raises:
+        ValueError: none.
+    """
+    room = min(response - prefix, int(limit))
+    if room < 1:
+        raise ValueError(f"a response prefix of {prefix} tokens leaves no room to generate in data.max_response_length={response}")
+    return room
+
+
 class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
     """verl's single-turn loop. The row's `rollout_seed` becomes the request's `seed`. Its `response_prefix_ids` become the first
     tokens of the response: appended to the prompt for the engine, in front of what it generates for everyone else."""
@@ -39,12 +56,7 @@ class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
         # A copy: verl shares one dictionary between all loops of a worker.
         params = {**sampling_params, "seed": int(kwargs[SEED_COLUMN])} if SEED_COLUMN in kwargs else dict(sampling_params)
         prefix = [int(token) for token in kwargs.get(PREFIX_COLUMN, ())]
-        room = min(self.response_length - len(prefix), int(kwargs.get(NEW_TOKENS_COLUMN, self.response_length)))
-        if room < 1:
-            raise ValueError(
-                f"a response prefix of {len(prefix)} tokens leaves no room to generate in "
-                f"data.max_response_length={self.response_length}"
-            )
+        room = room_for_tokens(len(prefix), self.response_length, int(kwargs.get(NEW_TOKENS_COLUMN, self.response_length)))
         if not prefix:
             return await super().run({**params, **({"max_tokens": room} if room < self.response_length else {})}, **kwargs)
         self.server_manager = _AfterPrefix(self.server_manager, prefix)  # verl makes one loop object per row

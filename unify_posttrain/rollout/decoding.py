@@ -1,14 +1,22 @@
-"""Decoding a batch of prompts with transformers: used by the trainer's engine and by evaluation, so that both generate alike."""
+"""Decoding a batch of prompts with transformers: used by the trainer's engine and by evaluation, so that both generate alike.
+
+transformers runs the model; the loop is ours. A prompt that several rows share is prefilled once, memory for keys and values is
+taken once, rows that have ended leave the batch, and nothing is done in Python per row and token.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers.cache_utils import Cache
 
+from unify_posttrain.rollout.attention import fast_attention
+from unify_posttrain.rollout.cache import cache_for_rows, empty_cache, keep_rows
 from unify_posttrain.rollout.sampling import SamplingParams, SeededSampler
 
 
@@ -25,7 +33,23 @@ class Decoded:
     log_probs: Tensor
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Finished:
+    """Rows that have ended, N of them, on CPU.
+
+    Attributes:
+        rows: (N,) which rows of the batch these are.
+        lengths: (N,) tokens of each.
+        token_ids: (N, T) up to the longest; what follows a row's length has no meaning.
+        log_probs: (N, T) float32.
+    """
+
+    rows: Tensor
+    lengths: Tensor
+    token_ids: Tensor
+    log_probs: Tensor
+
+
 def decode_batch(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -33,41 +57,133 @@ def decode_batch(
     eos_ids: Sequence[int],
     pad_id: int,
 ) -> list[Decoded]:
+    """One response per prompt, in the order of the prompts; see :func:`decode`."""
+    (finished,) = decode(model, prompts, params, eos_ids, pad_id, portion=len(prompts))
+    rows = zip(finished.token_ids.tolist(), finished.log_probs, finished.lengths.tolist(), strict=True)
+    return [Decoded(ids[:length], log_probs[:length]) for ids, log_probs, length in rows]
+
+
+@torch.inference_mode()
+def decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    params: Sequence[SamplingParams],
+    eos_ids: Sequence[int],
+    pad_id: int,
+    portion: int,
+) -> Iterator[Finished]:
     """Generate one response per prompt, all at once; B prompts, padded on the left.
 
     Args:
         model: on its device, in eval mode.
         prompts: (B,) token ids.
         params: (B,) one per prompt.
-        eos_ids: tokens that end a response; the first one fills rows that have reached their own limit.
+        eos_ids: tokens that end a response.
         pad_id: filler of shorter prompts, masked.
+        portion: rows are handed over when so many have ended, those of a portion in their order.
     """
-    width = max(len(prompt) for prompt in prompts)
-    input_ids = torch.full((len(prompts), width), pad_id)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        attention_mask[row, width - len(prompt) :] = 1
-    sampler = SeededSampler(params, eos_ids[0], model.device)
-    generated = model.generate(
-        input_ids=input_ids.to(model.device),
-        attention_mask=attention_mask.to(model.device),
-        logits_processor=LogitsProcessorList([sampler]),
-        generation_config=GenerationConfig(
-            do_sample=False,
-            max_new_tokens=int(sampler.max_tokens.max()),
-            eos_token_id=list(eos_ids),
-            pad_token_id=pad_id,
-        ),
-    )[:, width:].cpu()
-    log_probs = sampler.log_probs.cpu()
-    return [_response(generated[row], log_probs[row], params[row].max_tokens, eos_ids) for row in range(len(prompts))]
+    device, steps = model.device, max(each.max_tokens for each in params)
+    sampler = SeededSampler(params, device)
+    limits, ends = torch.tensor([each.max_tokens for each in params], device=device), torch.tensor(list(eos_ids), device=device)
+    token_ids = torch.full((len(prompts), steps), pad_id, device=device)
+    log_probs = torch.zeros(len(prompts), steps, device=device)
+    lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
+    handed_over = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    rows, waiting = torch.arange(len(prompts), device=device), 0
+    # The attention is this decoding's own from one token to the next, not while the rows of a portion are looked at.
+    with fast_attention(model):
+        batch = _Batch.prefilled(model, prompts, steps - 1, pad_id)
+    for step in range(steps):
+        drawn, log_prob = sampler.draw(batch.logits, rows, step)
+        token_ids[rows, step], log_probs[rows, step] = drawn, log_prob
+        alive = ~torch.isin(drawn, ends) & (limits[rows] > step + 1)
+        left = int(alive.sum())
+        if left < len(rows):
+            lengths[rows[~alive]] = step + 1
+            waiting += len(rows) - left
+            order = _closing_up(alive, left)
+            rows, drawn = rows[order], drawn[order]
+            if waiting >= portion or not left:
+                given = ((lengths > 0) & ~handed_over).nonzero().squeeze(-1)
+                handed_over[given], waiting = True, 0
+                width = int(lengths[given].max())
+                yield Finished(
+                    *(each.cpu() for each in (given, lengths[given], token_ids[given, :width], log_probs[given, :width]))
+                )
+            if not left:
+                return
+            batch.keep(order)
+        with fast_attention(model):
+            batch.step(drawn)
 
 
-def _response(tokens: Tensor, log_probs: Tensor, max_tokens: int, eos_ids: Sequence[int]) -> Decoded:
-    ids = tokens[:max_tokens].tolist()
-    length = next((position + 1 for position, token in enumerate(ids) if token in eos_ids), len(ids))
-    return Decoded(ids[:length], log_probs[:length])
+class _Batch:
+    """The model's side of the rows that are being decoded: n of them, after W columns of prompt.
+
+    Attributes:
+        logits: (n, V) for the next token.
+    """
+
+    def __init__(self, model: PreTrainedModel, cache: Cache, attended: Tensor, positions: Tensor | None, logits: Tensor) -> None:
+        self.model, self.cache, self.logits = model, cache, logits
+        # Rows that begin in different columns need masks; without one, attention reads everything.
+        self.attended = None if bool(attended.all()) else attended
+        self.positions = positions
+
+    @classmethod
+    def prefilled(cls, model: PreTrainedModel, prompts: Sequence[Sequence[int]], room: int, pad_id: int) -> _Batch:
+        """Every prompt once, whoever shares it; then a row for each that asks for it, with room for more tokens."""
+        known: dict[tuple[int, ...], int] = {}
+        index = torch.tensor([known.setdefault(tuple(prompt), len(known)) for prompt in prompts])
+        width = max(len(prompt) for prompt in known)
+        input_ids = torch.full((len(known), width), pad_id)
+        attended = torch.zeros_like(input_ids)
+        for row, prompt in enumerate(known):
+            input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            attended[row, width - len(prompt) :] = 1
+        index, input_ids, attended = (each.to(model.device) for each in (index, input_ids, attended))
+        known_arguments = inspect.signature(model.forward).parameters
+        positions, options = None, {}
+        if "position_ids" in known_arguments:
+            positions = (attended.cumsum(dim=-1) - 1).clamp(min=0)
+            options["position_ids"] = positions
+        if "logits_to_keep" in known_arguments:
+            options["logits_to_keep"] = 1
+        cache = empty_cache(model.config)
+        output = model(input_ids=input_ids, attention_mask=attended, past_key_values=cache, use_cache=True, **options)
+        last = None if positions is None else positions[index, -1:]
+        return cls(model, cache_for_rows(cache, index, room), attended[index], last, output.logits[index, -1])
+
+    def keep(self, order: Tensor) -> None:
+        """Row i is row order[i] from now on."""
+        keep_rows(self.cache, order)
+        self.attended = None if self.attended is None else self.attended[order]
+        self.positions = None if self.positions is None else self.positions[order]
+
+    def step(self, token_ids: Tensor) -> None:
+        """Append a token (n,) to every row."""
+        options = {}
+        if self.positions is not None:
+            self.positions = self.positions + 1
+            options["position_ids"] = self.positions
+        if self.attended is not None:
+            self.attended = torch.cat([self.attended, self.attended.new_ones(len(token_ids), 1)], dim=1)
+        output = self.model(
+            input_ids=token_ids.unsqueeze(1),
+            attention_mask=self.attended,
+            past_key_values=self.cache,
+            use_cache=True,
+            **options,
+        )
+        self.logits = output.logits[:, -1]
+
+
+def _closing_up(alive: Tensor, left: int) -> Tensor:
+    """(left,) which of the rows (n,) each place has when those that are not `alive` have gone: the last ones take their places, so
+    that as few as possible move."""
+    order = torch.arange(left, device=alive.device)
+    order[~alive[:left]] = alive[left:].nonzero().squeeze(-1) + left
+    return order
 
 
 def end_tokens(folder: str, tokenizer_eos: int | None, trust_remote_code: bool = False) -> list[int]:

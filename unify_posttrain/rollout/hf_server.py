@@ -1,21 +1,24 @@
-"""A transformers generation server: a Ray actor that batches concurrent requests. For laptops and tests, not for throughput."""
+"""A transformers generation server: a Ray actor that decodes a batch of rows, or batches concurrent requests. For laptops and
+tests, not for throughput."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from verl.workers.rollout.replica import TokenOutput
 
 from unify_posttrain import cpu_compat
-from unify_posttrain.rollout.decoding import decode_batch
+from unify_posttrain.rollout.decoding import Finished, decode, decode_batch
+from unify_posttrain.rollout.rows import Requests, Responses
 from unify_posttrain.rollout.sampling import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -124,19 +127,40 @@ class HFServer:
             RuntimeError: no weights have been loaded yet.
             ValueError: images or videos, or a prompt that leaves no room for a token.
         """
-        if not self.loaded:
-            raise RuntimeError("rollout.name=hf: generation asked for before the first weight update")
         if image_data or video_data:
             raise ValueError("rollout.name=hf generates from text; use rollout.name=vllm for images")
-        room = self.max_context - len(prompt_ids)
-        if room < 1:
-            raise ValueError(f"prompt of {len(prompt_ids)} tokens leaves no room in a context of {self.max_context}")
-        params = SamplingParams.from_request(sampling_params, min(self.response_length, room))
+        params = self._params(prompt_ids, sampling_params)
         request = _Request(prompt_ids, params, bool(sampling_params.get("logprobs")), asyncio.get_running_loop().create_future())
         self.waiting.append(request)
         if self.batcher is None or self.batcher.done():
             self.batcher = asyncio.create_task(self._serve())
         return await request.answer
+
+    async def generate_batch(self, requests: Requests) -> AsyncIterator[Responses]:
+        """All rows of a batch, sent back in portions as they end.
+
+        Raises:
+            RuntimeError, ValueError: see :meth:`generate`.
+        """
+        loop, want_log_probs = asyncio.get_running_loop(), bool(requests.sampling.get("logprobs"))
+        prompts = [prompt.tolist() for prompt in requests.prompts]
+        params = [self._params(prompt, requests.params(row)) for row, prompt in enumerate(prompts)]
+        order = sorted(range(len(prompts)), key=lambda row: _place(prompts[row], params[row]))
+        for start in range(0, len(order), self.max_batch):
+            rows = order[start : start + self.max_batch]
+            given = [prompts[row] for row in rows], [params[row] for row in rows]
+            parts = decode(self.model, *given, self.eos_ids, self.pad_id, requests.portion)
+            # The loop answers control calls while the pool's one thread decodes.
+            while (part := await loop.run_in_executor(self.pool, next, parts, None)) is not None:
+                yield _responses(part, np.array(rows), want_log_probs)
+
+    def _params(self, prompt_ids: list[int], sampling_params: Mapping[str, Any]) -> SamplingParams:
+        if not self.loaded:
+            raise RuntimeError("rollout.name=hf: generation asked for before the first weight update")
+        room = self.max_context - len(prompt_ids)
+        if room < 1:
+            raise ValueError(f"prompt of {len(prompt_ids)} tokens leaves no room in a context of {self.max_context}")
+        return SamplingParams.from_request(sampling_params, min(self.response_length, room))
 
     async def _serve(self) -> None:
         """Answer everything that waits, in batches, until nothing does."""
@@ -146,8 +170,7 @@ class HFServer:
             while seen != len(self.waiting):  # until it is quiet
                 seen = len(self.waiting)
                 await asyncio.sleep(self.gather_seconds)
-            # The order of arrival is a matter of chance; the order of decoding must not be, for runs to repeat.
-            self.waiting.sort(key=lambda r: (len(r.prompt_ids), r.prompt_ids, r.params.seed or 0))
+            self.waiting.sort(key=lambda request: _place(request.prompt_ids, request.params))
             batch, self.waiting = self.waiting[: self.max_batch], self.waiting[self.max_batch :]
             try:
                 outputs = await loop.run_in_executor(self.pool, self._decode, batch)
@@ -194,3 +217,14 @@ class HFServer:
 
     async def stop_profile(self, **_: Any) -> None:
         return None
+
+
+def _place(prompt_ids: list[int], params: SamplingParams) -> tuple[int, list[int], int]:
+    """Where a row is decoded among others. The order of arrival is a matter of chance; this one must not be, for runs to repeat."""
+    return len(prompt_ids), prompt_ids, params.seed or 0
+
+
+def _responses(part: Finished, rows: np.ndarray, want_log_probs: bool) -> Responses:
+    used = torch.arange(part.token_ids.shape[1]) < part.lengths.unsqueeze(-1)
+    log_probs = part.log_probs[used].numpy() if want_log_probs else None
+    return Responses(rows[part.rows.numpy()], part.lengths.numpy(), part.token_ids[used].int().numpy(), log_probs)

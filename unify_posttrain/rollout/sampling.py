@@ -1,8 +1,7 @@
 """Sampling by request: each row of a batch has its own temperature, truncation, length and random numbers.
 
-`transformers` decodes (cache, positions, stopping); this logits processor decides. It draws every token by inverting the
-cumulative distribution at a uniform number that belongs to (request seed, position), so a request's tokens depend on its seed
-and its logits and not on the requests that happen to share its batch.
+Every token is drawn by inverting the cumulative distribution at a uniform number that belongs to (request seed, position), so a
+request's tokens depend on its seed and its logits and not on the requests that happen to share its batch.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 
 # Keys of a sampling-parameter dictionary that verl or an agent loop sends and that need no action here.
 _IGNORED = {"logprobs", "include_stop_str_in_output"}
@@ -64,20 +62,15 @@ class SamplingParams:
         return built
 
 
-class SeededSampler(LogitsProcessor):
-    """Replaces the logits of each row by a point mass on the sampled token, for greedy decoding to pick up.
+class SeededSampler:
+    """Draws the next token of every row that is still being decoded.
 
     Args:
-        params: one per row (B).
-        eos_id: emitted once a row has reached its own `max_tokens`, so that the batch may end.
+        params: one per row (B) of the batch.
         device: of the logits.
-
-    `log_probs` (B, steps) after decoding holds log π of each chosen token under the tempered, truncated distribution that it was
-    drawn from; greedy rows report the untempered one.
     """
 
-    def __init__(self, params: Sequence[SamplingParams], eos_id: int, device: torch.device) -> None:
-        self.params, self.eos_id = params, eos_id
+    def __init__(self, params: Sequence[SamplingParams], device: torch.device) -> None:
         longest = max(p.max_tokens for p in params)
         uniforms = np.stack([np.random.default_rng(p.seed).random(longest) for p in params])
         self.uniforms = torch.from_numpy(uniforms).to(device)  # (B, steps) float64
@@ -87,37 +80,46 @@ class SeededSampler(LogitsProcessor):
 
         self.greedy = torch.tensor([p.temperature == 0 for p in params], device=device)
         self.temperature = column([p.temperature or 1.0 for p in params])
-        self.top_p, self.top_k = column([p.top_p for p in params]), [p.top_k for p in params]
-        self.max_tokens = torch.tensor([p.max_tokens for p in params], device=device)
-        self._chosen: list[Tensor] = []
+        self.top_p = column([p.top_p for p in params])
+        self.top_k = torch.tensor([max(p.top_k, 0) for p in params], device=device).unsqueeze(-1)
+        # Asked once: what no row wants is not computed for any token.
+        self.all_greedy, self.any_greedy = bool(self.greedy.all()), bool(self.greedy.any())
+        self.any_top_k, self.any_top_p = bool((self.top_k > 0).any()), bool((self.top_p < 1).any())
 
-    @property
-    def log_probs(self) -> Tensor:
-        return torch.stack(self._chosen, dim=-1)
+    def draw(self, logits: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The token at position `step` of the response, for n of the batch's rows.
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        step = len(self._chosen)
-        log_probs = torch.log_softmax(self._truncate(scores.float() / self.temperature), dim=-1)
-        # float64: a cumulative sum over a vocabulary of 150k in float32 would lose the tail.
-        cumulative = log_probs.double().exp().cumsum(dim=-1)
-        draws = self.uniforms[:, step : step + 1] * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, draws, right=True).clamp(max=scores.shape[-1] - 1).squeeze(-1)
-        tokens = torch.where(self.greedy, scores.argmax(dim=-1), tokens)
-        tokens = torch.where(step >= self.max_tokens, self.eos_id, tokens)
-        self._chosen.append(log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1))
-        point_mass = torch.full_like(scores, float("-inf"))
-        return point_mass.scatter_(-1, tokens.unsqueeze(-1), 0.0)
+        Args:
+            logits: (n, V).
+            rows: (n,) which rows of the batch these are.
+            step: counted from 0.
 
-    def _truncate(self, logits: Tensor) -> Tensor:
-        """Top-k, then top-p, per row; (B, V)."""
-        if any(k > 0 for k in self.top_k):
-            width = logits.shape[-1]
-            ranks = torch.tensor([k if 0 < k < width else width for k in self.top_k], device=logits.device)
+        Returns:
+            (n,) tokens, and (n,) float32 log π of each under the tempered, truncated distribution that it was drawn from; of greedy
+            rows under the untempered one.
+        """
+        log_probs = torch.log_softmax(self._truncate(logits.float() / self.temperature[rows], rows), dim=-1)
+        if self.all_greedy:
+            tokens = logits.argmax(dim=-1)
+        else:
+            # float64: a cumulative sum over a vocabulary of 150k in float32 would lose the tail.
+            cumulative = log_probs.double().exp().cumsum(dim=-1)
+            draws = self.uniforms[rows, step].unsqueeze(-1) * cumulative[:, -1:]
+            tokens = torch.searchsorted(cumulative, draws, right=True).clamp(max=logits.shape[-1] - 1).squeeze(-1)
+            if self.any_greedy:
+                tokens = torch.where(self.greedy[rows], logits.argmax(dim=-1), tokens)
+        return tokens, log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+    def _truncate(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Top-k, then top-p, per row; (n, V)."""
+        if self.any_top_k:
+            width, top_k = logits.shape[-1], self.top_k[rows]
+            ranks = torch.where((top_k > 0) & (top_k < width), top_k, width)
             ordered = logits.sort(dim=-1, descending=True).values
-            logits = logits.masked_fill(logits < ordered.gather(-1, ranks.unsqueeze(-1) - 1), float("-inf"))
-        if bool((self.top_p < 1).any()):
+            logits = logits.masked_fill(logits < ordered.gather(-1, ranks - 1), float("-inf"))
+        if self.any_top_p:
             ordered, order = logits.sort(dim=-1, descending=True)
             p = ordered.softmax(dim=-1)
-            outside = p.cumsum(dim=-1) - p >= self.top_p  # the token that crosses the mass stays
+            outside = p.cumsum(dim=-1) - p >= self.top_p[rows]  # the token that crosses the mass stays
             logits = logits.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), float("-inf"))
         return logits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from unify_posttrain.rollout.batches import AnswersBatches
 from unify_posttrain.rollout.vllm_cpu import CHANNEL, CPUWorkerExtension, channel, declared_resource
 
 # isort: split
@@ -13,7 +14,7 @@ import ray
 from verl.workers.rollout.vllm_rollout import vllm_async_server
 
 
-class CPUHttpServer(vllm_async_server.vLLMHttpServer):
+class CPUHttpServer(AnswersBatches, vllm_async_server.vLLMHttpServer):
     """A replica's server, whose vLLM processes load our worker extension and inherit the name of the channel."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

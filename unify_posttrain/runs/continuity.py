@@ -98,7 +98,7 @@ HARMLESS = (
     "*max_token_len_per_gpu",
     "*use_dynamic_bsz",
     "*_offload",
-    "fusion.logits_chunk",
+    *_below("fusion", "logits_chunk trim_padding first_step_is_current"),
 )
 # The rest of what HARMLESS names one key of.
 REFUSED_REST = (f"{_MODEL}.override_config*", "critic.model.override_config*")

@@ -23,6 +23,12 @@ def check_batch(config: DictConfig, algorithm: Algorithm) -> None:
         )
     if batch % mini:
         raise ValueError(f"data.train_batch_size={batch} must be a multiple of actor_rollout_ref.actor.ppo_mini_batch_size={mini}")
+    portions = (rollout.get("custom") or {}).get("portions")
+    if rollout.agent.get("agent_loop_manager_class") and (not isinstance(portions, int) or portions < 1):
+        raise ValueError(
+            f"actor_rollout_ref.rollout.custom.portions={portions} must be a number of parts, at least 1, in which rollouts are "
+            "sent back and scored"
+        )
     for phase in algorithm.phases:
         _check_phase(config, phase, batch // mini)
     shards = ranks // actor.ulysses_sequence_parallel_size

@@ -32,8 +32,9 @@ class LogProbs:
     """Runs verl's log-prob stages on the rows that need them.
 
     With one optimizer step per batch the update takes the policy's own probabilities for those of the start of the step
-    (`objective.update.old_is_current`), so what is computed here for sampled tokens is overwritten: it serves `actor/entropy` and
-    the comparison of engine and actor alone, which need not be looked at in every step.
+    (`objective.update.old_is_current`), and so does the first of several under `fusion.first_step_is_current`. What is computed
+    here for its sampled tokens is overwritten: it serves `actor/entropy` and the comparison of engine and actor alone, which need
+    not be looked at in every step.
 
     Args:
         port: the workers.
@@ -42,13 +43,16 @@ class LogProbs:
         frequency: `trainer.old_log_prob_freq`: of the steps whose values would be overwritten, every how many-th computes them, the
             first one included; 0: none.
         compared: rollouts carry the engine's log-probabilities, which verl's stage compares with the actor's.
+        first_is_current: `fusion.first_step_is_current`.
         reference: rows that need the reference policy: `none`, `read` (by a term), or `all` (by verl, with
             `algorithm.use_kl_in_reward`).
     """
 
-    def __init__(self, port: ActorPort, warmup: int, epochs: int, frequency: int, compared: bool, reference: str) -> None:
+    def __init__(
+        self, port: ActorPort, warmup: int, epochs: int, frequency: int, compared: bool, first_is_current: bool, reference: str
+    ) -> None:
         self.port, self.warmup, self.epochs, self.frequency = port, warmup, epochs, frequency
-        self.compared, self.reference_rows = compared, reference
+        self.compared, self.first_is_current, self.reference_rows = compared, first_is_current, reference
 
     @classmethod
     def from_config(cls, config: Any, port: ActorPort, use_reference: bool) -> LogProbs:
@@ -58,6 +62,7 @@ class LogProbs:
             epochs=config.actor_rollout_ref.actor.ppo_epochs,
             frequency=config.trainer.old_log_prob_freq,
             compared=bool(config.actor_rollout_ref.rollout.calculate_log_probs),
+            first_is_current=config.fusion.first_step_is_current,
             reference=("all" if config.algorithm.use_kl_in_reward else "read") if use_reference else "none",
         )
 
@@ -91,12 +96,13 @@ class LogProbs:
         (`prefix_mask`), which the update leaves alone, and all where the advantage, the KL in the reward or a batch entropy is made
         of them."""
         elsewhere = "old_log_probs" in step.algorithm.advantage.streams or self.reference_rows == "all"
-        overwritten = step.mini_batches == 1 and self.epochs == 1 and not elsewhere
-        if not overwritten or step.algorithm.token_classes_reading(BATCH_ENTROPY):
+        overwrites = self.epochs == 1 and (step.mini_batches == 1 or self.first_is_current)
+        if not overwrites or elsewhere or step.algorithm.token_classes_reading(BATCH_ENTROPY):
             return needed
-        if "prefix_mask" not in batch.batch:
-            return torch.zeros_like(needed)
-        return rows_with(batch, classes, batch.batch["prefix_mask"].bool())
+        read = needed & (mini_batch_of(len(batch), self.port.ranks, step.mini_batches) > 0)  # by the steps after the first
+        if "prefix_mask" in batch.batch:
+            read = read | rows_with(batch, classes, batch.batch["prefix_mask"].bool())
+        return read
 
     def present(self, algorithm: Algorithm, batch: DataProto, step: int) -> tuple[DataProto, float]:
         """Log-probabilities under the present policy: in place of the method that verl's stage calls.
@@ -161,6 +167,11 @@ def rows_with(batch: DataProto, classes: Collection[str], among: Tensor | None =
     return needed
 
 
+def mini_batch_of(rows: int, ranks: int, mini_batches: int) -> Tensor:
+    """(rows,) the mini-batch that each row goes to: rank r gets the blocks r·S to r·S + S - 1, one for each of its S steps."""
+    return torch.arange(rows) // max(1, rows // (ranks * mini_batches)) % mini_batches
+
+
 def batch_entropy(entropys: Tensor, response_mask: Tensor, ranks: int, mini_batches: int) -> Tensor:
     """(B,) mean entropy over the trained tokens of the mini-batch that a row belongs to.
 
@@ -169,8 +180,7 @@ def batch_entropy(entropys: Tensor, response_mask: Tensor, ranks: int, mini_batc
         ranks, mini_batches: R and S.
     """
     mask = response_mask.bool()
-    blocks = torch.arange(len(mask)) // (len(mask) // (ranks * mini_batches))
-    mini = blocks % mini_batches
+    mini = mini_batch_of(len(mask), ranks, mini_batches)
     totals = torch.zeros(mini_batches).index_add(0, mini, torch.where(mask, entropys.float(), 0.0).sum(dim=-1))
     tokens = torch.zeros(mini_batches).index_add(0, mini, mask.sum(dim=-1).float())
     return (totals / tokens.clamp(min=1))[mini]

@@ -10,7 +10,7 @@ models (verl pull request 5662) and shifts labels wrongly across Ulysses ranks (
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -23,12 +23,14 @@ from verl.utils.ulysses import ulysses_pad_and_slice_inputs
 from verl.workers.actor import DataParallelPPOActor
 
 from unify_posttrain.objective.log_probs import token_log_probs
+from unify_posttrain.workers.trimming import on_trimmed
 
 CALCULATE_ENTROPY = "calculate_entropy"
 
 
 class ChunkedForward(DataParallelPPOActor):
-    """DataParallelPPOActor that takes log-probs and entropies `logits_chunk` tokens at a time; with None it is verl's.
+    """DataParallelPPOActor that takes log-probs and entropies `logits_chunk` tokens at a time, and with `trim_padding` leaves out
+    columns of padding; with None and false it is verl's.
 
     Raises:
         ValueError: verl's fused kernels are on as well, or the model's output head is not a plain matrix.
@@ -40,9 +42,11 @@ class ChunkedForward(DataParallelPPOActor):
         actor_module: nn.Module,
         actor_optimizer: torch.optim.Optimizer | None = None,
         logits_chunk: int | None = None,
+        trim_padding: bool = False,
     ) -> None:
         super().__init__(config, actor_module, actor_optimizer)
         self.logits_chunk = logits_chunk
+        self.trim_padding = trim_padding and not self.use_remove_padding  # packed rows have no padding to leave out
         if logits_chunk is not None:
             if self.use_fused_kernels:
                 raise ValueError(
@@ -63,6 +67,12 @@ class ChunkedForward(DataParallelPPOActor):
     def _forward_micro_batch(
         self, micro_batch: dict[str, Any], temperature: float, calculate_entropy: bool = False
     ) -> dict[str, Tensor]:
+        def forward(columns: Mapping[str, Any]) -> dict[str, Tensor]:
+            return self._forward_columns(dict(columns), temperature, calculate_entropy)
+
+        return on_trimmed(forward, micro_batch) if self.trim_padding else forward(micro_batch)
+
+    def _forward_columns(self, micro_batch: dict[str, Any], temperature: float, calculate_entropy: bool) -> dict[str, Tensor]:
         if self.logits_chunk is None:
             return super()._forward_micro_batch(micro_batch, temperature, calculate_entropy)
         labels, wanted = self._in_layout(*labels_and_wanted(micro_batch), micro_batch["attention_mask"])

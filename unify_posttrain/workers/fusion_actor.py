@@ -35,7 +35,7 @@ class FusionActor(ChunkedForward):
     """DataParallelPPOActor whose objective is the terms of `config.fusion.algorithm`."""
 
     def __init__(self, config, actor_module, actor_optimizer=None) -> None:
-        super().__init__(config, actor_module, actor_optimizer, config.fusion.logits_chunk)
+        super().__init__(config, actor_module, actor_optimizer, config.fusion.logits_chunk, config.fusion.trim_padding)
         self.phases = build_algorithm(config).phases
         self.start_phase(0)
 
@@ -80,11 +80,13 @@ class FusionActor(ChunkedForward):
         grad_clip = data.meta_info["grad_clip"] if replay else self.grad_clip
         mini_batches = self._mini_batches(self._select(data, terms))
         ranks, record = worker_ranks(self.ulysses_sequence_parallel_size), UpdateRecord()
-        single_step = len(mini_batches) == 1 and epochs == 1
+        single_pass = epochs == 1 and not replay
         for _ in range(epochs):
-            for mini_batch in mini_batches:
+            for number, mini_batch in enumerate(mini_batches):
                 scales = mini_batch.meta_info.get("term_scales")
-                update = MiniBatchUpdate(terms, mini_batch.batch, ranks, scales=scales, single_step=single_step)
+                only = len(mini_batches) == 1 and epochs == 1
+                first = single_pass and number == 0 and self.config.fusion.first_step_is_current
+                update = MiniBatchUpdate(terms, mini_batch.batch, ranks, scales=scales, old_is_current=only or first)
                 if update.empty:
                     record.empty += 1
                     continue

@@ -7,7 +7,9 @@ Nothing is simplified, so nothing hangs.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 
 import mpmath
@@ -35,8 +37,10 @@ PROOF = 30  # digits within which a difference is no proof, for it may be an err
 def same_expression(left: Node, right: Node) -> bool | None:
     """Whether two expressions are equal; None: it cannot be told."""
     verdict = _agree(left, right)
-    if verdict is False and (renamed := _same_constant_of_integration(left, right)) is not None:
-        return _agree(renamed, right)
+    if verdict is False:
+        for one, other in ((left, right), (right, left)):
+            if (renamed := _same_constant_of_integration(one, other)) is not None:
+                return _agree(renamed, other)
     return verdict
 
 
@@ -158,8 +162,19 @@ def proportional(left: Node, right: Node, positive: bool) -> bool | None:
     return None
 
 
+_CONSTANT = re.compile(r"[Cc]_\d")
+
+
+def _renamed(node: Node, names: dict[str, str]) -> Node:
+    return replace(node, name=names.get(node.name, node.name), parts=tuple(_renamed(part, names) for part in node.parts))
+
+
 def _same_constant_of_integration(left: Node, right: Node) -> Node | None:
     """`x^2+C` with the other's `c`, where each of the two letters stands alone in a sum, once."""
+    capitals = {name: name.lower() for name in symbols(left) if _CONSTANT.fullmatch(name) and name.isupper()}
+    small = set(capitals.values())
+    if capitals and small <= symbols(right) and not set(capitals) & symbols(right) and not small & symbols(left):
+        return _renamed(left, capitals)
     found = [
         [part.name for part in node.parts if part.kind == "symbol" and part.name in "Cc"] if node.kind == "add" else []
         for node in (left, right)

@@ -98,6 +98,14 @@ _ORDINAL = re.compile(
     rf"(?<=\d)\s*(?:\^\s*\{{\s*(?:\\text\s*\{{\s*{_TH}\s*\}}|{_TH})\s*\}}|\^?\s*\\text\s*\{{\s*{_TH}\s*\}}|{_TH}(?![a-zA-Z]))"
 )
 _DIGITS_GROUPED = re.compile(r"(?<![\d.,'])\d{1,3}(?:(?:\.\d{3}){2,}|(?:'\d{3})+)(?![\d.,'])")
+_PHANTOM = re.compile(r"\\[hv]?phantom\s*\{[^{}]*\}|\\label\s*\{[^{}]*\}")
+_CHOSEN = re.compile(r"(?:\{\s*\}\s*)?[\^_]\s*\{?(\d+)\}?\s*(?:C|\\text\{C\})\s*_\s*\{?(\d+)\}?")  # {}^{10}C_3
+_UNIT_FRACTION = re.compile(r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}")
+# What a parameter may be, behind an answer in which it stands: k \in \mathbb{Z}, for some constant c.
+_CONDITION = re.compile(
+    r"(?<=[^\s,;(])\s*(?:[,;]\s*(?:\\text\{\s*(?:for|where|with)?\s*\}\s*)?|\(\s*|\\text\{\s*(?:for|where|with)\s*\}\s*)[a-zA-Z]\s*\\in\s*"
+    r"(?:\\mathbb\{?[ZN]\}?)\s*\)?\s*$|(?<=\S)[,;]?\s*\\text\{\s*,?\s*(?:for|where|with)\s(?:all|any|some|every)?[^{}]*\}[^{}]*(?:\{[^{}]*\}[^{}]*)?$"
+)
 _TIMES_TEN = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)")
 _INTERVAL = re.compile(
     r"([\[\](])([^\[\](),;{}]*(?:\{[^{}]*\}[^\[\](),;{}]*){0,4})([,;])([^\[\](),;{}]*(?:\{[^{}]*\}[^\[\](),;{}]*){0,4})([\[\])])"
@@ -122,8 +130,14 @@ def clean(text: str) -> str:
         lambda match: rf"\pmod{{{match[1] or match[2]}}}", _PRIMED.sub(lambda match: match[1].replace(" ", ""), text)
     )
     text = _DIGITS_GROUPED.sub(lambda match: re.sub(r"[.']", "", match[0]), _ORDINAL.sub("", text))
+    text = _UNIT_FRACTION.sub(r"\\text{\1/\2}", _CHOSEN.sub(_binomial, _PHANTOM.sub("", text)))
+    text = _CONDITION.sub("", text)
     text = _uncovered(text).replace("**", "^").replace("{:}", ":")
     return _INTERVAL.sub(_english, _TIMES_TEN.sub(r"\\cdot ", text))
+
+
+def _binomial(match: re.Match[str]) -> str:
+    return rf"\binom{{{match[1]}}}{{{match[2]}}}"
 
 
 def _uncovered(text: str) -> str:

@@ -16,6 +16,7 @@ from unify_posttrain.rewards.answers.kinds import clocks, congruences, determina
 from unify_posttrain.rewards.answers.nodes import Node, number
 from unify_posttrain.rewards.answers.quantities import INFINITE
 from unify_posttrain.rewards.answers.several import several
+from unify_posttrain.rewards.answers.units import ratio as units_ratio
 from unify_posttrain.rewards.answers.values import (
     Answer,
     Choice,
@@ -34,8 +35,6 @@ from unify_posttrain.rewards.answers.values import (
     Words,
 )
 from unify_posttrain.rewards.answers.verdicts import Verdict, any_of
-
-_CENTS = {"cent": ("dollar", 100)}
 
 
 def same(left: Answer, right: Answer) -> Verdict:
@@ -121,10 +120,8 @@ def _quantities(left: Quantity, right: Quantity) -> Verdict:
         hundredth = Node("divide", parts=(share.node, number(100)))
         return any_of([same_expression(share.node, other.node), same_expression(hundredth, other.node)])
     if "" not in units:
-        for one, other in ((left, right), (right, left)):
-            if one.unit in _CENTS and _CENTS[one.unit][0] == other.unit:
-                return same_expression(Node("divide", parts=(one.node, number(_CENTS[one.unit][1]))), other.node)
-        return False
+        size = units_ratio(left.unit, right.unit)
+        return False if size is None else same_expression(Node("multiply", parts=(left.node, number(size))), right.node)
     with_unit, bare = (left, right) if left.unit else (right, left)
     if same_expression(with_unit.node, bare.node):
         return True

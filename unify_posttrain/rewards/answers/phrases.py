@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import re
 
+_SHORT_WORDS = """
+    no on yes or and odd even all none is it in to at as an of be by do go if me my so up us we he she his her the not any
+    one two ten six red blue tan day may june july act god dog cat tac saw was top pot net ten won now own eat tea ate tie
+    sun nus mon tue wed thu fri sat
+"""
+SHORT = frozenset(_SHORT_WORDS.split())  # that are written with or without capitals
 _NUMBERS = """
     zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
     nineteen
@@ -27,7 +33,13 @@ def folded(text: str) -> str:
     text = " ".join(re.sub(r"[`'\"]", "", text).split()).strip(" .,;:!?")
     if len(text) == 1:
         return text
+    if text.casefold() in _PHRASES:
+        return _PHRASES[text.casefold()]
+    if text.isalpha() and len(text) <= 3 and text.casefold() not in SHORT:
+        return text  # CO is not Co
     text = re.sub(r"^(?:the|an?|there (?:is|are)) (?=\w)", "", text.casefold())
+    if match := re.match(r"(yes|no|true|false)\s*[,.;:]\s", text):
+        return match[1]
     return date(text) or _PHRASES.get(text, text)
 
 

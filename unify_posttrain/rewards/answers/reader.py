@@ -13,6 +13,8 @@ from functools import lru_cache, reduce
 
 from unify_posttrain.rewards.answers import regions
 from unify_posttrain.rewards.answers.cleaning import clean
+from unify_posttrain.rewards.answers.lists import is_system, spread, takes_away, unnamed
+from unify_posttrain.rewards.answers.nodes import number
 from unify_posttrain.rewards.answers.numerals import clock, grouped, numeral
 from unify_posttrain.rewards.answers.quantities import infinite, interval, meant, quantity, times
 from unify_posttrain.rewards.answers.relations import related
@@ -28,6 +30,7 @@ from unify_posttrain.rewards.answers.tokens import (
     split,
     unwrapped,
 )
+from unify_posttrain.rewards.answers.units import compound
 from unify_posttrain.rewards.answers.values import (
     Answer,
     Either,
@@ -102,6 +105,8 @@ class _Reader:
         return self.listed(lines) if unread and len(lines) > 1 else whole
 
     def one_or_several(self, tokens: Tokens) -> Answer:
+        if (time_or_length := compound(tokens)) is not None:
+            return Quantity(number(time_or_length[0]), time_or_length[1])
         joins = {_word(token) for _, token in outside(tokens)} & (_OR | _AND)
         if joins:
             parts = split(tokens, lambda token: _word(token) in joins)
@@ -110,7 +115,7 @@ class _Reader:
                 return of_relations
             if any(is_sign(token, "\\lor", "\\land") for _, token in outside(tokens)):
                 return Items("any" if joins == {"or"} else "all", tuple(found)) if len(joins) == 1 else Spelling(joined(tokens))
-            if joins == {"or"} and len(found) > 1 and all(map(_is_system, found)):
+            if joins == {"or"} and len(found) > 1 and all(map(is_system, found)):
                 return Items("list", tuple(found))  # x=1, y=2 or x=2, y=1
             if joins == {"or"} and len({each.name for each in found if isinstance(each, Named)}) == len(found) > 1:
                 return Items("any", tuple(found))  # x=1 or y=2
@@ -145,13 +150,13 @@ class _Reader:
         if len(parts) == 1:
             return self.answer(parts[0])
         items = self.items(parts)
-        return Items("list", tuple(_unnamed(items)))
+        return Items("list", tuple(unnamed(items)))
 
     def items(self, parts: Sequence[Tokens]) -> tuple[Answer, ...]:
         found: list[Answer] = []
         for part in parts:
             answer = self.answer(part)
-            inner = answer.items if isinstance(answer, Items) and answer.kind == "list" and _spread(part, answer) else (answer,)
+            inner = answer.items if isinstance(answer, Items) and answer.kind == "list" and spread(part, answer) else (answer,)
             found += inner
         return tuple(found)
 
@@ -164,6 +169,13 @@ class _Reader:
         known_set = regions.NAMED.get(joined(tokens).replace(" ", ""))
         if known_set is not None:
             return Region((known_set,))
+        if (
+            len(tokens) > 4
+            and is_sign(tokens[1], ":")
+            and tokens[0].kind in ("letters", "command")
+            and any(is_sign(t, "=") for t in tokens)
+        ):
+            tokens = tokens[2:]  # \ell: y = 2x
         for reader in (self.related, self.of_sets, self.proportion, self.enclosed):
             answer = reader(tokens)
             if answer is not None:
@@ -177,7 +189,7 @@ class _Reader:
     def of_sets(self, tokens: Tokens) -> Answer | None:
         r"""\cup, \cap and \setminus, from left to right; finite sets and sets of real numbers."""
         if tokens[0].text in ("\\mathbb", "(", "[") and len(tokens) > 5:  # R - {2}
-            tokens = [Token("command", "\\setminus") if _takes_away(tokens, place) else token for place, token in enumerate(tokens)]
+            tokens = [Token("command", "\\setminus") if takes_away(tokens, place) else token for place, token in enumerate(tokens)]
         signs = [token.text for _, token in outside(tokens) if is_sign(token, "\\cup", "\\cap", "\\setminus")]
         if not signs:
             return None
@@ -261,33 +273,12 @@ class _Reader:
     def table(self, name: str, tokens: Tokens) -> Answer:
         """A matrix, a determinant or cases, row by row."""
         rows = split(tokens, lambda token: is_sign(token, "\\\\"))
-        if name.rstrip("*") in _ALIGNED or (name.endswith("cases") and not any(is_sign(token, "&") for token in tokens)):
+        column = (
+            name == "array" and not any(is_sign(token, "&") for token in tokens) and any(is_sign(token, "=") for token in tokens)
+        )
+        if column or name.rstrip("*") in _ALIGNED or (name.endswith("cases") and not any(is_sign(token, "&") for token in tokens)):
             return self.listed([[token for token in row if not is_sign(token, "&")] for row in rows])  # a system
         kind = "cases" if name.endswith("cases") else "determinant" if name in ("vmatrix", "Vmatrix", "determinant") else "matrix"
         return Items(
             kind, tuple(Items("row", tuple(map(self.answer, split(row, lambda token: is_sign(token, "&"))))) for row in rows)
         )
-
-
-def _is_system(answer: Answer) -> bool:
-    return isinstance(answer, Items) and answer.kind == "list" and all(isinstance(item, Named) for item in answer.items)
-
-
-def _takes_away(tokens: Tokens, place: int) -> bool:
-    """Whether a minus stands between sets."""
-    return is_sign(tokens[place], "-") and 0 < place < len(tokens) - 1 and tokens[place + 1].text == "\\{"
-
-
-def _spread(tokens: Tokens, answer: Items) -> bool:
-    r"""Whether a list in a list is ± in it, or an `or`, and not `p=5,q=2` between semicolons."""
-    return not any(isinstance(item, Named) for item in answer.items) and not any(
-        is_sign(token, ",", ";") for _, token in outside(tokens)
-    )
-
-
-def _unnamed(items: tuple[Answer, ...]) -> list[Answer]:
-    r"""`x = 1, 2 or 3` and `x=1 or x=2` give values of one unknown, and its name can go."""
-    names = [item.name for item in items if isinstance(item, Named)]
-    if len(set(names)) == 1 and isinstance(items[0], Named) and (len(names) == 1 or len(names) == len(items)):
-        return [item.value if isinstance(item, Named) else item for item in items]
-    return list(items)

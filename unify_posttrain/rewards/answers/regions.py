@@ -154,9 +154,13 @@ def bounded(relation: Relation, variable: str = "") -> list[Region]:
         return found
     places = [1] if len(terms) == 3 else [0, 1] if len(terms) == 2 else []
     for place in places:
-        name = terms[place].name
+        name = terms[place].name if terms[place].kind == "symbol" else "f(x)"
         others = [term for index, term in enumerate(terms) if index != place]
-        if terms[place].kind != "symbol" or (variable and name != variable) or any(name in symbols(other) for other in others):
+        if (
+            terms[place].kind not in ("symbol", "call")
+            or (variable and name != variable)
+            or any(name in symbols(other) for other in others)
+        ):
             continue
         low, high = (terms[place - 1] if place else None), (terms[place + 1] if place + 1 < len(terms) else None)
         closed = [sign == "\\le" for sign in signs]

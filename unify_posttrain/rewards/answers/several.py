@@ -24,7 +24,8 @@ def several(left: Items, right: Items, same: Same) -> Verdict:
             return named
         if any(item == ELLIPSIS for item in (*left.items, *right.items)):
             return _with_dots(left.items, right.items, same)
-        return pairwise(left.items, right.items, left.kind not in _UNORDERED, same)
+        ordered = left.kind not in _UNORDERED or _in_sequence(left.items) or _in_sequence(right.items)
+        return pairwise(left.items, right.items, ordered, same)
     kinds = {left.kind, right.kind}
     if kinds == {"set", "list"}:
         return pairwise(_values(left), _values(right), False, same)
@@ -35,6 +36,12 @@ def several(left: Items, right: Items, same: Same) -> Verdict:
     if kinds == {"matrix", "tuple"}:
         return None
     return False
+
+
+def _in_sequence(items: Sequence[Answer]) -> bool:
+    """Whether words or letters come more than once, as in T, F, T: then their order is the answer."""
+    words = all(isinstance(item, Words) or (isinstance(item, Quantity) and item.node.kind == "symbol") for item in items)
+    return words and len(set(items)) < len(items)
 
 
 def _with_dots(left: Sequence[Answer], right: Sequence[Answer], same: Same) -> Verdict:

@@ -113,7 +113,17 @@ def _content(text: str, apart: bool) -> list[Token]:
     if re.search(r"[\d\\$^=<>]", stripped) and not re.fullmatch(r"[A-Za-z/.\s]*[A-Za-z]\^\{?-?\d\}?[A-Za-z/.\s^{}\d-]*", stripped):
         inside = lex(re.sub(r"(?<!\\)\$", " ", inner))
         return [Token(token.kind, token.text, token.apart or (apart and not index)) for index, token in enumerate(inside)]
+    if re.search(r",| and | or ", stripped) and not re.match(r"(?:yes|no|true|false)\b", stripped, re.IGNORECASE):
+        parts = [part for part in re.split(r"\s*,\s*(?:and |or )?|\s+(and|or)\s+", stripped) if part]
+        if all(len(part.split()) <= 2 for part in parts):  # red, blue, and green
+            made = [piece for part in parts for piece in (Token("text", part, True), Token("sign", ","))]
+            return [piece for piece, after in zip(made, [*made[1:], made[-1]], strict=True) if not _joins(piece, after)][:-1]
     return [Token("text", " ".join(stripped.split()), apart)] if stripped else [Token("sign", " ", True)]
+
+
+def _joins(piece: Token, after: Token) -> bool:
+    """Whether a comma stands beside `and`, which separates by itself."""
+    return piece.text == "," and after.text in ("and", "or")
 
 
 def matching(text: str, start: int) -> int:

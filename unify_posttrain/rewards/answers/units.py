@@ -6,6 +6,7 @@ A unit is kept, not thrown away: one may be missing on one side, for questions n
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from unify_posttrain.rewards.answers.names import FUNCTIONS
 from unify_posttrain.rewards.answers.tokens import Token, Tokens, is_sign
@@ -30,7 +31,17 @@ _UNITS = {
     for group in line.split(" | ")
     for spelling in group.split()
 }
-_MONEY = {"\\$": "dollar", "\\euro": "euro", "\\pounds": "pound", "\\yen": "yen", "\\rupee": "rupee"}
+_MONEY = {
+    "\\$": "dollar",
+    "\\euro": "euro",
+    "\\pounds": "pound",
+    "\\yen": "yen",
+    "\\rupee": "rupee",
+    "Rs": "rupee",
+    "INR": "rupee",
+    "USD": "dollar",
+    "EUR": "euro",
+}
 _MULTIPLES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _COUNTED = {"unit": "unit", "units": "unit"}
 _POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
@@ -49,12 +60,13 @@ def name(text: str, known: bool = False) -> str | None:
         text: the spelling.
         known: only units of the list, no nouns.
     """
-    text = re.sub(r"[{}~.]|\\[,;: ]?", " " if "\\" in text else "", text.replace("\\$", "dollar").replace("\\%", "%"))
-    text = re.sub(r"\s*(?:/|\bper\b)\s*", "/", text.replace("\\cdot", " ")).strip()
+    text = text.replace("\\$", "dollar").replace("\\%", "%").replace("\\cdot", " ")
+    text = re.sub(r"[{}~.]|\\[,;: ]?", " " if "\\" in text else "", text)
+    text = re.sub(r"\s*(?:/|\bper\b)\s*", "/", text).strip()
     text = re.sub(r"\s*\^\s*", "^", text)
     if text in _UNITS:
         return _UNITS[text]
-    if not text or re.search(r"[^\w\s/^%°$-]", text):
+    if not text or re.search(r"[^\w\s/^%°$-]|(?<![a-zA-Z^-])\d", text):
         return None
     over: list[str] = []
     under: list[str] = []
@@ -135,9 +147,9 @@ def _unit(tokens: Tokens, start: int) -> str | None:
         return name(text, known=True) if plain and token.apart else None
     if token.text == "pi":
         return None
-    if len(token.text) < 3 or not token.apart:
-        return name(text, known=True)
-    return name(text) if plain else name(text, known=True)
+    if not plain:
+        return None  # in \mu_k mg it is a product
+    return name(text, known=True) if len(token.text) < 3 or not token.apart else name(text)
 
 
 def _joined(tokens: Tokens) -> str:
@@ -147,7 +159,7 @@ def _joined(tokens: Tokens) -> str:
 def currency(tokens: Tokens) -> tuple[Tokens, str]:
     """The tokens without a sign of money before them, and the name of the money; empty if there is none."""
     for index, token in enumerate(tokens[:2]):
-        unit = _MONEY.get(token.text)
+        unit = _MONEY.get(token.text.rstrip("."))
         if unit is not None and (index == 0 or is_sign(tokens[0], "-", "+")):
             return [*tokens[:index], *tokens[index + 1 :]], unit
     return tokens, ""
@@ -157,3 +169,47 @@ def multiple(unit: str) -> tuple[int, str]:
     """A unit such as `million dollar` as a factor and the rest; 1 if it has none."""
     first, _, rest = unit.partition(" ")
     return (_MULTIPLES[first], rest) if first in _MULTIPLES else (1, unit)
+
+
+# How many of the smallest one of its kind a unit is.
+_SIZES = {
+    **{unit: ("time", size) for unit, size in {"s": 1, "min": 60, "h": 3600, "day": 86400, "week": 604800}.items()},
+    **{unit: ("length", size) for unit, size in {"mm": 1, "cm": 10, "m": 1000, "km": 10**6}.items()},
+    **{unit: ("span", size) for unit, size in {"in": 1, "ft": 12, "yd": 36, "mi": 63360}.items()},
+    **{unit: ("mass", size) for unit, size in {"mg": 1, "g": 1000, "kg": 10**6}.items()},
+    **{unit: ("weight", size) for unit, size in {"oz": 1, "lb": 16}.items()},
+    **{unit: ("volume", size) for unit, size in {"mL": 1, "L": 1000}.items()},
+    **{unit: ("money", size) for unit, size in {"cent": 1, "dollar": 100}.items()},
+    **{unit: ("energy", size) for unit, size in {"J": 1, "kJ": 1000}.items()},
+    **{unit: ("power", size) for unit, size in {"W": 1, "kW": 1000}.items()},
+    **{unit: ("frequency", size) for unit, size in {"Hz": 1, "kHz": 1000, "MHz": 10**6, "GHz": 10**9}.items()},
+    **{unit: ("pressure", size) for unit, size in {"Pa": 1, "kPa": 1000, "MPa": 10**6}.items()},
+}
+
+
+def ratio(unit: str, other: str) -> Fraction | None:
+    """How many of another unit one is; None: they are not of one kind."""
+    sizes = _SIZES.get(unit), _SIZES.get(other)
+    if sizes[0] is None or sizes[1] is None or sizes[0][0] != sizes[1][0]:
+        return None
+    return Fraction(sizes[0][1], sizes[1][1])
+
+
+def compound(tokens: Tokens) -> tuple[Fraction, str] | None:
+    """`3 hours 20 minutes`, `5 ft 7 in`, `36^\\circ 30'` as one number of the first unit; None: it is nothing of the kind."""
+    bare = [token for token in tokens if token.text not in ("{", "}")]
+    if len(bare) in (5, 7) and is_sign(bare[1], "^") and bare[2].text == "\\circ" and is_sign(bare[4], "'"):
+        seconds = Fraction(bare[5].text) if len(bare) == 7 and bare[5].kind == "number" else Fraction(0)
+        if bare[0].kind == bare[3].kind == "number":
+            return Fraction(bare[0].text) + Fraction(bare[3].text) / 60 + seconds / 3600, "°"
+    parts = [token for token in bare if not is_sign(token, ",", " ") and token.text != "and"]
+    if len(parts) < 4 or len(parts) % 2 or any(token.kind != "number" for token in parts[::2]):
+        return None
+    names = [name(token.text, known=True) if token.kind in ("text", "letters") else None for token in parts[1::2]]
+    total, first = Fraction(0), names[0]
+    for token, unit in zip(parts[::2], names, strict=True):
+        size = None if unit is None or first is None else ratio(unit, first)
+        if size is None:
+            return None
+        total += Fraction(token.text) * size
+    return (total, first) if first is not None else None

@@ -6,16 +6,13 @@ import re
 from collections.abc import Callable
 
 from unify_posttrain.rewards.answers.names import FUNCTIONS
-from unify_posttrain.rewards.answers.phrases import date, folded
+from unify_posttrain.rewards.answers.phrases import SHORT, date, folded
 from unify_posttrain.rewards.answers.tokens import Tokens, is_sign, joined
+from unify_posttrain.rewards.answers.units import currency
 from unify_posttrain.rewards.answers.values import Answer, Choice, Figure, Words
 
-_SHORT_WORDS = """
-    no on yes or and odd even all none is it in to at as an of be by do go if me my so up us we he she his her the not any
-    one two ten six red blue tan day may june july act god dog cat tac saw was top pot net ten won now own eat tea ate tie
-    sun nus mon tue wed thu fri sat
-"""
-_SHORT = frozenset(_SHORT_WORDS.split()) - FUNCTIONS
+_SHORT = SHORT - FUNCTIONS
+_SENTENCE = re.compile(r"\s(?:is|are|equals|:)$|^[A-Z][a-z ]*:$")  # The range is …
 _LEADS = re.compile(
     r"(?:(?:is|are|approximately|approx\.?|about|around|roughly|exactly|the (?:final )?answer is|answer"
     r"|therefore|thus|so|hence|if|for|when|where|otherwise)[:,]?\s*)+",
@@ -34,7 +31,10 @@ def without_lead(tokens: Tokens) -> Tokens:
     """Without "approximately", "about", a sign of approximation and the like before the answer."""
     while tokens and (
         is_sign(tokens[0], "\\approx", "~", "\\sim", "\\therefore")
-        or (tokens[0].kind == "text" and _LEADS.fullmatch(tokens[0].text))
+        or (
+            tokens[0].kind == "text"
+            and (_LEADS.fullmatch(tokens[0].text) or (len(tokens) > 1 and _SENTENCE.search(tokens[0].text)))
+        )
     ):
         tokens = tokens[1:]
     if len(tokens) > 1 and tokens[0].text.lower() in ("option", "choice", "case") and len(tokens[1].text) == 1:
@@ -56,6 +56,8 @@ def words(tokens: Tokens) -> Words | None:
         token.kind in ("text", "letters", "number") or is_sign(token, ".", ",", "-", "'", " ", "(", ")", "!", "?", "/", ":", "&")
         for token in tokens
     ):
+        return None
+    if currency(tokens)[1]:
         return None
     if day := date(" ".join(token.text for token in tokens)):
         return Words(day)
