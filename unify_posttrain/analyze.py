@@ -1,14 +1,14 @@
 """Look at what a run did: to its weights, to its advantages, to what its model could do before.
 
-    python -m unify_posttrain.analyze recovery base=FOLDER tuned=FOLDER mode=[vector,direction] top=[0.1,1.0] evaluate=[gp_id,gp_ood]
-    python -m unify_posttrain.analyze angles base=FOLDER tuned=[FOLDER,FOLDER] layers=0-9,12     # principal angles beside null lines
-    python -m unify_posttrain.analyze spectrum base=FOLDER tuned=FOLDER                          # singular values, energies
+    python -m unify_posttrain.analyze recovery base=FOLDER tuned=FOLDER mode=[vector,direction] top=[0.1,1.0] evaluate=[gp_ood]
+    python -m unify_posttrain.analyze angles base=FOLDER tuned=[FOLDER,FOLDER] layers=0-9,12    # beside null lines
+    python -m unify_posttrain.analyze spectrum base=FOLDER tuned=FOLDER                         # singular values, energies
     python -m unify_posttrain.analyze advantages run=outputs/runs/ppo
-    python -m unify_posttrain.analyze forgetting sft=gp-sft rl=[gp-ppo-500,gp-ppo-1100]          # evaluations, by name
-    python -m unify_posttrain.analyze --cfg job what=angles                                      # every setting; meanings in conf/analyze.yaml
+    python -m unify_posttrain.analyze forgetting sft=gp-sft rl=[gp-ppo-500,gp-ppo-1100]         # evaluations, by name
+    python -m unify_posttrain.analyze --cfg job what=angles                  # every setting; meanings in conf/analyze.yaml
 
-The first bare word is short for what=WORD. Stopped at any time, the same command goes on at the next matrix. Results: JSON, a page in
-Markdown with a verdict, and figures in the output folder.
+The first bare word is short for what=WORD. Stopped at any time, the same command goes on at the next matrix. Results: JSON, a
+page in Markdown with a verdict, and figures in the output folder.
 """
 
 from __future__ import annotations
@@ -106,13 +106,13 @@ def _advantages(config: DictConfig) -> Iterator[str]:
         raise ValueError("run is not set; give the folder of a run with a rollout dump, e.g. run=outputs/runs/grpo")
     folder = Path(str(config.run)).expanduser()
     rollouts = None if config.rollouts is None else Path(str(config.rollouts)).expanduser()
-    results = analyse(folder, rollouts, settings.credit_of(config, folder), Path(str(config.output)))
+    results = analyse(folder, rollouts, settings.credit_of(config, folder), Path(str(config.output)), bool(config.overwrite))
     yield verdict(results["steps"], results["credit"])
 
 
 def _recovery(config: DictConfig) -> Iterator[str]:
     from unify_posttrain.analysis import settings
-    from unify_posttrain.analysis.weights.recovery import BASE, TUNED, recover
+    from unify_posttrain.analysis.weights.recovery import recover
     from unify_posttrain.analysis.weights.verdicts import recovery_verdict
 
     recovery = settings.recovery(config)
@@ -120,12 +120,9 @@ def _recovery(config: DictConfig) -> Iterator[str]:
     results = recover(recovery, evaluate)
     yield from recovery_verdict(results)
     if evaluate is None:
-        models = {TUNED: recovery.tuned, BASE: recovery.base, **recovery.folders}
-        named = ",".join(f"{label}: {folder}" for label, folder in models.items())
-        yield "to measure the models:"
         yield (
-            f"python -m unify_posttrain.evaluate 'model={{{named}}}' benchmarks=[…] name={Path(str(config.output)).name}, or the same "
-            "command as now with evaluate=[…]"
+            f"{len(recovery.folders)} models in {recovery.output / 'restored'}; the same command with evaluate=[BENCHMARK,…] "
+            "measures them beside base and tuned, without restoring again"
         )
 
 

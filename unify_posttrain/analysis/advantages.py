@@ -1,11 +1,12 @@
 """How the advantages of a run are distributed, step by step, read from its rollout dump (`trainer.rollout_data_dir`).
 
-One value per turn where the advantage changes within an answer from turn to turn (turn credit), one per trajectory otherwise. Rollouts
-alone count: demonstrations and what the gate dropped are counted apart.
+One value per turn where the advantage changes within an answer from turn to turn (turn credit), one per trajectory otherwise.
+Rollouts alone count: demonstrations and what the gate dropped are counted apart.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from unify_posttrain.analysis.plots import save, start
+from unify_posttrain.analysis.records import Records
 from unify_posttrain.analysis.tables import number, page, percent, table
 from unify_posttrain.runs.files import write_text
 from unify_posttrain.untrusted.documents import DocumentError, parse
@@ -31,8 +33,8 @@ CREDITS = ("trajectory", "turn")
 
 def moments(values: Sequence[float]) -> dict[str, float]:
     """Mean, deviation, skew and excess kurtosis (moments of the population), shares of zero and positive values, and the entropy of
-    the standardised values in nats over 20 bins of [-3, 3) whose ends are open. Equal values have no spread: all but the mean and the
-    shares is 0.
+    the standardised values in nats over 20 bins of [-3, 3) whose ends are open. Equal values have no spread: all but the mean and
+    the shares is 0.
 
     Raises:
         ValueError: no value.
@@ -83,8 +85,8 @@ def trajectory(row: Mapping[str, Any], credit: str) -> Trajectory | None:
 
     Args:
         row: fields of `unify_posttrain.trainer.dump`.
-        credit: turn, or trajectory: then advantages that differ from token to token (GAE) are averaged over the characters that they hold
-            for, since a dump has no token counts.
+        credit: turn, or trajectory: then advantages that differ from token to token (GAE) are averaged over the characters that
+            they hold for, since a dump has no token counts.
     """
     if row.get("row_kind", "rollout") in NOT_SAMPLED:
         return None
@@ -172,7 +174,7 @@ def read_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         logger.warning("%s: %d lines cannot be read and are left out", path, bad)
 
 
-def analyse(run: Path, rollouts: Path | None, credit: str, output: Path) -> dict[str, Any]:
+def analyse(run: Path, rollouts: Path | None, credit: str, output: Path, overwrite: bool) -> dict[str, Any]:
     """Read every step and write advantages.json, advantages.md and figures.
 
     Args:
@@ -180,14 +182,16 @@ def analyse(run: Path, rollouts: Path | None, credit: str, output: Path) -> dict
         rollouts: of its dump, if it is not RUN/rollouts.
         credit: turn or trajectory.
         output: folder of the results.
+        overwrite: replace the analysis of another run there.
 
     Raises:
-        ValueError: no dump, or no trained rollout in it.
+        ValueError: no dump, no trained rollout in it, or an output folder that holds something else.
     """
     files = rollout_files(run, rollouts)
     steps = [entry for step, path in files.items() if (entry := step_entry(step, list(read_rows(path)), credit)) is not None]
     if not steps:
         raise ValueError(f"run={run}: no row of its {len(files)} dumped steps is a rollout with an advantage")
+    Records(output, {"what": "advantages", "run": str(run), "credit": credit}, overwrite)
     results = {"what": "advantages", "run": str(run), "credit": credit, "steps": steps}
     start()
     figures = [save(_curves(steps), output / FIGURE), save(_histograms(steps), output / HEAT)]
@@ -204,12 +208,12 @@ def verdict(steps: Sequence[Mapping[str, Any]], credit: str) -> str:
     first, last = steps[0], steps[-1]
     unit = "turn" if credit == "turn" else "trajectory"
     flat, groups = (sum(step[key] for step in steps) for key in ("groups_without_spread", "groups"))
-    lost = f"{percent(flat / groups)} % of {groups} groups had no spread and trained nothing by reinforcement. " if groups else ""
+    lost = f"In {percent(flat / groups)} % of {groups} groups all rollouts had the same advantage. " if groups else ""
     return (
         f"One value per {unit}. {lost}From step {first['step']} to {last['step']}: share of zeros {percent(first['zero'])} to "
         f"{percent(last['zero'])} %, deviation {number(first['deviation'], 3)} to {number(last['deviation'], 3)}, entropy "
-        f"{number(first['entropy'], 3)} to {number(last['entropy'], 3)} nats. A normal distribution has {number(NORMAL, 3)}, skew 0 and "
-        "excess kurtosis 0: that is what to read these against, and steps of few rollouts stray from it by chance."
+        f"{number(first['entropy'], 3)} to {number(last['entropy'], 3)} nats. A normal distribution has {number(NORMAL, 3)}, skew "
+        "0 and excess kurtosis 0: that is what to read these against, and steps of few rollouts stray from it by chance."
     )
 
 
@@ -217,7 +221,7 @@ def _normal_entropy() -> float:
     """The entropy of a normal distribution in the same bins: the null line of the entropies."""
     edges = [-math.inf, *(LOWEST + (HIGHEST - LOWEST) * number / BINS for number in range(1, BINS)), math.inf]
     below = [0.5 * (1 + math.erf(edge / math.sqrt(2))) for edge in edges]
-    return -sum((b - a) * math.log(b - a) for a, b in zip(below, below[1:], strict=False))
+    return -sum((b - a) * math.log(b - a) for a, b in itertools.pairwise(below))
 
 
 NORMAL = _normal_entropy()
@@ -225,8 +229,8 @@ NORMAL = _normal_entropy()
 
 def _page(results: Mapping[str, Any], figures: Sequence[str]) -> str:
     rows = [
-        [str(step["step"]), str(step["values"]), *(number(step[key], 3) for key in COLUMNS), percent(step["zero"]), percent(step["positive"]),
-         f"{step['groups_without_spread']} of {step['groups']}"]
+        [str(step["step"]), str(step["values"]), *(number(step[key], 3) for key in COLUMNS), percent(step["zero"]),
+         percent(step["positive"]), f"{step['groups_without_spread']} of {step['groups']}"]
         for step in results["steps"]
     ]  # fmt: skip
     header = ["step", "values", *(name.replace("_", " ") for name in COLUMNS), "zero %", "positive %", "groups without spread"]
@@ -254,7 +258,9 @@ def _histograms(steps: Sequence[Mapping[str, Any]]) -> Any:
     """Standardised values over steps; a step without spread is empty."""
     import matplotlib.pyplot as plt
 
-    grid = np.array([np.zeros(BINS) if step["histogram"] is None else np.array(step["histogram"]) / step["values"] for step in steps]).T
+    grid = np.array(
+        [np.zeros(BINS) if step["histogram"] is None else np.array(step["histogram"]) / step["values"] for step in steps]
+    ).T
     figure, axis = plt.subplots(figsize=(8.0, 4.0), layout="constrained")
     image = axis.imshow(grid, aspect="auto", origin="lower", extent=(-0.5, len(steps) - 0.5, LOWEST, HIGHEST), cmap="viridis")
     shown = range(0, len(steps), max(1, len(steps) // 12))

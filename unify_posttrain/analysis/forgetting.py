@@ -6,8 +6,8 @@
     gain         at a step: end of the RL run that started there - fine-tuning there
     window       the longest run of consecutive starts with a gain above 0: a description, not a test
 
-The highest of many noisy checkpoints is too high for the same reason for which it was chosen. With `select: half` the peak and the best
-start are chosen on one half of the problems, and every number comes from the other.
+The highest of many noisy checkpoints is too high for the same reason for which it was chosen. With `select: half` the peak and
+the best start are chosen on one half of the problems, and every number comes from the other.
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ def shared(curves: Sequence[Curve]) -> list[int]:
     sets = [set(scores) for curve in curves for scores in curve.values()]
     common = sorted(set.intersection(*sets)) if sets else []
     if len(common) < 2:
-        raise ValueError("the checkpoints have fewer than two problems in common; evaluate all of them on the same files and limits")
+        raise ValueError(
+            "the checkpoints have fewer than two problems in common; evaluate all of them on the same files and limits"
+        )
     return common
 
 
@@ -115,7 +117,13 @@ def shares_on(curve: Curve, problems: Sequence[int]) -> dict[int, float]:
 
 
 def analyse(
-    sft: Curve, rl: Curve, select: str, how: Bootstrap, end: int | None = None, sft_id: Curve | None = None, rl_id: Curve | None = None
+    sft: Curve,
+    rl: Curve,
+    select: str,
+    how: Bootstrap,
+    end: int | None = None,
+    sft_id: Curve | None = None,
+    rl_id: Curve | None = None,
 ) -> dict[str, Any]:
     """One fine-tuning run, the RL runs from its checkpoints, and what of their differences is more than chance.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from unify_posttrain.analysis.forgetting import Curve, analyse
 from unify_posttrain.analysis.plots import save, start
+from unify_posttrain.analysis.records import Records
 from unify_posttrain.analysis.sweeps import check_same_problems, find_column, open_sweep, scores
 from unify_posttrain.analysis.tables import NONE, number, page, percent, table
 from unify_posttrain.measures.intervals import t_interval
@@ -31,6 +32,7 @@ class Forgetting:
         end: last step of fine-tuning that counts; None: the last evaluated one.
         how: of intervals.
         output: folder of the results.
+        overwrite: replace an analysis of other evaluations there.
     """
 
     seeds: tuple[tuple[str, Mapping[int, str]], ...]
@@ -41,15 +43,19 @@ class Forgetting:
     end: int | None
     how: Bootstrap
     output: Path
+    overwrite: bool
 
 
 def report(forgetting: Forgetting) -> dict[str, Any]:
     """Read the evaluations and write forgetting.json, forgetting.md and the curves.
 
     Raises:
-        ValueError: an evaluation that cannot be used, or problems that differ.
+        ValueError: an evaluation that cannot be used, problems that differ, or an output folder that holds something else.
     """
     runs = [_seed(forgetting, sft, rl) for sft, rl in forgetting.seeds]
+    seeds = [[sft, {str(begin): name for begin, name in rl.items()}] for sft, rl in forgetting.seeds]
+    how = {"select": forgetting.select, "end": forgetting.end, "id": forgetting.id, "ood": forgetting.ood, **asdict(forgetting.how)}
+    Records(forgetting.output, {"what": "forgetting", "seeds": seeds, **how}, forgetting.overwrite)
     results: dict[str, Any] = {
         "what": "forgetting",
         "select": forgetting.select,
@@ -77,7 +83,13 @@ def _seed(forgetting: Forgetting, sft_name: str, rl_names: Mapping[int, str]) ->
         curves[column] = scores(sft, column), ends
     sft_id, rl_id = curves[inside] if inside else (None, None)
     found = analyse(*curves[str(ood)], forgetting.select, forgetting.how, forgetting.end, sft_id, rl_id)
-    return {"sft": sft_name, "runs": {begin: sweep.name for begin, sweep in rl.items()}, "ood": ood, "id_benchmark": inside, **found}
+    return {
+        "sft": sft_name,
+        "runs": {begin: sweep.name for begin, sweep in rl.items()},
+        "ood": ood,
+        "id_benchmark": inside,
+        **found,
+    }
 
 
 def over_seeds(runs: Sequence[Mapping[str, Any]], confidence: float) -> dict[str, Any]:
@@ -99,8 +111,8 @@ def over_seeds(runs: Sequence[Mapping[str, Any]], confidence: float) -> dict[str
 
 LABELS = {
     "half": "Peak and best start were chosen on one half of the problems; all numbers are of the other half.",
-    "none": "**select: none**: the peak is the highest of all checkpoints on the problems that it is reported for, as the papers do it, so "
-    "it is too high, and so is what was forgotten.",
+    "none": "**select: none**: the peak is the highest of all checkpoints on the problems that it is reported for, as the papers "
+    "do it, so it is too high, and so is what was forgotten.",
 }
 
 
@@ -117,8 +129,8 @@ def verdict(run: Mapping[str, Any]) -> list[str]:
     if best is not None:
         entry = run["rl"][best]
         said.append(
-            f"RL from step {best}, the best start, ended at {percent(entry['share']['mean'])} %: {_points(entry['against_end'])} points "
-            f"against the end of fine-tuning."
+            f"RL from step {best}, the best start, ended at {percent(entry['share']['mean'])} %: {_points(entry['against_end'])} "
+            f"points against the end of fine-tuning."
         )
         if run["forgot"]:
             share = entry["recovery"]

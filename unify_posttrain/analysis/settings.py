@@ -55,7 +55,9 @@ def recovery(config: DictConfig) -> Recovery:
         raise ValueError(f"tail={tail}: mode=aligned restores the top alone; set tail=0, or mode= without aligned")
     tops = tuple(dict.fromkeys((type(top), top) for top in (_share("top", each) for each in _list(config.top))))
     if not tail and not any(top for _, top in tops):
-        raise ValueError(f"top={_plain(config.top)}, tail={tail} restore nothing; give a number or a share above 0, e.g. top=[0.1,1.0]")
+        raise ValueError(
+            f"top={_plain(config.top)}, tail={tail} restore nothing; give a number or a share above 0, e.g. top=[0.1,1.0]"
+        )
     return Recovery(
         base=_folder("base", config.base),
         tuned=_folder("tuned", tuned),
@@ -123,11 +125,19 @@ def forgetting(config: DictConfig) -> Forgetting:
     """
     sft, rl = _plain(config.sft), _plain(config.rl)
     if not sft:
-        raise ValueError(f"sft={sft}: give the evaluation of a fine-tuning run, e.g. sft=gp-sft of python -m unify_posttrain.evaluate")
+        raise ValueError(
+            f"sft={sft}: give the evaluation of a fine-tuning run, e.g. sft=gp-sft of python -m unify_posttrain.evaluate"
+        )
     if isinstance(sft, list):
         rls = [None] * len(sft) if rl is None else rl
-        if not isinstance(rls, list) or len(rls) != len(sft) or not all(each is None or isinstance(each, list | Mapping) for each in rls):
-            raise ValueError(f"rl={rl}: sft= lists {len(sft)} seeds; give as many lists or {{step: name}}, e.g. rl=[[a-100],[b-100]]")
+        if (
+            not isinstance(rls, list)
+            or len(rls) != len(sft)
+            or not all(each is None or isinstance(each, list | Mapping) for each in rls)
+        ):
+            raise ValueError(
+                f"rl={rl}: sft= lists {len(sft)} seeds; give as many lists or {{step: name}}, e.g. rl=[[a-100],[b-100]]"
+            )
     else:
         sft, rls = [sft], [rl]
     return Forgetting(
@@ -143,6 +153,7 @@ def forgetting(config: DictConfig) -> Forgetting:
             seed=_whole("seed", config.seed, 0),
         ),
         output=Path(str(config.output)),
+        overwrite=bool(config.overwrite),
     )
 
 
@@ -205,7 +216,9 @@ def _selection(config: DictConfig) -> Selection:
     try:
         re.compile(str(config.modules))
     except re.error as error:
-        raise ValueError(f"modules={config.modules} is no regular expression: {error}; quote it for the shell and for Hydra") from error
+        raise ValueError(
+            f"modules={config.modules} is no regular expression: {error}; quote it for the shell and for Hydra"
+        ) from error
     return Selection(str(config.modules), parse_layers(_plain(config.layers)))
 
 

@@ -125,7 +125,8 @@ def check_same_problems(sweeps: Sequence[Sweep], benchmark: str) -> None:
     if len(seen) > 1:
         first, second = list(seen.values())[:2]
         raise ValueError(
-            f"{benchmark}: {first} and {second} were evaluated on different files; evaluate both on the same ones, with another name="
+            f"{benchmark}: {first} and {second} were evaluated on different files; evaluate both on the same ones, with another "
+            "name="
         )
 
 

@@ -64,7 +64,9 @@ def wilson(successes: float, n: int, confidence: float) -> tuple[float, float]:
     [13.19, 22.91]
     """
     if n < 1 or not 0 <= successes <= n or not 0 < confidence < 1:
-        raise ValueError(f"wilson: {successes} of {n} at confidence {confidence}; give 0 <= successes <= n, n >= 1 and 0 < confidence < 1")
+        raise ValueError(
+            f"wilson: {successes} of {n} at confidence {confidence}; give 0 <= successes <= n, n >= 1 and 0 < confidence < 1"
+        )
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share, square = successes / n, z * z / n
     centre = (share + square / 2) / (1 + square)

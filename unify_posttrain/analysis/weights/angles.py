@@ -14,8 +14,8 @@ from unify_posttrain.analysis.weights.svd import Decomposition, relative_gaps
 def principal_angles(first: Tensor, second: Tensor) -> Tensor:
     """(k,) principal angles between two subspaces, ascending, each in [0, π/2].
 
-    From the cosines where the angle is large, from the sines where it is small: the arccos of a number near 1 loses half of the digits
-    (in float32, equal subspaces came out up to 0.07 degrees apart).
+    From the cosines where the angle is large, from the sines where it is small: the arccos of a number near 1 loses half of the
+    digits (in float32, equal subspaces came out up to 0.07 degrees apart).
 
     Args:
         first, second: (n, k) orthonormal columns.
@@ -33,8 +33,8 @@ def projector_distance(angles: Tensor) -> float:
 
 
 def rank_angles(base: Decomposition, tuned: Decomposition, side: str, gap: float) -> Tensor:
-    """(r,) angles between singular vectors of the same index; NaN where a neighbour is closer than the relative gap `gap`, in either
-    matrix: the vector is not determined there.
+    """(r,) angles between singular vectors of the same index; NaN where a neighbour is closer than the relative gap `gap`, in
+    either matrix: the vector is not determined there.
 
     Args:
         side: u or v.

@@ -80,9 +80,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     from unify_posttrain.analysis.weights.verdicts import comparison_page
 
     how = comparison.how
-    pairs = {
-        label: open_pair(comparison.base, folder, comparison.selection) for label, folder in comparison.tuned.items()
-    }
+    pairs = {label: open_pair(comparison.base, folder, comparison.selection) for label, folder in comparison.tuned.items()}
     numbers = {"subspaces": list(how.subspaces), "gap": how.gap, "per_rank": how.per_rank, "bins": how.bins}
     settings = identity(
         comparison.what, comparison.base, comparison.tuned, comparison.selection,

@@ -36,8 +36,8 @@ def plan(settings: Comparison | Recovery) -> Iterator[str]:
         yield f"{folders} restored models, {bytes_needed(first, folders) / 1e9:.2f} GB on disk, in {settings.output / 'restored'}"
     seconds = count * seconds_of(shapes, precision.dtype, precision.device)
     yield (
-        f"decompositions in {str(precision.dtype).removeprefix('torch.')} on {precision.device}: about {_span(seconds)}, by the time of "
-        f"one of {PROBE}x{PROBE}"
+        f"decompositions in {str(precision.dtype).removeprefix('torch.')} on {precision.device}: about {_span(seconds)}, by the "
+        f"time of one of {PROBE}x{PROBE}"
     )
 
 
@@ -59,5 +59,3 @@ def _span(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-

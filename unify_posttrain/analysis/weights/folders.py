@@ -29,9 +29,9 @@ REST, MATRIX = "model-rest", "model-matrix"
 MIB = 1 << 20
 # What transformers and vLLM read beside weights. Nothing else of the tuned folder is passed on.
 COPIED = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "preprocessor_config.json",
-    "processor_config.json", "video_preprocessor_config.json",
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
 BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
@@ -135,7 +135,9 @@ def _write_rest_of_folder(pair: Pair, folder: Path, places: Mapping[str, str]) -
         if path.is_file():
             elsewhere = linked_elsewhere(pair.tuned.folder, path)
             if elsewhere is not None:  # it would put a file of whatever kind into a folder that may be passed on
-                raise ValueError(f"{pair.tuned.setting}: {path} is a link to {elsewhere}, outside of the folder; put the file there")
+                raise ValueError(
+                    f"{pair.tuned.setting}: {path} is a link to {elsewhere}, outside of the folder; put the file there"
+                )
             shutil.copyfile(path, folder / file)
     whole = {**places, **{name: matrix_file(pair, name) for name in pair.names}}
     total = _bytes(pair, list(whole))

@@ -98,9 +98,7 @@ def _energies(base: Decomposition, delta: Tensor, ks: Sequence[int]) -> list[dic
     return [{"k": k, **asdict(energies(base, delta, k))} for k in sorted({*ks, base.rank})]
 
 
-def _angles(
-    base: Decomposition, tuned: Decomposition, noisy: Decomposition, ks: Sequence[int], how: Precision
-) -> dict[str, Any]:
+def _angles(base: Decomposition, tuned: Decomposition, noisy: Decomposition, ks: Sequence[int], how: Precision) -> dict[str, Any]:
     by_rank = {
         f"{side}{end}": rank_angles(base, other, letter, how.gap) * (0.0 if other is base else 1.0)
         for side, letter in SIDES.items()
@@ -141,9 +139,7 @@ def _degrees(angles: Tensor) -> list[float | None]:
     return [None if value != value else value for value in angles.rad2deg().tolist()]
 
 
-def _spectrum(
-    base: Decomposition, tuned: Decomposition, noisy: Decomposition, ks: Sequence[int], how: Precision
-) -> dict[str, Any]:
+def _spectrum(base: Decomposition, tuned: Decomposition, noisy: Decomposition, ks: Sequence[int], how: Precision) -> dict[str, Any]:
     found: dict[str, Any] = {"values": {}, "per_rank": {}, "curve": {}}
     for end, other in (("tuned", tuned), ("noise", noisy)):
         changes = value_changes(base, other)

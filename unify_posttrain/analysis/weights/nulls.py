@@ -49,8 +49,8 @@ def noise_like(delta: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def looks_random(matrix: Tensor, largest: float, tolerance: float) -> bool:
-    """Whether the largest singular value is what independent entries of the same deviation would have, std · (√m + √n): then there is
-    nothing in the matrix that training could have turned.
+    """Whether the largest singular value is what independent entries of the same deviation would have, std · (√m + √n): then
+    there is nothing in the matrix that training could have turned.
 
     Args:
         matrix: (m, n).

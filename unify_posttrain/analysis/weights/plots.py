@@ -1,4 +1,4 @@
-"""Figures: angles and singular values over rank with their null lines, a heat map layer × module, accuracy over the restored share."""
+"""Figures: angles and singular values over rank with their null lines, heat maps of layer × module, accuracy over the share."""
 
 from __future__ import annotations
 
@@ -36,9 +36,11 @@ def _ranks(results: Mapping[str, Any]) -> Any:
     for axis, (side, (own, null)) in zip(axes[0], panels.items(), strict=True):
         for label in results["tuned"]:
             (line,) = axis.plot(*_points(_curves(results, label, own)), label=label)
-            axis.plot(*_points(_curves(results, label, null)), color=line.get_color(), linestyle=":", label=f"{label}: noise of its norm")
+            axis.plot(
+                *_points(_curves(results, label, null)), color=line.get_color(), linestyle=":", label=f"{label}: noise of its norm"
+            )
         if angles:
-            axis.axhline(90, color=NULL, linewidth=0.8, linestyle="--", label="orthogonal")
+            axis.axhline(90, color=NULL, linewidth=0.8, linestyle="--", label="random vectors, about 90")
             axis.set_ylim(-2, 95)
         axis.set_xlabel("rank / number of ranks")
         axis.set_ylabel(f"angle of {side} vectors of equal rank (degrees)" if angles else "(s_tuned - s_base) / s_base")
@@ -63,7 +65,9 @@ def _heat(results: Mapping[str, Any]) -> Any:
     angles = results["what"] == "angles"
     labels = list(results["tuned"])
     size = (1.4 + 0.55 * len(modules), 1.6 + 0.28 * len(layers))
-    figure, axes = plt.subplots(len(labels), 2, figsize=(2.4 * size[0], size[1] * len(labels) + 0.8), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        len(labels), 2, figsize=(2.4 * size[0], size[1] * len(labels) + 0.8), layout="constrained", squeeze=False
+    )
     for row, label in zip(axes, labels, strict=True):
         maps = []
         for null in (False, True):
@@ -124,7 +128,14 @@ def _over_share(rows: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, A
             own = {row["top"]: value(row) for row in rows if row["kind"] == kind and row.get("mode") == mode}
             points = [(place, own[top]) for place, top in enumerate(tops) if own.get(top) is not None]
             name = kind if kind == mode else f"{kind} indices, {mode}"
-            axis.plot([x for x, _ in points], [y for _, y in points], CONTROL_STYLES.get(kind, "-"), marker="o", markersize=3.5, label=name)
+            axis.plot(
+                [x for x, _ in points],
+                [y for _, y in points],
+                CONTROL_STYLES.get(kind, "-"),
+                marker="o",
+                markersize=3.5,
+                label=name,
+            )
         for row in rows:
             if row["kind"] in ("base", "tuned") and value(row) is not None:
                 axis.axhline(value(row), color=NULL, linewidth=0.8, linestyle="-" if row["kind"] == "tuned" else "--")

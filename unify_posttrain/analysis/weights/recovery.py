@@ -19,7 +19,6 @@ from unify_posttrain.analysis.weights.conduct import FORMAT, begin, identity
 from unify_posttrain.analysis.weights.nulls import seeded
 from unify_posttrain.analysis.weights.pairs import Pair, Selection, layer_of, module_of, open_pair
 from unify_posttrain.analysis.weights.restore import (
-    ALIGNED,
     INDEX_MATCHED,
     close_cuts,
     drop,
@@ -56,6 +55,10 @@ class Variant:
         return f"{self.kind if self.kind == self.mode else f'{self.kind}_{self.mode}'}_top{self.top}{tail}"
 
 
+def _is_all(share: int | float) -> bool:
+    return isinstance(share, float) and share == 1.0  # 1 is a single index
+
+
 @dataclass(frozen=True)
 class Recovery:
     """What `recovery` does.
@@ -90,14 +93,16 @@ class Recovery:
 
     @property
     def variants(self) -> list[Variant]:
-        """The restored models: for every share the modes, then the controls. A share of nothing is the tuned model itself."""
+        """The restored models: for every share the modes, then the controls. A share of nothing is the tuned model itself; of all
+        indices there is no random choice."""
         found = []
         for top in self.tops:
             if not top and not self.tail:
                 continue
             found += [Variant(mode, mode, top, self.tail) for mode in self.modes]
             found += [Variant(control, control, top, self.tail) for control in CONTROLS]
-            found += [Variant(RANDOM, mode, top, self.tail) for mode in self.modes if mode in INDEX_MATCHED]
+            matched = [mode for mode in self.modes if mode in INDEX_MATCHED and not (_is_all(top) or _is_all(self.tail))]
+            found += [Variant(RANDOM, mode, top, self.tail) for mode in matched]
         return found
 
     @property
@@ -157,8 +162,8 @@ def _check_disk(pair: Pair, recovery: Recovery) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise ValueError(
-            f"output={recovery.output}: {len(missing)} restored models need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
-            "give another output=…, fewer values of top= or mode=, or a part of the model with layers= and modules="
+            f"output={recovery.output}: {len(missing)} restored models need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are "
+            "free; give another output=…, fewer values of top= or mode=, or a part of the model with layers= and modules="
         )
 
 
@@ -252,7 +257,9 @@ def _row(variant: Variant, entries: Sequence[Mapping[str, Any]], whole: Sequence
         "tail": variant.tail,
         "left": left([part["moved"] for part in each], whole),
         "rounding": max(part["rounding"] for part in each),
-        "close_cuts": sum(entry["close_cuts"].get(variant.label, 0) for entry in entries) if variant.mode != ALIGNED else None,
+        "close_cuts": sum(entry["close_cuts"].get(variant.label, 0) for entry in entries)
+        if variant.kind in INDEX_MATCHED
+        else None,
         "folder": str(folder),
     }
 
@@ -260,10 +267,11 @@ def _row(variant: Variant, entries: Sequence[Mapping[str, Any]], whole: Sequence
 def accuracies_of(evaluation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Model -> column -> {mean, low, high}, of the content of an evaluation's results.json."""
     return {
-        model["label"]: {
-            entry["benchmark"] if entry["source"] == entry["benchmark"] else f"{entry['benchmark']}: {entry['source']}": entry["accuracy"]
-            for entry in model["sources"]
-            if entry["accuracy"] is not None
-        }
+        model["label"]: {_column(entry): entry["accuracy"] for entry in model["sources"] if entry["accuracy"] is not None}
         for model in evaluation["models"]
     }
+
+
+def _column(entry: Mapping[str, Any]) -> str:
+    benchmark, source = entry["benchmark"], entry["source"]
+    return benchmark if source == benchmark else f"{benchmark}: {source}"

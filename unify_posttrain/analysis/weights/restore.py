@@ -1,15 +1,15 @@
 """Give a tuned matrix back some of its base's singular values or vectors, and the controls that say what this is worth.
 
-With base b and tuned t, W = Σ s_i u_i v_iᵀ, and I the first `top` and last `tail` indices, a restored matrix is the tuned one with its
-part in I replaced:
+With base b and tuned t, W = Σ s_i u_i v_iᵀ, and I the first `top` and last `tail` indices, a restored matrix is the tuned one
+with its part in I replaced:
 
     vector      s_b u_b v_bᵀ                                what the published tool calls restoring vectors: values come along
     direction   s_t u_b v_bᵀ
     values      s_b u_t v_tᵀ
     aligned     (U_b R_U) diag(s_t) (V_b R_V)ᵀ              R the polar factors of U_bᵀU_t and V_bᵀV_t; the top alone
 
-The first three match vectors by their index, which is arbitrary where singular values are nearly equal. `aligned` moves the subspace as
-a whole and does not depend on the basis inside it.
+The first three match vectors by their index, which is arbitrary where singular values are nearly equal. `aligned` moves the
+subspace as a whole and does not depend on the basis inside it.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def drop(base: Tensor, tuned: Tensor, size: int, delta: Decomposition | None = N
 
 
 def close_cuts(base: Decomposition, tuned: Decomposition, index: Tensor, gap: float) -> int:
-    """At how many edges of I the vectors on both sides could be exchanged: a relative gap under `gap` in the base or the tuned matrix."""
+    """At how many edges of I the vectors on both sides could be exchanged: a relative gap under `gap` in the base or the tuned
+    matrix."""
     inside = torch.zeros(base.rank, dtype=torch.bool)
     inside[index] = True
     edges = (inside[:-1] != inside[1:]).to(base.s.device)

@@ -52,7 +52,8 @@ def polar(matrix: Tensor) -> Tensor:
 def relative_gaps(s: Tensor) -> Tensor:
     """(r - 1,) gaps between neighbours, relative to the larger one; 0 between two zeros.
 
-    A gap of 0 means that the two vectors can be turned into each other without changing the matrix: which ones an SVD returns is chance.
+    A gap of 0 means that the two vectors can be turned into each other without changing the matrix: which ones an SVD returns is
+    chance.
     """
     larger = s[:-1]
     return torch.where(larger > 0, (larger - s[1:]) / larger.clamp_min(torch.finfo(s.dtype).tiny), torch.zeros_like(larger))

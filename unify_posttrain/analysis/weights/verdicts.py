@@ -15,20 +15,21 @@ def comparison_page(results: Mapping[str, Any], figures: Sequence[str]) -> str:
     what = results["what"]
     parts = [_models(results), *verdict(results)]
     parts += [_angle_table(results), ANGLES] if what == "angles" else [_value_table(results), VALUES]
-    return page("Principal angles" if what == "angles" else "Singular values", parts + [_energy_table(results), ENERGIES], figures)
+    return page("Principal angles" if what == "angles" else "Singular values", [*parts, _energy_table(results), ENERGIES], figures)
 
 
 ANGLES = (
-    "Principal angles in degrees between the subspaces of the first k singular vectors, means over matrices; in brackets the smallest. "
-    "*noise*: the base with Gaussian noise of the same Frobenius norm as ΔW. *random*: two random subspaces of the same size."
+    "Principal angles in degrees between the subspaces of the first k singular vectors, means over matrices; in brackets the "
+    "smallest. *noise*: the base with Gaussian noise of the same Frobenius norm as ΔW. *random*: two random subspaces of the "
+    "same size."
 )
 VALUES = (
-    "*overall*: ‖s_tuned - s_base‖ / ‖s_base‖; *mean*, *largest*: of |s_tuned - s_base| / s_base over ranks; means over matrices, in %. "
-    "*noise*: the base with Gaussian noise of the same Frobenius norm as ΔW."
+    "*overall*: ‖s_tuned - s_base‖ / ‖s_base‖; *mean*, *largest*: of |s_tuned - s_base| / s_base over ranks; means over matrices, "
+    "in %. *noise*: the base with Gaussian noise of the same Frobenius norm as ΔW."
 )
 ENERGIES = (
-    "Shares of ‖ΔW‖² in the base's frame C = U_bᵀ ΔW V_b, in %: *scaling* is its diagonal, *rotation* the rest of it; what is left to "
-    "100 lies outside of the frame."
+    "Shares of ‖ΔW‖² in the base's frame C = U_bᵀ ΔW V_b, in %: *scaling* is its diagonal, *rotation* the rest of it; what is "
+    "left to 100 lies outside of the frame."
 )
 
 
@@ -47,8 +48,8 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
         for key, name in (("looks_random", label), ("base_looks_random", "the base")):
             if each[key]:
                 found.append(
-                    f"{each[key]} of {each['matrices']} matrices of {name} have the largest singular value of independent random numbers: "
-                    "they look untrained, and their angles say nothing."
+                    f"{each[key]} of {each['matrices']} matrices of {name} have the largest singular value of independent random "
+                    "numbers: they look untrained, and their angles say nothing."
                 )
     return list(dict.fromkeys(found))
 
@@ -65,8 +66,9 @@ def _angle_sentence(label: str, summary: Mapping[str, Any]) -> str:
     else:
         said = "about what an unstructured update of this size does, so the angles alone prove nothing"
     return (
-        f"**{label}**: the first {_ks(part)} left singular vectors turned by {number(turned, 2)} degrees on average. Noise of the same "
-        f"norm turns them by {number(noise, 2)}, random subspaces stand at {number(part['left_random']['mean'], 1)}. This is {said}."
+        f"**{label}**: the first {_ks(part)} left singular vectors turned by {number(turned, 2)} degrees on average. Noise of the "
+        f"same norm turns them by {number(noise, 2)}, random subspaces stand at {number(part['left_random']['mean'], 1)}. This is "
+        f"{said}."
     )
 
 
@@ -110,7 +112,10 @@ def _value_table(results: Mapping[str, Any]) -> str:
 
 def _energy_table(results: Mapping[str, Any]) -> str:
     rows = [
-        [label, *(percent(summary[source][part], 2) for part in ("scaling", "rotation") for source in ("energies", "energies_noise"))]
+        [
+            label,
+            *(percent(summary[source][part], 2) for part in ("scaling", "rotation") for source in ("energies", "energies_noise")),
+        ]
         for label, summary in results["summary"].items()
     ]
     return table(["model", "scaling", "scaling, noise", "rotation", "rotation, noise"], rows)
@@ -132,10 +137,11 @@ def recovery_page(results: Mapping[str, Any], figures: Sequence[str]) -> str:
 
 
 RECOVERY = (
-    "*left*: ‖restored - base‖ / ‖tuned - base‖ over the restored matrices: 0 is the base, 1 as far from it as the tuned model, more is "
-    "farther than either. Controls: *interpolate* the straight way back by the same share, *drop* the tuned model without the top of "
-    "ΔW's own decomposition, *random* as many indices drawn at random. *rounding*: the largest error of writing in the tuned model's "
-    "precision. *close cuts*: edges of the indices at which singular values are nearly equal, so that matching by index is chance."
+    "*left*: ‖restored - base‖ / ‖tuned - base‖ over the restored matrices: 0 is the base, 1 as far from it as the tuned model, "
+    "more is farther than either. Controls: *interpolate* the straight way back by the same share, *drop* the tuned model without "
+    "the top of ΔW's own decomposition, *random* as many indices drawn at random. *rounding*: the largest error of writing in the "
+    "tuned model's precision. *close cuts*: edges of the indices at which singular values are nearly equal, so that matching by "
+    "index is chance."
 )
 
 
@@ -166,14 +172,17 @@ def recovery_verdict(results: Mapping[str, Any]) -> Iterator[str]:
     farther = [row["label"] for row in modes if row["left"] > 1.0]
     if farther:
         yield (
-            f"**Farther from the base than the tuned model is**: {', '.join(farther)}. Restoration that matches by index can do that; "
-            "what such a model does is no evidence for a way back."
+            f"**Farther from the base than the tuned model is**: {', '.join(farther)}. Restoration that matches by index can do "
+            "that; what such a model does is no evidence for a way back."
         )
     controls = [f"{row['label']} {number(row['left'], 2)}" for row in rows if row["kind"] in ("interpolate", "drop", "random")]
     yield f"Controls, by what they leave of the distance to the base: {', '.join(controls) or 'none'}."
     close = sum(row["close_cuts"] or 0 for row in modes if row["kind"] != "aligned")
     if close:
-        yield f"At {close} edges of the restored indices singular values are nearly equal: which vectors were matched there is chance."
+        yield (
+            f"At {close} edges of the restored indices singular values are nearly equal: which vectors were matched there is "
+            "chance."
+        )
     columns = columns_of(results)
     if not columns:
         yield "Nothing was evaluated: distances say where a model is, not what it does."
@@ -192,7 +201,7 @@ def _accuracy_sentence(rows: Sequence[Mapping[str, Any]], modes: Sequence[Mappin
     controls = [row for row in rows if row["kind"] in ("interpolate", "drop", "random")]
     ends = [f"{row['label']} {_interval(row['accuracy'].get(column))}" for row in rows if row["kind"] in ("tuned", "base")]
     return (
-        f"**{column}** (%): {', '.join(ends)}; best restoration {best(modes)}; best control {best(controls)}. The best of several is "
-        "chosen on the problems that it is reported for, so it is too high; a restoration that does not beat its controls shows "
+        f"**{column}** (%): {', '.join(ends)}; best restoration {best(modes)}; best control {best(controls)}. The best of several "
+        "is chosen on the problems that it is reported for, so it is too high; a restoration that does not beat its controls shows "
         "nothing about singular vectors."
     )
