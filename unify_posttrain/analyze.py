@@ -22,6 +22,7 @@ from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from unify_posttrain.config import conf_dir, register_resolvers, run_command
 from unify_posttrain.export import HYDRA_OPTIONS
@@ -130,21 +131,22 @@ def _evaluation(config: DictConfig) -> DictConfig:
     """The configuration of the evaluation, composed before anything is computed, so that its mistakes cost nothing.
 
     Raises:
-        ValueError: an override that does not fit.
+        ValueError: a setting that does not fit.
     """
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
 
     from unify_posttrain.evaluate import compose_evaluation
 
-    overrides = [str(each) for each in config.evaluation]
-    running = GlobalHydra.instance().hydra
+    running = GlobalHydra.instance().hydra  # of this command: composing another one takes its place
     try:
-        evaluation = compose_evaluation(overrides)
-    except HydraException as error:
-        raise ValueError(f"evaluation={overrides}: {' '.join(str(error).split())}; see conf/evaluate.yaml") from error
+        composed = compose_evaluation()
     finally:
         GlobalHydra.instance().hydra = running
+    try:
+        evaluation = OmegaConf.merge(composed, config.evaluation or {})
+    except (OmegaConfBaseException, TypeError) as error:
+        said = str(error).partition("\n")[0]
+        raise ValueError(f"evaluation={config.evaluation}: {said}; give keys of conf/evaluate.yaml, e.g. {{engine: hf}}") from error
     evaluation.benchmarks = OmegaConf.to_container(config.evaluate) if OmegaConf.is_config(config.evaluate) else config.evaluate
     evaluation.output = str(Path(str(config.output)) / "evaluation")
     _completed(evaluation, {"tuned": Path(str(config.tuned))})  # its own checks of benchmarks and engine

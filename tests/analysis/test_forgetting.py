@@ -114,7 +114,7 @@ def test_halves_are_disjoint_whole_and_repeatable() -> None:
 
 
 def test_the_peak_of_noise_is_chosen_on_one_half_and_reported_on_the_other() -> None:
-    """Twenty checkpoints of the same accuracy: the highest is above it, its other half is not; the papers' way calls that forgetting."""
+    """Twenty checkpoints of the same accuracy: the highest is above it, its other half is not; the papers' way finds a loss."""
     rng = np.random.default_rng(0)
     lost: dict[str, list[float]] = {"half": [], "none": []}
     for _ in range(30):

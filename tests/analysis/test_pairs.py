@@ -141,8 +141,8 @@ def test_names_and_shapes_that_differ_are_listed_and_counted(copies: tuple[Path,
     edit(copies[1], change)
     refused(
         copies,
-        r"2 only in the base \(model.layers.0.mlp.up_proj.weight, .*1 only in the tuned model \(model.extra.weight\); 1 of other shapes "
-        r"\(model.norm.weight 16 and 17\); give two models of one architecture",
+        r"2 only in the base \(model.layers.0.mlp.up_proj.weight, .*1 only in the tuned model \(model.extra.weight\); 1 of "
+        r"other shapes \(model.norm.weight 16 and 17\); give two models of one architecture",
     )
 
 

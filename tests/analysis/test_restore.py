@@ -50,7 +50,7 @@ def close(found: Tensor, expected: list[list[float]] | Tensor) -> bool:
     return torch.allclose(found, torch.as_tensor(expected, dtype=found.dtype), atol=2e-6)
 
 
-# In the plane (e1, e2): column 1 of G diag(4.4, ...) is 4.4 (cos 30, sin 30), column 2 is 3.3 (-sin 30, cos 30) = (-1.65, 2.857884).
+# In the plane (e1, e2): column 1 of the tuned matrix is 4.4 (cos 30, sin 30), column 2 3.3 (-sin 30, cos 30) = (-1.65, 2.857884).
 
 
 @pytest.mark.parametrize(
