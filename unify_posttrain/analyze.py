@@ -161,12 +161,10 @@ def _completed(evaluation: DictConfig, models: Mapping[str, Path]) -> Any:
 
 
 def _evaluate(evaluation: DictConfig, models: Mapping[str, Path]) -> Mapping[str, Any]:
-    """Evaluate the models as python -m unify_posttrain.evaluate does; labels are the keys."""
+    """Evaluate the models as python -m unify_posttrain.evaluate does; the first is what the others are compared with."""
     from unify_posttrain.evaluation.conduct import conduct
 
-    results = conduct(_completed(evaluation, models))
-    labels = dict(zip((model["label"] for model in results["models"]), models, strict=True))  # safe names of files there
-    return {**results, "models": [{**model, "label": labels[model["label"]]} for model in results["models"]]}
+    return conduct(_completed(evaluation, models))
 
 
 def main() -> None:

@@ -191,7 +191,11 @@ def test_links_out_of_the_tuned_folder_are_not_passed_on(models: tuple[Path, Pat
         recover(settings((models[0], tuned), tmp_path / "out", tops=(1,), modes=("vector",)))
 
 
-def test_what_is_evaluated_is_every_model(models: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("low", "said"),
+    [(-0.1, "Base and tuned are not told apart here"), (0.05, "The base is 10.0 [5.0, 20.0] points from the tuned")],
+)
+def test_what_is_evaluated_is_every_model(models: tuple[Path, Path], tmp_path: Path, low: float, said: str) -> None:
     def evaluate(given: Mapping[str, Path]) -> dict[str, Any]:
         accuracies = {label: 0.5 + 0.01 * number for number, label in enumerate(given)}
         sources = {
@@ -201,14 +205,19 @@ def test_what_is_evaluated_is_every_model(models: tuple[Path, Path], tmp_path: P
             ]
             for label, value in accuracies.items()
         }
-        return {"models": [{"label": label, "sources": each} for label, each in sources.items()]}
+        difference = {"benchmark": "gp", "source": "gp_ood", "difference": {"mean": 0.1, "low": low, "high": 0.2}}
+        return {
+            "models": [{"label": label, "sources": each} for label, each in sources.items()],
+            "comparisons": [{"model": label, "sources": [difference]} for label in list(sources)[1:]],
+        }
 
     recovery = settings(models, tmp_path / "out", tops=(1, 2), modes=("values",))
     results = recover(recovery, evaluate)
     assert [row["accuracy"]["gp: gp_ood"]["mean"] for row in results["rows"][:1]] == [0.5]
     assert all("gp: gp_ood" in row["accuracy"] for row in results["rows"])
     text = (recovery.output / "recovery.md").read_text()
-    assert "best restoration values_top2" in text and "best control random_values_top2" in text and "too high" in text
+    assert "Best restoration values_top2" in text and "best control random_values_top2" in text and "too high" in text
+    assert said in text
     assert (recovery.output / "accuracy_over_top.png").is_file()
 
 
@@ -223,7 +232,7 @@ def test_equal_models_are_said(models: tuple[Path, Path], tmp_path: Path) -> Non
 
 def comparison(models: tuple[Path, Path], output: Path, what: str, **changed: Any) -> Comparison:
     how = Precision((0.1, 4), 1e-3, 5, 10, 0.05, 0, torch.float32, CPU)
-    given: dict[str, Any] = {"selection": DEFAULT, "how": how, "overwrite": False, "tuned": {"tuned": models[1]}}
+    given: dict[str, Any] = {"selection": DEFAULT, "how": how, "overwrite": False, "factor": 1.25, "tuned": {"tuned": models[1]}}
     return Comparison(what=what, base=models[0], output=output, **{**given, **changed})
 
 
@@ -258,7 +267,13 @@ def test_angles_stand_beside_their_null_lines(models: tuple[Path, Path], tmp_pat
     assert part["left"]["mean"] > 0 and part["left_noise"]["mean"] > 0 and part["left_random"]["mean"] > part["left_noise"]["mean"]
     assert results["summary"]["same"]["subspaces"][0]["left"]["mean"] == 0.0
     text = (tmp_path / "angles.md").read_text()
-    for expected in ("Noise of the same norm turns them by", "random subspaces stand at", "**same**: ΔW is 0", "look untrained"):
+    for expected in (
+        "an unstructured update of this size",
+        "random subspaces stand at",
+        "an angle alone proves nothing",
+        "**same**: ΔW is 0",
+        "look untrained",
+    ):
         assert expected in text
     assert {path.name for path in tmp_path.glob("*.png")} == {"ranks.png", "heat.png"}
 

@@ -100,6 +100,7 @@ def comparison(config: DictConfig) -> Comparison:
         tuned=_labelled(_plain(config.tuned)),
         selection=_selection(config),
         how=how,
+        factor=_factor(config.factor),
         output=Path(str(config.output)),
         overwrite=bool(config.overwrite),
     )
@@ -181,6 +182,12 @@ def _whole(key: str, value: Any, least: int) -> int:
 def _positive(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
         raise ValueError(f"{key}={value} must be a number between 0 and 1")
+    return float(value)
+
+
+def _factor(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 1:
+        raise ValueError(f"factor={value} must be a number of at least 1, e.g. 1.25")
     return float(value)
 
 

@@ -30,6 +30,7 @@ class Comparison:
         tuned: label -> folder.
         selection: the matrices.
         how: the numbers.
+        factor: how many times the angle of noise is said to be more than noise (and the inverse: less).
         output: folder of the results.
         overwrite: replace an analysis with other settings.
     """
@@ -39,6 +40,7 @@ class Comparison:
     tuned: Mapping[str, Path]
     selection: Selection
     how: Precision
+    factor: float
     output: Path
     overwrite: bool
 
@@ -99,6 +101,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
         "base": str(comparison.base),
         "tuned": {label: str(folder) for label, folder in comparison.tuned.items()},
         "settings": settings,
+        "factor": comparison.factor,
         "skipped": dict(first.skipped),
         "summary": {label: summary(entries, label) for label in labels},
         "matrices": entries,

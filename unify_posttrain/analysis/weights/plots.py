@@ -143,6 +143,8 @@ def _over_share(rows: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, A
         axis.set_xticks(range(len(tops)), [str(top) for top in tops])
         axis.set_xlabel("restored: share (fraction) or number of leading indices")
         axis.set_ylabel(title)
+        if title.endswith("(%)"):
+            axis.set_ylim(-3, 103)  # one problem more or less is not to look like a change
         axis.grid(alpha=0.3)
     axes[0][-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure

@@ -231,9 +231,10 @@ def _results(
     rows += [_row(variant, entries, whole, recovery.folders[variant.label]) for variant in recovery.variants]
     rows.append({"label": BASE, "kind": BASE, "left": 0.0})
     if evaluation is not None:
-        accuracies = accuracies_of(evaluation)
+        accuracies, differences = accuracies_of(evaluation), differences_of(evaluation)
         for row in rows:
             row["accuracy"] = accuracies.get(row["label"], {})
+            row["against_tuned"] = differences.get(row["label"], {})
     return {
         "format": FORMAT,
         "what": "recovery",
@@ -269,6 +270,14 @@ def accuracies_of(evaluation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {
         model["label"]: {_column(entry): entry["accuracy"] for entry in model["sources"] if entry["accuracy"] is not None}
         for model in evaluation["models"]
+    }
+
+
+def differences_of(evaluation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Model -> column -> paired difference against the first model, {mean, low, high}."""
+    return {
+        comparison["model"]: {_column(entry): entry["difference"] for entry in comparison["sources"]}
+        for comparison in evaluation["comparisons"]
     }
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 from unify_posttrain.analysis.tables import NONE, number, page, percent, table
 
-CHANCE = 1.25  # an angle that is less than this multiple of what noise of the same size gives is not told apart from noise in words
-
 
 def comparison_page(results: Mapping[str, Any], figures: Sequence[str]) -> str:
     """The content of angles.md or spectrum.md."""
@@ -42,8 +40,10 @@ def _models(results: Mapping[str, Any]) -> str:
 
 def verdict(results: Mapping[str, Any]) -> list[str]:
     """Sentences on every tuned model, then on what looks untrained."""
-    sentence = _angle_sentence if results["what"] == "angles" else _value_sentence
-    found = [sentence(label, each) for label, each in results["summary"].items()]
+    if results["what"] == "angles":
+        found = [_angle_sentence(label, each, results["factor"]) for label, each in results["summary"].items()]
+    else:
+        found = [_value_sentence(label, each) for label, each in results["summary"].items()]
     for label, each in results["summary"].items():
         for key, name in (("looks_random", label), ("base_looks_random", "the base")):
             if each[key]:
@@ -54,21 +54,24 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _angle_sentence(label: str, summary: Mapping[str, Any]) -> str:
+def _angle_sentence(label: str, summary: Mapping[str, Any], factor: float) -> str:
     if not summary["size"]:
         return f"**{label}**: ΔW is 0; all angles are 0, and there is nothing to compare with null lines."
-    part = summary["subspaces"][0]
+    sizes = [_size_sentence(part, factor) for part in summary["subspaces"]]
+    return f"**{label}**: {' '.join(sizes)} Random subspaces and noise are the null lines; an angle alone proves nothing."
+
+
+def _size_sentence(part: Mapping[str, Any], factor: float) -> str:
     turned, noise = part["left"]["mean"], part["left_noise"]["mean"]
-    if turned > CHANCE * noise:
+    if turned > factor * noise:
         said = "more than an unstructured update of this size turns them"
-    elif turned * CHANCE < noise:
+    elif turned * factor < noise:
         said = "less than an unstructured update of this size turns them"
     else:
-        said = "about what an unstructured update of this size does, so the angles alone prove nothing"
+        said = "about what an unstructured update of this size does"
     return (
-        f"**{label}**: the first {_ks(part)} left singular vectors turned by {number(turned, 2)} degrees on average. Noise of the "
-        f"same norm turns them by {number(noise, 2)}, random subspaces stand at {number(part['left_random']['mean'], 1)}. This is "
-        f"{said}."
+        f"The first {_ks(part)} left singular vectors turned by {number(turned, 2)} degrees on average, {said} "
+        f"({number(noise, 2)}); random subspaces stand at {number(part['left_random']['mean'], 1)}."
     )
 
 
@@ -200,8 +203,13 @@ def _accuracy_sentence(rows: Sequence[Mapping[str, Any]], modes: Sequence[Mappin
 
     controls = [row for row in rows if row["kind"] in ("interpolate", "drop", "random")]
     ends = [f"{row['label']} {_interval(row['accuracy'].get(column))}" for row in rows if row["kind"] in ("tuned", "base")]
+    distance = next((row["against_tuned"].get(column) for row in rows if row["kind"] == "base"), None)
+    if distance is None or distance["low"] is None or distance["low"] <= 0 <= distance["high"]:
+        apart = "Base and tuned are not told apart here (paired difference), so there is nothing to recover or to lose."
+    else:
+        apart = f"The base is {_interval(distance)} points from the tuned model (paired)."
     return (
-        f"**{column}** (%): {', '.join(ends)}; best restoration {best(modes)}; best control {best(controls)}. The best of several "
-        "is chosen on the problems that it is reported for, so it is too high; a restoration that does not beat its controls shows "
-        "nothing about singular vectors."
+        f"**{column}** (%): {', '.join(ends)}. {apart} Best restoration {best(modes)}; best control {best(controls)}. The best of "
+        "several is chosen on the problems that it is reported for, so it is too high; a restoration that does not beat its "
+        "controls shows nothing about singular vectors."
     )
