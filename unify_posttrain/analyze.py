@@ -143,7 +143,8 @@ def _evaluation(config: DictConfig) -> DictConfig:
     finally:
         GlobalHydra.instance().hydra = running
     try:
-        evaluation = OmegaConf.merge(composed, config.evaluation or {})
+        evaluation = composed.copy()
+        evaluation.merge_with(config.evaluation or {})
     except (OmegaConfBaseException, TypeError) as error:
         said = str(error).partition("\n")[0]
         raise ValueError(f"evaluation={config.evaluation}: {said}; give keys of conf/evaluate.yaml, e.g. {{engine: hf}}") from error

@@ -149,7 +149,7 @@ def analyse(
     forgotten = _paired(sft[summary.peak_step], sft[summary.end_step], reported, how)
     forgot = forgotten["low"] is not None and forgotten["low"] > 0
     best = peak_of(shares_on(rl, chosen)) if rl else None
-    healing = {
+    healing: dict[int, dict[str, Any]] = {
         start: {
             "share": _share(rl[start], reported, how),
             "against_end": _paired(rl[start], sft[summary.end_step], reported, how),

@@ -11,6 +11,7 @@ from unify_posttrain.analysis.weights.conduct import Comparison
 from unify_posttrain.analysis.weights.folders import bytes_needed
 from unify_posttrain.analysis.weights.pairs import open_pair
 from unify_posttrain.analysis.weights.recovery import Recovery
+from unify_posttrain.analysis.weights.restore import count
 
 PROBE = 512  # side of the matrix whose decomposition is timed: the time grows with the cube
 
@@ -26,29 +27,37 @@ def plan(settings: Comparison | Recovery) -> Iterator[str]:
     first = pairs[0]
     precision = settings if isinstance(settings, Recovery) else settings.how
     # Per matrix: the base, and per tuned model its own and that of the noise, or (recovery) that of ΔW.
-    count = 1 + 2 * len(pairs)
+    parts = 1 + 2 * len(pairs)
     shapes = [first.shape(name) for name in first.names]
-    yield f"{len(first.names)} matrices, from {_size(min(shapes))} to {_size(max(shapes))}; {count} decompositions of each"
+    yield f"{len(first.names)} matrices, from {_size(min(shapes))} to {_size(max(shapes))}; {parts} decompositions of each"
     for why, number in first.skipped.items():
         yield f"{number} selected tensors are skipped: {why}"
     if isinstance(settings, Recovery):
         folders = len(settings.folders)
         yield f"{folders} restored models, {bytes_needed(first, folders) / 1e9:.2f} GB on disk, in {settings.output / 'restored'}"
-    seconds = count * seconds_of(shapes, precision.dtype, precision.device)
+    volume = float(parts * sum(max(shape) * min(shape) ** 2 for shape in shapes))
+    if isinstance(settings, Comparison) and settings.what == "angles":
+        volume += sum(_angle_volume(shape, settings.how.subspaces) for shape in shapes) * len(pairs)
+    seconds = volume * seconds_per_volume(precision.dtype, precision.device)
     yield (
         f"decompositions in {str(precision.dtype).removeprefix('torch.')} on {precision.device}: about {_span(seconds)}, by the "
         f"time of one of {PROBE}x{PROBE}"
     )
 
 
-def seconds_of(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> float:
-    """Time of one decomposition of each of these (m, n), from one that is timed."""
+def _angle_volume(shape: tuple[int, int], subspaces: Sequence[int | float]) -> float:
+    """Of principal angles, which are decompositions themselves: per size and side those of the tuned matrix and of the noise. They
+    are in double precision, which takes about twice as long."""
+    return 4.0 * sum(n * count(share, min(shape)) ** 2 for share in subspaces for n in shape)
+
+
+def seconds_per_volume(dtype: torch.dtype, device: torch.device) -> float:
+    """Time of a decomposition by its volume m·n·min(m, n), from one that is timed."""
     probe = torch.randn(PROBE, PROBE, dtype=dtype, device=device)
     torch.linalg.svd(probe[:8, :8])  # the first call on a device loads libraries
     began = time.perf_counter()
     torch.linalg.svd(probe, full_matrices=False)[1].cpu()
-    unit = (time.perf_counter() - began) / PROBE**3
-    return unit * sum(max(shape) * min(shape) ** 2 for shape in shapes)
+    return (time.perf_counter() - began) / PROBE**3
 
 
 def _size(shape: tuple[int, int]) -> str:
