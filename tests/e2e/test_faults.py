@@ -24,7 +24,7 @@ from .conftest import ROOT, TIMING, World
 pytestmark = pytest.mark.e2e
 
 RUN = ("algorithm=hpt", "trainer.total_training_steps=4", "trainer.save_freq=1", "trainer.test_freq=2")
-LONG = ("algorithm=hpt", "trainer.total_training_steps=500", "trainer.save_freq=2")
+LONG = ("algorithm=hpt", "trainer.total_training_steps=20000", "trainer.save_freq=2")
 
 
 @pytest.fixture(scope="module")

@@ -123,7 +123,7 @@ def test_number_of_a_trajectory(rewards: list[float], expected: list[float]) -> 
 def test_task_files_are_complete(task: str) -> None:
     config = compose_config([f"task={task}", "algorithm=grpo"])
     kwargs = OmegaConf.to_container(config.reward.custom_reward_function.reward_kwargs, resolve=True)
-    assert kwargs == {"environment": node(task)}
+    assert kwargs == {"environment": node(task, max_turns=1)}
     assert (
         config.fusion.success_key == "acc"
         and config.reward.custom_reward_function.path == "pkg://unify_posttrain.tasks.environment"
