@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from tests.devices import hide_gpus
+from tests.rewards.processes import workers_of_this_process
 from unify_posttrain.algorithms import Algorithm, Settings, build_algorithm
 from unify_posttrain.config import compose_config
 from unify_posttrain.objective import Term, compute_loss, count_members
@@ -50,6 +52,18 @@ def the_environment_is_as_it_was() -> Iterator[None]:
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_worker_outlives_its_tests() -> Iterator[None]:
+    """Pools are kept for the next call; two processes for every pool of every module would fill the machine."""
+    yield
+    for name, kept in (("unify_posttrain.rewards.math", "pools"), ("unify_posttrain.rewards.calling", "gatherers")):
+        if name in sys.modules:
+            getattr(sys.modules[name], kept).close()
+    if workers_of_this_process():
+        gc.collect()
+    assert workers_of_this_process() == set(), "a pool that the tests of this module made is neither closed nor garbage"
 
 
 @pytest.fixture(scope="session", autouse=True)

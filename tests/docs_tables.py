@@ -204,8 +204,11 @@ def reward_versions(rows: Kept) -> str:
         reads = where if extract is None else FINDS[extract] + ("" if where == "everything" else f" {where}")
         equal = "math-verify says so"
         if extract is not None:
-            equal = "text, number, structure or sympy says so"
-            equal += ", or numbers to 1e-4, π also as 3.14" * version.numeric + ", or math-verify" * version.math_verify
+            equal = "the typed reader says so"
+            equal += (
+                ", or numbers to 1e-4, π also as 3.14" * version.numeric
+                + ", or math-verify where it cannot tell" * version.math_verify
+            )
         score = (
             "1 / 0"
             if not (version.wrong or version.no_format)

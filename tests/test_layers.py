@@ -15,12 +15,12 @@ from unify_posttrain.algorithms import ALGORITHMS
 
 PACKAGE = Path(unify_posttrain.__file__).parent
 NAME = PACKAGE.name
-COMMANDS = ("train", "prepare", "export", "evaluate", "report", "explain", "quickstart", "doctor")
+COMMANDS = ("train", "prepare", "export", "evaluate", "report", "explain", "quickstart", "doctor", "grade")
 # Rooms (folders and single modules) from low to high. A module imports its own room and rooms of lower layers, nothing else: two
 # rooms of one layer do not know each other, commands excepted.
 LAYERS = (
     ("text", "redaction"),
-    ("output",),
+    ("output", "chat"),
     ("objective", "experience", "typos", "sweeps", "cpu_compat", "paths", "untrusted", "hydra_records"),
     ("phase_files", "shapes"),
     ("config",),
@@ -32,23 +32,24 @@ LAYERS = (
     ("startup", "workers"),
     ("trainer", "doctoring"),
     ("evaluation", "study", "reporting"),
+    ("auditing",),
     COMMANDS,
 )
 # Rooms that know even less than their layer would let them.
 KNOWN: dict[str, set[str]] = {
     "objective": set(),
-    "experience": set(),
+    "experience": {"chat"},  # where prompt and target meet: text, as everywhere
     "measures": set(),
     "rewards": set(),
     "algorithms": {"objective", "experience", "config"},  # the last for the arithmetic of episodes
     "output": {"text", "redaction"},
-    "preparation": {"rewards", "untrusted", "output", "redaction"},
+    "preparation": {"rewards", "untrusted", "output", "redaction", "chat"},
     "tasks": {"preparation", "untrusted"},
     "runs": {"sweeps", "paths", "output", "redaction"},
-    "rollout": {"cpu_compat", "untrusted", "experience"},  # the last for columns of objects
+    "rollout": {"chat", "cpu_compat", "untrusted", "experience"},  # the last for columns of objects
 }
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-BESIDE_TRAINING = ("evaluation", "study", "reporting")  # they read what a run has left behind
+BESIDE_TRAINING = ("evaluation", "study", "reporting", "auditing")  # they read what a run has left behind
 TRAINING = ("startup", "workers", "trainer")
 HEAVY = ("verl", "ray", "vllm")
 PURE = ("objective", "experience", "algorithms", "rewards", "tasks", "measures", "study")
@@ -153,7 +154,7 @@ BLIND = [
 OTHER_MEANINGS = {
     "startup/checks.py": {"grpo"},  # the value of algorithm.adv_estimator that a message recommends
     "startup/critic_checks.py": {"grpo"},
-    "startup/data_checks.py": {"grpo"},  # `algorithm=grpo`, recommended to whoever has no demonstrations
+    "startup/target_checks.py": {"grpo"},  # `algorithm=grpo`, recommended to whoever has no demonstrations
     "startup/reward_checks.py": {"dapo"},  # verl's reward manager
     "algorithms/base.py": {"ppo"},  # fusion.clip=ppo
     "algorithms/parts.py": {"ppo", "grpo", "sft", "dft", "psft"},  # fusion.clip, adv_estimator, the term, fusion.sft_form

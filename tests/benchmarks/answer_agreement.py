@@ -1,13 +1,18 @@
-"""How often do the verdicts on the argued answer pairs (tests/rewards/answer_pairs.py) agree: ours, and those of math-verify alone?
+"""How often do our verdicts agree with the argued ones, and how often those of math-verify alone?
 
-    python -m tests.benchmarks.answer_agreement
+    python -m tests.benchmarks.answer_agreement [--cases FILE]
 
-Expect about a minute on 2 cores. Both run in the same pool of processes with the same limits.
+On the argued pairs (tests/rewards/answer_pairs.py), by group, and on collected cases (tests/rewards/answers/cases.jsonl, or a FILE
+of lines with response, ground_truth, version, expected and family), by family and with the false accepts of both. Expect half a
+minute on 2 cores. All run in the same pool of processes with the same limits.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -30,8 +35,36 @@ def verdicts(target: str) -> list[bool | None]:
         return [outcome.value for outcome in pool.map([{"answer": answer, "gold": gold} for _, answer, gold, _ in ALL])]
 
 
+def of_cases(file: Path, console: Console) -> None:
+    """Whole responses: by their version, and by version 4, which is math-verify alone."""
+    cases = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    with KillablePool("unify_posttrain.rewards.grading:grade_item", **LIMITS) as pool:
+        found = []
+        for version in (None, 4):
+            items = [
+                {"text": case["response"], "gold": case["ground_truth"], "version": version or case["version"]} for case in cases
+            ]
+            found.append([outcome.value["acc"] if outcome.value else 0.0 for outcome in pool.map(items)])
+    table = Table(title=f"{len(cases)} cases of {file.name}", title_justify="left")
+    for column in ("family", "cases", "this package", "its false accepts", "math-verify alone", "its false accepts"):
+        table.add_column(column, justify="left" if column == "family" else "right")
+    rows = list(zip(cases, *found, strict=True))
+    for family in (*dict.fromkeys(case["family"] for case in cases), None):
+        chosen = [row for row in rows if family in (None, row[0]["family"])]
+        cells = [family or "all", str(len(chosen))]
+        for which in (1, 2):
+            right = sum(row[which] == row[0]["expected"] for row in chosen)
+            accepted = sum(row[which] == 1.0 and not row[0]["expected"] for row in chosen)
+            cells += [str(right) if family else f"{right} ({right / len(chosen):.1%})", str(accepted)]
+        table.add_row(*cells, style=None if family else "bold")
+    console.print(table)
+
+
 def main() -> None:
     """Print agreement with the argued verdicts by group, then every pair on which math-verify differs from them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=Path, default=Path(__file__).parents[1] / "rewards" / "answers" / "cases.jsonl")
+    arguments = parser.parse_args()
     ours = verdicts("unify_posttrain.rewards.grading:compare_item")
     theirs = verdicts("tests.benchmarks.answer_agreement:math_verify_alone")
     table = Table(title=f"Agreement with {len(ALL)} argued verdicts", title_justify="left")
@@ -44,6 +77,7 @@ def main() -> None:
         table.add_row(group or "all", str(len(chosen)), *(f"{count} ({count / len(chosen):.1%})" for count in right))
     console = Console(width=120)
     console.print(table)
+    of_cases(arguments.cases, console)
     both = sum(our is their for _, our, their in rows)
     console.print(
         f"The two agree with each other on {both} of {len(rows)} pairs ({both / len(rows):.1%}). math-verify alone differs on:"

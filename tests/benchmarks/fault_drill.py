@@ -98,7 +98,8 @@ def to_worker(title: str) -> Callable[[subprocess.Popen], bool]:
     return strike
 
 
-SAVED = r"is saved in .*|before a step was saved|no checkpoint|nothing (is|was) (saved|lost)|goes on from there|begins again"
+LINES = 40  # of a log, where something is wrong: the cause stands above the last word
+SAVED = r"is saved in .*|before a step was saved|[Nn]o checkpoint|nothing (is|was) (saved|lost)|goes on from there|begins again"
 DIED = r"a process of the run died|error: "
 FAULTS = (
     Fault("SIGTERM to the process", to_process(signal.SIGTERM), SAVED),
@@ -154,7 +155,7 @@ class Drill:
         return first, time.monotonic() - begin - first
 
     def last_lines(self, name: str) -> str:
-        return "\n".join(self.world.log(name).read_text(encoding="utf-8").strip().splitlines()[-6:])
+        return "\n".join(self.world.log(name).read_text(encoding="utf-8").strip().splitlines()[-LINES:])
 
     def strike(self, name: str, fault: Fault, after: float, in_training: bool) -> None:
         """Start or continue the run, do it so many seconds later or after its first new checkpoint, and see how it ends."""

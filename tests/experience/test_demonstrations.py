@@ -90,9 +90,9 @@ def test_overlong_error_names_row_and_remedies() -> None:
         ("ask<think>\n", "<think>\nwell", "well$"),
         ("ask<think>\n", "<think>\n<think>\nx", "<think>\nx$"),  # once
         ("ask<think>\n", "well", "well$"),
-        ("ask<think>\n", "<think>well", "<think>well$"),  # another opening is not the prompt's
+        ("ask<think>\n", "<think>well", "well$"),  # white space behind the tag is the prompt's
         ("ask", "<think>\nwell", "<think>\nwell$"),
-        ("ask<think>", "<think>\nwell", "<think>\nwell$"),
+        ("ask<think>", "<think>\nwell", "\nwell$"),  # ... and what the target has beyond it stays
     ],
 )
 def test_think_opening_is_stripped_once(rendered: str, target: str, expected: str) -> None:

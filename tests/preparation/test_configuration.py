@@ -47,9 +47,8 @@ def test_mathematics_sets_lengths_files_and_reward(task: str, lengths: tuple, fu
     assert data["train_files"].endswith(f"/home/data/{task}/train.parquet")
     assert data["val_files"].endswith(f"/home/data/{task}/validation.parquet")
     assert (reward["path"], reward["name"]) == ("pkg://unify_posttrain.rewards.math", function)
-    assert reward["reward_kwargs"] == {"workers": 4, "timeout_seconds": 5.0, "memory_mb": 1024} | (
-        {"version": 6} if version else {}
-    )
+    own = {"version": 6} if version else {"bold_answer_line": False}  # as verl's reward
+    assert reward["reward_kwargs"] == {"workers": 4, "timeout_seconds": 5.0, "memory_mb": 1024} | own
     assert config["prepare"]["task"]["gold_version"] == version
 
 

@@ -197,8 +197,7 @@ def test_verls_signature(tmp_path: Path) -> None:
     result = asyncio.run(ask())
     assert (result["score"], result[OUTCOME]["fields"]) == (0.5, {"score": 0.5, "acc": 1.0, "pred": "x"})
     assert calling.compute_score_sync("sums", "raise", "1", None, settings=settings)[OUTCOME]["fault"] == "error"
-    calling._gatherer(settings).caller.close()
-    calling._gatherer.cache_clear()
+    calling.gatherers.close()
 
 
 # --- in the calling process ------------------------------------------------------------------------------------------

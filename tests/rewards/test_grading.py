@@ -35,6 +35,10 @@ THOUGHT = r"I see. \boxed{1} </think> So \boxed{5}."
         (2, "5", "5", 0.0),
         (3, "</think>The answer is $5$.", "5", 1.0),
         (3, "The answer is $5$.", "5", 0.0),
+        (3, "</think>The final answer is 7.", "7", 1.0),  # plain text, as published
+        (4, "So we get 2/4", "1/2", 1.0),
+        (4, "I count 1,234 of them", "1234", 1.0),
+        (4, "It is x plus one", "x+1", 0.0),
         (3, r"$5$</think>$6$</think>$7$", "6", 1.0),
         (3, r"$5$</think>$6$</think>$7$", "7", 0.0),
         (3, r"</think>\boxed{\frac{2}{4}}", r"\frac{1}{2}", 1.0),
@@ -45,6 +49,9 @@ THOUGHT = r"I see. \boxed{1} </think> So \boxed{5}."
         (5, "so x = 7.", "7", 1.0),
         (5, r"The answer is 8, no: \boxed{9}", "9", 1.0),
         (5, "The answer is 3.2", r"\pi", 0.0),
+        (5, r"\boxed{x=2, y=1}", "x=1, y=2", 0.0),
+        (5, r"\boxed{x=3.14159, y=1}", r"x=\pi, y=1", 1.0),
+        (5, r"\boxed{\frac{1}{2006!}}", r"\frac{1}{2004!}", 0.0),
         (6, r"\boxed{2/3}", r"\frac{2}{3}", 1.0),
         (6, r"\boxed{1} \boxed{2}", "2", 1.0),
         (6, r"\boxed{1} \boxed{2}", "1", 0.0),
@@ -95,12 +102,32 @@ def test_any_of_several_golds_will_do(gold: Any) -> None:
         (r"\frac{1}{2}", 3, True),
         ("", 3, False),
         ("$$", 2, False),
+        (42, 6, True),
+        (0.5, 6, True),
+        ([1, 2.5], 6, True),
+        (True, 6, False),
+        (float("nan"), 6, False),
+        ([[1, 2]], 6, False),
     ],
 )
 def test_which_golds_can_be_graded_against(gold: Any, version: int, usable: bool) -> None:
     assert gradable(gold, version) is usable
-    if gold is None or isinstance(gold, str | list):
-        assert grade(r"\boxed{5}", gold, version).gold_ok == float(usable)
+    assert grade(r"\boxed{5}", gold, version).gold_ok == float(usable)
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "acc"),
+    [
+        (r"\boxed{42}", 42, 1.0),
+        (r"\boxed{\frac12}", 0.5, 1.0),
+        (r"\boxed{2}", [1, 2], 1.0),
+        (r"\boxed{-2}", r"\(\boxed{1}\) and \(\boxed{-2}\)", 0.0),
+        (r"\boxed{-2, 1}", r"\(\boxed{1}\) and \(\boxed{-2}\)", 1.0),
+        (r"\boxed{5}", r"\boxed{5}, that is, \boxed{5}", 1.0),
+    ],
+)
+def test_ground_truths_of_all_kinds(text: str, gold: Any, acc: float) -> None:
+    assert grade(text, gold, 6).acc == acc
 
 
 def test_a_verdict_says_what_it_found() -> None:
@@ -135,8 +162,8 @@ def test_the_reward_function_of_verl() -> None:
 
 def test_a_fault_scores_zero_and_is_counted() -> None:
     hang = {"workers": 1, "timeout_seconds": 1.0, "memory_mb": 1024}
-    bomb = r"\boxed{9^{9^{9^{9^{9}}}}}"
-    results = compute_scores([r"\boxed{1}", bomb, r"\boxed{1}"], ["1", "2", "1"], version=6, **hang)
+    bomb = r"$9^{9^{9^{9^{9}}}}$"  # for math-verify alone, which computes it
+    results = compute_scores(["$1$", bomb, "$1$"], ["1", "2", "1"], version=4, **hang)
     assert [(result["score"], result["grader_fault"]) for result in results] == [(1.0, 0.0), (0.0, 1.0), (1.0, 0.0)]
 
 

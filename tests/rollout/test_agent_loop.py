@@ -7,8 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jinja2.exceptions import TemplateError
+from verl.experimental.agent_loop import agent_loop
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.workers.rollout.replica import TokenOutput
 
+from tests.chat_models import chat_tokenizer
 from unify_posttrain.rollout.agent_loop import (
     NEW_TOKENS_COLUMN,
     PREFIX_COLUMN,
@@ -53,6 +57,32 @@ def run(params: dict[str, Any] | None = None, **columns: Any) -> tuple[SimpleNam
     assert given == before, "verl shares one dictionary between all loops of a worker"
     (asked,) = engine.asked
     return output, asked
+
+
+def test_a_template_that_wants_alternating_roles_can_be_trained() -> None:
+    """verl renders two messages of the user in a row for every row, to find a system prompt that only loops with tools need."""
+    tokenizer = chat_tokenizer("gemma")
+    rollout = SimpleNamespace(prompt_length=64, response_length=8)
+
+    def build(kind: type) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(agent_loop, "_get_rollout_and_model_config", lambda _: (rollout, None))
+            patch.setattr(agent_loop, "get_event_loop", asyncio.new_event_loop)
+            return kind(
+                trainer_config=SimpleNamespace(config=None),
+                server_manager=Engine(),
+                tokenizer=tokenizer,
+                processor=None,
+                dataset_cls=None,
+                data_config=SimpleNamespace(config={}),
+            )
+
+    with pytest.raises(TemplateError, match="roles must alternate"):
+        build(SingleTurnAgentLoop)
+    loop = build(SeededSingleTurnAgentLoop)
+    messages = [{"role": "user", "content": "x"}]
+    ids = loop.loop.run_until_complete(loop.apply_chat_template(messages))
+    assert ids == tokenizer.apply_chat_template(messages, add_generation_prompt=True) and loop.tokenizer is tokenizer
 
 
 def prefix(*ids: int, trained: bool = False) -> dict[str, Any]:

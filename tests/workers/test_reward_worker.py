@@ -86,7 +86,7 @@ def scored(config: DictConfig, data: DataProto) -> DataProto:
         return await FusionRewardLoopWorker(config).compute_score_batch(data)
 
     results = asyncio.run(score())
-    calling._gatherer.cache_clear()
+    calling.gatherers.close()
     infos = [result["reward_extra_info"] for result in results]
     columns = {key: np.array([info[key] for info in infos]) for key in infos[0]}
     tensor = torch.zeros(data.batch["responses"].shape)
@@ -218,7 +218,7 @@ def test_mischief_is_the_same_behind_the_worker(folder: Path) -> None:
         return [await worker.compute_score(worker_rows[index : index + 1]) for index in range(len(texts))]
 
     results = asyncio.run(score())
-    calling._gatherer.cache_clear()
+    calling.gatherers.close()
     outcomes = [Scored.from_dict(result["reward_extra_info"][OUTCOME]) for result in results]
     assert [each.fault for each in outcomes] == [None, "crash", "timeout", "error", None, None]
     assert [each.score for each in outcomes] == [0.5, 0, 0, 0, 0, 0.5] and outcomes[4].unscored

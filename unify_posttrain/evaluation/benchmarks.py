@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from unify_posttrain.tasks.columns import REQUIRED_COLUMNS, check_columns, check_row
 
 OPTIONAL_COLUMNS = ("extra_info",)
+MEDIA_COLUMNS = ("images", "videos")  # verl's names
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def _read(file: Path) -> list[dict[str, Any]]:
     try:
         schema = pq.read_schema(_existing(file))
         check_columns(f"benchmark file {file}", schema.names)
+        _refuse_media(file, schema.names)
         wanted = [column for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if column in schema.names]
         rows = pq.read_table(file, columns=wanted).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
@@ -89,6 +91,21 @@ def _read(file: Path) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError(f"benchmark file {file} holds no rows; prepare it again")
     return rows
+
+
+def _refuse_media(file: Path, names: Sequence[str]) -> None:
+    """Models are asked by text alone, so a question about an image would be asked without it."""
+    for column in MEDIA_COLUMNS:
+        if column not in names:
+            continue
+        values = pq.read_table(file, columns=[column]).column(column)
+        counts = [None if value is None else len(value) if hasattr(value, "__len__") else 1 for value in values.to_pylist()]
+        found = [row for row, count in enumerate(counts) if count]
+        if found:
+            raise ValueError(
+                f"benchmark file {file}, row {found[0]} (and {len(found) - 1} more): column {column!r} is not empty, and the "
+                "evaluation asks by text alone; leave such rows out"
+            )
 
 
 def _problem(position: int, file: Path, number: int, row: Mapping[str, Any]) -> Problem:

@@ -20,7 +20,7 @@ from unify_posttrain.evaluation.engines import Engine, EngineSettings, Output, R
 from unify_posttrain.evaluation.models import Model, check_folder, fingerprint, local_folder
 from unify_posttrain.evaluation.prompts import load_tokenizer, prompts_digest, render
 from unify_posttrain.evaluation.results import Measured, as_results
-from unify_posttrain.evaluation.rewards import Judge, check_reward, load_extractor, load_reward
+from unify_posttrain.evaluation.rewards import Judge, check_ground_truths, check_reward, load_extractor, load_reward
 from unify_posttrain.evaluation.settings import Benchmark, Evaluation
 from unify_posttrain.evaluation.store import Sample, SampleStore
 from unify_posttrain.output import described
@@ -56,6 +56,7 @@ def conduct(evaluation: Evaluation, start: Starter = start_engine) -> dict[str, 
         for benchmark in evaluation.benchmarks
     }
     for benchmark in evaluation.benchmarks:
+        check_ground_truths(benchmark.reward, benchmark.name, problems[benchmark.name])
         check_reward(benchmark.reward, evaluation.protection, problems[benchmark.name])
     measured = [part for model in evaluation.models for part in _evaluate_model(evaluation, model, problems, start)]
     results = as_results(evaluation, measured)
@@ -75,7 +76,7 @@ def _evaluate_model(evaluation: Evaluation, model: Model, problems: dict[str, li
     try:
         for benchmark in evaluation.benchmarks:
             rows = problems[benchmark.name]
-            prompts = render(tokenizer, rows, evaluation.prompts)
+            prompts = render(tokenizer, rows, evaluation.prompts, f"benchmark {benchmark.name}")
             store = SampleStore(
                 evaluation.output / "samples" / model.label / benchmark.name,
                 _identity(evaluation, model, benchmark, print_of_model, prompts_digest(prompts)),

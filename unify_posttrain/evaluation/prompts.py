@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unify_posttrain.chat import ChatTemplate
 from unify_posttrain.evaluation.benchmarks import Problem
 
 logger = logging.getLogger(__name__)
+
+ADVICE = "prepare the benchmark with prepare.task.system=none, or put the system text into the user's message"
 
 
 @dataclass(frozen=True)
@@ -54,31 +57,34 @@ def load_tokenizer(folder: Path, template: str | None) -> Any:
     return tokenizer
 
 
-def render(tokenizer: Any, problems: Sequence[Problem], settings: PromptSettings) -> dict[int, list[int]]:
+def render(tokenizer: Any, problems: Sequence[Problem], settings: PromptSettings, name: str = "benchmark") -> dict[int, list[int]]:
     """Prompt ids by row; rows with too long a prompt are missing.
 
+    Args:
+        tokenizer: with its template.
+        problems: of a benchmark.
+        settings: how prompts are made.
+        name: of the benchmark, for messages.
+
     Raises:
-        ValueError: a prompt is too long and may not be dropped, or none is left.
+        ValueError: the chat template does not take a prompt, one is too long and may not be dropped, or none is left.
     """
-    options = {key: value for key, value in settings.template_options.items() if key not in ("tokenize", "return_dict")}
-    prompts = {
-        problem.row: list(
-            tokenizer.apply_chat_template(problem.messages, tokenize=True, add_generation_prompt=True, return_dict=False, **options)
-        )
-        for problem in problems
-    }
+    template = ChatTemplate(tokenizer, settings.template_options, "custom_chat_template", ADVICE)
+    prompts = {problem.row: template.ids(problem.messages, f"{name}, row {problem.row}") for problem in problems}
+    for warning in template.warnings(problems[0].messages) if problems else ():
+        logger.warning("%s", warning)
     kept = {row: ids for row, ids in prompts.items() if len(ids) <= settings.max_length}
     overlong = [row for row in prompts if row not in kept]
     limit = f"max_prompt_length={settings.max_length}"
     if overlong and not settings.drop_overlong:
         raise ValueError(
-            f"the prompt of row {overlong[0]} (and {len(overlong) - 1} more) is longer than {limit}; raise the limit, or set "
-            "filter_overlong_prompts=true to leave such problems out"
+            f"{name}: the prompt of row {overlong[0]} (and {len(overlong) - 1} more) is longer than {limit}; raise the limit, or "
+            "set filter_overlong_prompts=true to leave such problems out"
         )
     if not kept:
-        raise ValueError(f"every one of {len(prompts)} prompts is longer than {limit}; raise the limit")
+        raise ValueError(f"{name}: every one of {len(prompts)} prompts is longer than {limit}; raise the limit")
     if overlong:
-        logger.warning("%d of %d prompts are longer than %s and are left out", len(overlong), len(prompts), limit)
+        logger.warning("%s: %d of %d prompts are longer than %s and are left out", name, len(overlong), len(prompts), limit)
     return kept
 
 

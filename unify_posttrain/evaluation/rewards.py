@@ -20,6 +20,8 @@ from unify_posttrain.rewards.loading import LoadError, check_dispatch
 from unify_posttrain.rewards.pool import WorkerStartError
 from unify_posttrain.rewards.protection import Protection, function_name, tally
 from unify_posttrain.rewards.trial import rows_to_try, try_reward
+from unify_posttrain.rewards.truths import check_truths
+from unify_posttrain.tasks.truths import check_own_truths
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,25 @@ def check_reward(node: Mapping[str, Any], protection: Protection, problems: Sequ
         try_reward(node, protection, calls)
     except ValueError as error:
         raise ValueError(_by_own_keys(str(error))) from error
+
+
+def check_ground_truths(node: Mapping[str, Any], name: str, problems: Sequence[Problem]) -> None:
+    """Say before anything is generated which problems cannot be graded and are left out of every score.
+
+    Args:
+        node: {path, name, reward_kwargs} of the reward function.
+        name: of the benchmark.
+        problems: its rows.
+
+    Raises:
+        ValueError: a ground truth that no reward can use, or none that can be graded; names benchmark and row.
+    """
+    places = [f"benchmark {name}, row {problem.row}" for problem in problems]
+    truths = list(zip(places, (problem.ground_truth for problem in problems), strict=True))
+    check_own_truths(node, truths)
+    found = check_truths(node, truths)
+    if found is not None:
+        logger.warning("%s", found.sentence(places[found.rows[0]], "their problems are left out of every score"))
 
 
 def _by_own_keys(message: str) -> str:

@@ -162,6 +162,22 @@ def detail_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
     return head, rows
 
 
+def left_out(results: Mapping[str, Any]) -> list[str]:
+    """A line for every model and source of which problems were left out: how many of how many, and why."""
+    columns, limit = columns_of(results), results["settings"]["max_prompt_length"]
+    lines = []
+    for model in results["models"]:
+        for entry in model["sources"]:
+            truths, prompts = entry["excluded"], entry["dropped_prompts"]
+            reasons = [f"{truths} whose ground truth the reward cannot use"] if truths else []
+            reasons += [f"{prompts} with a prompt of more than {limit} tokens"] if prompts else []
+            if reasons:
+                title = column_title((entry["benchmark"], entry["source"]), columns)
+                total = entry["problems"] + truths + prompts
+                lines.append(f"left out of {title}, {model['label']}: {truths + prompts} of {total} problems: {', '.join(reasons)}")
+    return lines
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)]), *(_line(row) for row in rows)]
     return "\n".join(lines)
@@ -173,7 +189,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def show(results: Mapping[str, Any], output: Path) -> None:
-    """The accuracies on the terminal, and where the rest is."""
+    """The accuracies on the terminal, what is not in them, and where the rest is."""
     import sys
 
     from rich.console import Console
@@ -187,4 +203,6 @@ def show(results: Mapping[str, Any], output: Path) -> None:
     for row in rows:
         table.add_row(*(cell(each.strip("*")) for each in row))
     console.print(table)
+    for line in left_out(results):
+        console.print(cell(line), soft_wrap=True)
     console.print(cell(f"results: {output / 'results.md'}"), soft_wrap=True)

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unify_posttrain.chat import TemplateRefusedError, joined, target_ids
+
 OVERLONG_POLICIES = ("drop", "truncate", "error")
 SELECTIONS = ("first", "random")
 TARGET_COLUMNS = ("target", "target_lst")
 PROBABILITY_COLUMN = "target_probs"
-THINK_OPENING = "<think>\n"
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,14 @@ class DemonstrationReader:
     Attributes:
         encode: text -> token ids, adding no special tokens.
         render: prompt messages -> (text, token ids) with the generation prompt.
-        eos_id: appended to every complete target.
+        eos_id: ends every complete target, once.
         max_length: longest response in tokens, EOS included (T).
         overlong: what happens to a longer one: `drop` (as if missing), `truncate` (first T ids; EOS is *not* forced in, the
             model is not taught to stop where the text does not), or `error`.
         select: which of several targets: `first`, or `random`, drawn from (seed, step, row_id).
         seed: seed of the draw.
         with_probabilities: read the column `target_probs` too.
+        eos_text: how the end token is written; a target that ends with it gets no second one. None: the ids decide.
     """
 
     encode: Callable[[str], list[int]]
@@ -66,6 +68,7 @@ class DemonstrationReader:
     select: str = "first"
     seed: int = 0
     with_probabilities: bool = False
+    eos_text: str | None = None
 
     def __post_init__(self) -> None:
         if self.overlong not in OVERLONG_POLICIES:
@@ -85,7 +88,8 @@ class DemonstrationReader:
             step: training step, for the random draw.
 
         Raises:
-            ValueError: overlong target under `overlong=error`, or a target of a wrong type; names the row.
+            ValueError: overlong target under `overlong=error`, a target of a wrong type, or a chat template that does not take
+                the prompt; names the row.
         """
         texts = target_texts(row, row_id)
         if not texts:
@@ -93,13 +97,14 @@ class DemonstrationReader:
         index = 0
         if self.select == "random" and len(texts) > 1:
             index = int(np.random.default_rng([self.seed, step, row_id]).integers(len(texts)))
-        prompt_text, prompt_ids = self.render(prompt)
-        text = texts[index]
-        if prompt_text.endswith(THINK_OPENING) and text.startswith(THINK_OPENING):
-            text = text[len(THINK_OPENING) :]
+        try:
+            prompt_text, prompt_ids = self.render(prompt)
+        except TemplateRefusedError as error:
+            raise TemplateRefusedError(f"training row {row_id}: {error}") from error
+        text = joined(prompt_text, texts[index])
         if not text:
             return Reading(None, missing=True)
-        ids = [*self.encode(text), self.eos_id]
+        ids = target_ids(self.encode, text, self.eos_id, self.eos_text)
         overlong = len(ids) > self.max_length
         if overlong and self.overlong == "error":
             raise ValueError(
@@ -134,7 +139,9 @@ def target_texts(row: Mapping[str, Any], row_id: int) -> list[str]:
         raise KeyError(f"training row {row_id}: no column 'target' (or 'target_lst'); this algorithm trains demonstrations")
     texts = [_text(row.get("target"), row_id)]
     several = row.get("target_lst")
-    texts += [_text(target, row_id) for target in (several if several is not None else [])]
+    if several is not None and (isinstance(several, str) or not isinstance(several, Sequence | np.ndarray)):
+        raise ValueError(f"training row {row_id}: column 'target_lst' must be a list of texts, or null, not {_shown(several)}")
+    texts += [_text(target, row_id, "target_lst") for target in (several if several is not None else [])]
     return [text for text in dict.fromkeys(texts) if text]
 
 
@@ -154,7 +161,7 @@ def teacher_probabilities(row: Mapping[str, Any], row_id: int, tokens: int) -> t
     return (*numbers, *(1.0,) * (tokens - len(numbers)))
 
 
-def _text(target: Any, row_id: int) -> str:
+def _text(target: Any, row_id: int, column: str = "target") -> str:
     """A target as text; messages must be one assistant turn (multi-turn targets need a rollout's packing code)."""
     if target is None:
         return ""
@@ -162,25 +169,49 @@ def _text(target: Any, row_id: int) -> str:
         stripped = target.lstrip()
         if stripped.startswith("[{"):
             try:
-                return _text(json.loads(stripped), row_id)
+                return _text(json.loads(stripped), row_id, column)
             except json.JSONDecodeError:
                 return target  # a text that happens to begin like JSON
-            except (RecursionError, ValueError) as error:  # brackets without end, a number without end
-                raise ValueError(
-                    f"training row {row_id}: column 'target' holds JSON that cannot be read ({type(error).__name__}); "
-                    "python -m unify_posttrain.prepare leaves such rows out"
-                ) from error
+            except RecursionError as error:  # brackets without end
+                raise ValueError(_unreadable(row_id, column, error)) from error
+            except ValueError as error:
+                if str(error).startswith("training row"):
+                    raise
+                raise ValueError(_unreadable(row_id, column, error)) from error  # a number without end
         return target
     if isinstance(target, Sequence | np.ndarray):
         messages = list(target)
         if not messages:
             return ""
-        contents = [message.get("content") for message in messages if isinstance(message, Mapping)]
-        if len(contents) == len(messages) == 1 and isinstance(contents[0], str):
-            return contents[0]
+        if all(isinstance(message, Mapping) for message in messages):
+            if (
+                len(messages) == 1
+                and isinstance(messages[0].get("content"), str)
+                and messages[0].get("role") in (None, "assistant")
+            ):
+                return str(messages[0]["content"])
+            wanted = f"training row {row_id}: column {column!r} must be one message of the assistant with text content, not"
+            if len(messages) == 1:
+                raise ValueError(f"{wanted} {str(messages[0])[:80]}")
+            roles = ", ".join(str(message.get("role")) for message in messages)
+            raise ValueError(
+                f"{wanted} {len(messages)} ({roles}); a target of several turns is not trained: keep its last answer, and put the "
+                "turns before it into the prompt"
+            )
     raise ValueError(
-        f"training row {row_id}: column 'target' must be text, null, or one message {{role, content}} with text content, "
-        f"not {type(target).__name__} {str(target)[:80]!r}"
+        f"training row {row_id}: column {column!r} must be text, null, or one message {{role, content}} with text content, "
+        f"not {_shown(target)}"
+    )
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {str(value)[:80]!r}"
+
+
+def _unreadable(row_id: int, column: str, error: Exception) -> str:
+    return (
+        f"training row {row_id}: column {column!r} holds JSON that cannot be read ({type(error).__name__}); "
+        "python -m unify_posttrain.prepare leaves such rows out"
     )
 
 

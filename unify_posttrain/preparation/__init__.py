@@ -16,7 +16,11 @@ written. A fault of one row is a counted drop, or that error under `prepare.task
 | truncated parquet, invalid JSON (line), broken UTF-8           | error (file and line)     |                       |
 | an archive; a name or link that leads out of the folder        | error                     |                       |
 | column missing                                                 | error (source, column)    |                       |
+| file of data in the folder that no split takes                 | error (folder, file)      |                       |
+| prompt that the chat template refuses (`tokenizer`)            | error (row, remedy)       |                       |
 | value of a wrong type, empty or null prompt                    | fault of the row          | `malformed`           |
+| whole number of 2^53 or more stored as a float                 | fault of the row          | `malformed`           |
+| messages as Python prints them                                 | fault of the row          | `malformed`           |
 | nested too deeply, too long a number, a key twice (JSON)       | fault of the row          | `malformed`           |
 | NUL character, half of a UTF-16 pair                           | fault of the row          | `malformed`           |
 | right choice that is none of the choices                       | fault of the row          | `malformed`           |
@@ -27,5 +31,6 @@ written. A fault of one row is a counted drop, or that error under `prepare.task
 | no trace that ends (OpenR1-Math-220k)                          | filter                    | `incomplete_trace`    |
 | ... or none of those that math-verify accepted                 | filter                    | `failed_verification` |
 | prompt, or every target, over its limit (`too_long=drop`)      | filter, with `tokenizer`  | `too_long`            |
+| images, sounds, videos beside the text                         | left out, a warning       | `media_left_out`      |
 | no row left                                                    | error                     |                       |
 """

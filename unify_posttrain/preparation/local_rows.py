@@ -21,6 +21,7 @@ from unify_posttrain.untrusted.documents import STRICT, BrokenDocumentError, Doc
 Line = Row | RowFault
 
 WHOLE_ROW = "the row"
+SOURCE = "prepare.task.source"
 ARCHIVES = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _TAR = (257, b"ustar")  # where a tar archive says that it is one
 
@@ -39,46 +40,48 @@ def check_archive(path: Path) -> None:
     kind = next((kind for magic, kind in ARCHIVES.items() if head.startswith(magic)), None)
     kind = "tar" if head[_TAR[0] :] == _TAR[1] else kind
     if kind is not None:
-        raise ValueError(f"prepare.task.source: {path} is an archive ({kind}); unpack it first")
+        raise ValueError(f"{SOURCE}: {path} is an archive ({kind}); unpack it first")
 
 
-def rows_of(files: Sequence[Path], chunk_rows: int) -> Iterator[Line]:
-    """Every row of the files, in order. All have all columns, in the order in which they first appear; what a row lacks is None.
+def rows_of(files: Sequence[Path], chunk_rows: int, key: str = SOURCE) -> Iterator[tuple[Path, int, Line]]:
+    """Every row of the files, in order: (file, position in it, row). All have all columns, in the order in which they first
+    appear; what a row lacks is None.
 
     Args:
         files: parquet, or JSON: an array of objects, or one object per line.
         chunk_rows: rows of a parquet file in memory at once.
+        key: of the configuration, that the files were given by.
 
     Raises:
         ValueError: a damaged file; names it, and the line.
     """
-    columns = dict.fromkeys(column for file in files for column in _columns(file, chunk_rows))
+    columns = dict.fromkeys(column for file in files for column in _columns(file, chunk_rows, key))
     for file in files:
-        for row in _guarded(file, chunk_rows):
-            yield row if isinstance(row, RowFault) else {**dict.fromkeys(columns), **row}
+        for number, row in enumerate(_guarded(file, chunk_rows, key)):
+            yield file, number, row if isinstance(row, RowFault) else {**dict.fromkeys(columns), **row}
 
 
-def _columns(file: Path, chunk_rows: int) -> list[str]:
+def _columns(file: Path, chunk_rows: int, key: str) -> list[str]:
     if file.suffix == ".parquet":
-        with _naming(file):
+        with _naming(file, key):
             return list(pq.read_schema(file).names)
     found: dict[str, None] = {}
-    for row in _guarded(file, chunk_rows):
+    for row in _guarded(file, chunk_rows, key):
         if not isinstance(row, RowFault):
             found |= dict.fromkeys(row)
     return list(found)
 
 
-def _guarded(file: Path, chunk_rows: int) -> Iterator[Line]:
-    with _naming(file):
+def _guarded(file: Path, chunk_rows: int, key: str) -> Iterator[Line]:
+    with _naming(file, key):
         yield from _parquet(file, chunk_rows) if file.suffix == ".parquet" else _json(file)
 
 
 class _naming:
     """Turns what readers raise into one error that names the file."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, key: str) -> None:
+        self.file, self.key = file, key
 
     def __enter__(self) -> None:
         return None
@@ -88,7 +91,7 @@ class _naming:
             said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             error = FileFault(f" is no complete parquet file ({said})" if self.file.suffix == ".parquet" else f": {said}")
         if isinstance(error, FileFault):
-            raise ValueError(f"prepare.task.source: {self.file}{error}; write the file again") from error
+            raise ValueError(f"{self.key}: {self.file}{error}; write the file again") from error
 
 
 def _parquet(file: Path, chunk_rows: int) -> Iterator[Line]:
@@ -96,7 +99,7 @@ def _parquet(file: Path, chunk_rows: int) -> Iterator[Line]:
         for batch in opened.iter_batches(batch_size=chunk_rows):
             try:
                 yield from batch.to_pylist()
-            except UnicodeDecodeError:  # a text column with other bytes in it: find the rows
+            except (ValueError, OverflowError):  # other bytes in a column of text, a date beyond Python's: find the rows
                 yield from (_one(batch.slice(number, 1)) for number in range(batch.num_rows))
 
 
@@ -105,6 +108,8 @@ def _one(batch: pa.RecordBatch) -> Line:
         return batch.to_pylist()[0]  # type: ignore[no-any-return]
     except UnicodeDecodeError as error:
         return RowFault(MALFORMED, WHOLE_ROW, f"holds bytes that are no UTF-8 text (byte {error.start} of a text)")
+    except (ValueError, OverflowError) as error:
+        return RowFault(MALFORMED, WHOLE_ROW, f"holds a value that cannot be read ({' '.join(str(error).split())[:120]})")
 
 
 def _json(file: Path) -> Iterator[Line]:

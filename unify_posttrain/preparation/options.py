@@ -11,7 +11,17 @@ TOO_LONG = ("keep", "drop")
 ON_BAD_ROW = ("drop", "error")
 
 _PLACE = frozenset({"name", "folder"})
-_OPTIONAL = ("source", "config_name", "revision", "template", "tokenizer", "chat_template", "gold_version", "validation_split")
+_OPTIONAL = (
+    "source",
+    "config_name",
+    "revision",
+    "template",
+    "tokenizer",
+    "chat_template",
+    "chat_template_kwargs",
+    "gold_version",
+    "validation_split",
+)
 _INTEGERS = {"seed": None, "validation_rows": 0, "chunk_rows": 1, "examples": 0, "max_prompt_length": 1, "max_response_length": 1}
 
 
@@ -40,6 +50,7 @@ class Options:
     too_long: str
     tokenizer: str | None
     chat_template: str | None
+    chat_template_kwargs: Mapping[str, Any] | None
     max_prompt_length: int
     max_response_length: int
     quantiles: Sequence[float]
@@ -62,6 +73,10 @@ class Options:
         for key in ("streaming", "deduplicate"):
             if type(getattr(self, key)) is not bool:
                 raise ValueError(f"prepare.task.{key}={getattr(self, key)!r}: give true or false")
+        if not isinstance(self.chat_template_kwargs, Mapping | None):
+            raise ValueError(
+                f"prepare.task.chat_template_kwargs={self.chat_template_kwargs!r}: give a mapping, e.g. {{enable_thinking: false}}"
+            )
         for key, choices in (("missing_target", MISSING_TARGET), ("too_long", TOO_LONG), ("on_bad_row", ON_BAD_ROW)):
             if getattr(self, key) not in choices:
                 raise ValueError(f"prepare.task.{key}={getattr(self, key)!r}: choose one of {', '.join(choices)}")

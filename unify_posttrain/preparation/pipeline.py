@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unify_posttrain import __version__
+from unify_posttrain.chat import THINKING_FAULTS
 from unify_posttrain.preparation.lengths import TokenCounter
 from unify_posttrain.preparation.local_rows import Line
 from unify_posttrain.preparation.options import Options
@@ -24,7 +25,7 @@ from unify_posttrain.preparation.prompts import prompt_style
 from unify_posttrain.preparation.report import Report
 from unify_posttrain.preparation.rows import Reader, RowFault, schema
 from unify_posttrain.preparation.sieve import Sieve
-from unify_posttrain.preparation.sources import hub_commit, locate, numbered_rows
+from unify_posttrain.preparation.sources import hub_commit, locate, placed_rows
 from unify_posttrain.preparation.store import MANIFEST, sha256, up_to_date, write_manifest
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,13 @@ FORMAT = 1  # of the written files; a higher number makes every call rebuild
 VALIDATION = "validation"
 
 _NOT_ROWS = ("source", "prompts", "system", "template", "streaming", "chunk_rows", "revision")  # elsewhere, or without effect
-_LENGTHS = ("chat_template", "max_prompt_length", "max_response_length", "quantiles")  # read only with a tokenizer
+_LENGTHS = (
+    "chat_template",
+    "chat_template_kwargs",
+    "max_prompt_length",
+    "max_response_length",
+    "quantiles",
+)  # read only with a tokenizer
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,11 @@ def prepare(folder: Path, options: Options, recipe: Recipe) -> dict[str, Path]:
         logger.info("data in %s is up to date", folder)
         return paths
     commit = hub_commit(source.name, options.revision) if source.path is None else None
-    counter = None if options.tokenizer is None else TokenCounter.load(options.tokenizer, options.chat_template)
+    counter = (
+        None
+        if options.tokenizer is None
+        else TokenCounter.load(options.tokenizer, options.chat_template, options.chat_template_kwargs)
+    )
     if counter is None and options.too_long == "drop":
         logger.warning("prepare.task.tokenizer is null: lengths are not counted and prepare.task.too_long=drop drops nothing")
 
@@ -91,11 +102,14 @@ def prepare(folder: Path, options: Options, recipe: Recipe) -> dict[str, Path]:
         staging = Path(temporary)
         reports = {}
         for split in [options.split] + ([options.validation_split] if options.validation_split else []):
-            rows = numbered_rows(source, options, split, commit or options.revision)
+            rows = placed_rows(source, options, split, commit or options.revision)
             reports[split] = _stage(rows, sieve(split), recipe.readers, options, staging / f"staged-{len(reports)}.parquet")
         made = _deal_all(staging, {recipe.file: recipe.label, VALIDATION: VALIDATION}, names, options)
         for name, path in made.items():
             os.replace(path, paths[name])
+    if counter is not None:
+        for fault, count in counter.thinking.items():
+            logger.warning("%s: %d targets %s; %s", source.name, count, *THINKING_FAULTS[fault])
     found = {split: report.as_json(options) for split, report in reports.items()}
     stamp = {"version": __version__, "source_name": source.name, "commit": commit, "report": found}
     sums = {path.name: sha256(path) for path in paths.values()}
@@ -129,11 +143,11 @@ def choose_reader(readers: Sequence[Reader], columns: Sequence[str], name: str) 
     return found
 
 
-def _stage(rows: Iterator[tuple[int, Line]], sieve: Sieve, readers: Sequence[Reader], options: Options, path: Path) -> Report:
+def _stage(rows: Iterator[tuple[str, Line]], sieve: Sieve, readers: Sequence[Reader], options: Options, path: Path) -> Report:
     """Write the rows that the sieve lets through, a chunk at a time."""
     head = []
-    for number, row in rows:
-        head.append((number, row))
+    for place, row in rows:
+        head.append((place, row))
         if not isinstance(row, RowFault):
             break
     else:
@@ -148,6 +162,14 @@ def _stage(rows: Iterator[tuple[int, Line]], sieve: Sieve, readers: Sequence[Rea
             if records:
                 writer.write_table(pa.Table.from_pylist(records, schema=columns))
     _check_shares(sieve, options)
+    for column, count in sieve.report.media.items():
+        logger.warning(
+            "%s: %d of %d rows have images, sounds or videos in column %r; the rows that are written are text, without them",
+            sieve.name,
+            count,
+            sieve.report.read,
+            column,
+        )
     return sieve.report
 
 

@@ -18,6 +18,12 @@ from unify_posttrain.preparation.options import Options
 from unify_posttrain.preparation.rows import FAULTS
 from unify_posttrain.preparation.store import MANIFEST
 
+LABELS = {
+    "dropped": "dropped",
+    "traces_left_out": "further traces left out",
+    "media_left_out": "images and sounds left out, of column",
+}
+
 
 @dataclass
 class Report:
@@ -27,6 +33,7 @@ class Report:
         read, kept: rows.
         dropped: reason -> rows.
         traces: reason -> further traces of rows that are kept.
+        media: column of images, sounds or videos -> usable rows that have some; they are not written.
         examples: the first faults, in words.
         prompt_lengths, target_lengths: in tokens, of rows that are no duplicate, before `too_long` is looked at.
     """
@@ -35,6 +42,7 @@ class Report:
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     traces: Counter[str] = field(default_factory=Counter)
+    media: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
     prompt_lengths: array[int] = field(default_factory=lambda: array("q"))
     target_lengths: array[int] = field(default_factory=lambda: array("q"))
@@ -55,6 +63,7 @@ class Report:
             "kept": self.kept,
             "dropped": dict(self.dropped),
             "traces_left_out": dict(self.traces),
+            **({"media_left_out": dict(self.media)} if self.media else {}),
             "examples": self.examples,
             "tokens": None if options.tokenizer is None else tokens,
         }
@@ -79,11 +88,10 @@ def _rows_table(title: str, report: Mapping[str, Any]) -> Table:
     columns = [Column(cell(split), justify="right") for split in report]
     table = Table("rows", *columns, title=cell(title), title_justify="left")
     table.add_row("read", *(f"{part['read']:,}" for part in report.values()))
-    for key, label in (("dropped", "dropped"), ("traces_left_out", "further traces left out")):
-        for reason in sorted({reason for part in report.values() for reason in part[key]}):
-            table.add_row(
-                cell(f"{label}: {reason.replace('_', ' ')}"), *(f"{part[key].get(reason, 0):,}" for part in report.values())
-            )
+    for key, label in LABELS.items():
+        for reason in sorted({reason for part in report.values() for reason in part.get(key, ())}):
+            shown = reason if key == "media_left_out" else reason.replace("_", " ")
+            table.add_row(cell(f"{label}: {shown}"), *(f"{part.get(key, {}).get(reason, 0):,}" for part in report.values()))
     table.add_row("kept", *(f"{part['kept']:,}" for part in report.values()), style="bold")
     return table
 

@@ -5,7 +5,6 @@ A reader raises `RowFault` for a value that it cannot use; the pipeline drops an
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from unify_posttrain.untrusted.documents import BrokenDocumentError, DocumentError, parse
+from unify_posttrain.preparation.values import MALFORMED as MALFORMED
+from unify_posttrain.preparation.values import NO_GROUND_TRUTH as NO_GROUND_TRUTH
+from unify_posttrain.preparation.values import RowFault as RowFault
+from unify_posttrain.preparation.values import ground_truth as ground_truth
+from unify_posttrain.preparation.values import is_list, number_text, shown, stored_messages
+from unify_posttrain.untrusted.documents import EXACT, WrittenNumber
 
-MALFORMED = "malformed"
-NO_GROUND_TRUTH = "no_ground_truth"
 GOLD = "gold"
 EMPTY_TARGET = "empty_target"
 DUPLICATE = "duplicate"
@@ -28,14 +30,6 @@ ROLES = ("system", "user", "assistant", "tool")
 
 Row = Mapping[str, Any]
 Message = dict[str, str]
-
-
-class RowFault(Exception):
-    """A row that cannot be used: why (one of the reasons above), in which column, and what was found there."""
-
-    def __init__(self, reason: str, column: str, detail: str) -> None:
-        super().__init__(f"column {column!r}: {detail}")
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -155,17 +149,17 @@ def value_at(row: Row, path: str) -> Any:
             return None
         if isinstance(value, Mapping):
             value = value.get(part)
-        elif _is_list(value) and part.isdigit():
+        elif is_list(value) and part.isdigit():
             value = value[int(part)] if int(part) < len(value) else None
         else:
-            raise RowFault(MALFORMED, path, f"{part!r} leads into {_shown(value)}, which is neither a mapping nor a list")
+            raise RowFault(MALFORMED, path, f"{part!r} leads into {shown(value)}, which is neither a mapping nor a list")
     return value
 
 
 def text(value: Any, column: str) -> str:
     """A text that is not blank."""
     if not isinstance(value, str):
-        raise RowFault(MALFORMED, column, f"must be text, not {_shown(value)}")
+        raise RowFault(MALFORMED, column, f"must be text, not {shown(value)}")
     if not value.strip():
         raise RowFault(MALFORMED, column, "is empty")
     return value
@@ -175,15 +169,20 @@ def optional_text(value: Any) -> str | None:
     """Identifiers and labels: text and numbers as text, anything else as None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, WrittenNumber) or (isinstance(value, float) and abs(value) >= EXACT):
+        return number_text(value, "id, subject or level")  # all digits, or a fault
     return str(value) if isinstance(value, str | int | float) else None
 
 
 def messages(value: Any, column: str) -> list[Message]:
-    """A prompt: a text becomes one user message; messages keep their role and content."""
+    """A prompt: a text becomes one user message; messages, also as JSON text, keep their role and content."""
     if isinstance(value, str):
-        return [{"role": "user", "content": text(value, column)}]
-    if not _is_list(value) or not value:
-        raise RowFault(MALFORMED, column, f"must be text or a list of {{role, content}}, not {_shown(value)}")
+        stored = stored_messages(value, column)
+        if stored is None:
+            return [{"role": "user", "content": text(value, column)}]
+        value = stored
+    if not is_list(value) or not value:
+        raise RowFault(MALFORMED, column, f"must be text or a list of {{role, content}}, not {shown(value)}")
     found = [_message(item, column) for item in value]
     if found[-1]["role"] not in ("user", "tool"):
         raise RowFault(MALFORMED, column, f"ends with a message of the {found[-1]['role']}; a prompt ends with one of the user")
@@ -197,37 +196,17 @@ def targets(value: Any, column: str) -> tuple[str, ...]:
     if value is None:
         return ()
     if isinstance(value, str):
-        found = [_target_text(value, column)]
-    elif _is_list(value) and all(isinstance(item, Mapping) for item in value):
+        stored = stored_messages(value, column)
+        found = [value if stored is None else _one_turn(stored, column)]
+    elif is_list(value) and all(isinstance(item, Mapping) for item in value):
         found = [_one_turn(value, column)] if value else []
-    elif _is_list(value):
+    elif is_list(value):
         found = [item for item in value if item is not None]
         if any(not isinstance(item, str) for item in found):
-            raise RowFault(MALFORMED, column, f"a list of targets must hold texts, not {_shown(value)}")
+            raise RowFault(MALFORMED, column, f"a list of targets must hold texts, not {shown(value)}")
     else:
-        raise RowFault(MALFORMED, column, f"must be text, one assistant message, a list of texts, or null, not {_shown(value)}")
+        raise RowFault(MALFORMED, column, f"must be text, one assistant message, a list of texts, or null, not {shown(value)}")
     return tuple(item for item in dict.fromkeys(found) if item.strip())
-
-
-def ground_truth(value: Any, column: str) -> str:
-    """An answer as text: 142.0 becomes 142, one answer of a list stands for itself, several and mappings become JSON."""
-    if _is_list(value) and len(value) == 1:
-        value = value[0]
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-        raise RowFault(NO_GROUND_TRUTH, column, "holds no ground truth")
-    if isinstance(value, str) and not value.strip():
-        raise RowFault(NO_GROUND_TRUTH, column, "holds no ground truth")
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
-    if _is_list(value) or isinstance(value, Mapping):
-        if not value:
-            raise RowFault(NO_GROUND_TRUTH, column, "holds no ground truth")
-        return _json(value, column)
-    raise RowFault(MALFORMED, column, f"must be text, a number, a list or a mapping, not {_shown(value)}")
 
 
 def hint(value: Any, column: str) -> tuple[str, ...]:
@@ -236,49 +215,20 @@ def hint(value: Any, column: str) -> tuple[str, ...]:
         return ()
     if isinstance(value, str):
         return tuple(value.splitlines(keepends=True))
-    if _is_list(value) and all(isinstance(item, str) for item in value):
+    if is_list(value) and all(isinstance(item, str) for item in value):
         return tuple(value)
-    raise RowFault(MALFORMED, column, f"must be a list of texts, a text, or null, not {_shown(value)}")
+    raise RowFault(MALFORMED, column, f"must be a list of texts, a text, or null, not {shown(value)}")
 
 
 def _message(item: Any, column: str) -> Message:
     role, content = (item.get("role"), item.get("content")) if isinstance(item, Mapping) else (None, None)
     if role not in ROLES or not isinstance(content, str):
-        raise RowFault(MALFORMED, column, f"a message must be {{role: {' | '.join(ROLES)}, content: text}}, not {_shown(item)}")
+        raise RowFault(MALFORMED, column, f"a message must be {{role: {' | '.join(ROLES)}, content: text}}, not {shown(item)}")
     return {"role": role, "content": content}
 
 
 def _one_turn(value: Sequence[Any], column: str) -> str:
     found = [_message(item, column) for item in value]
     if [message["role"] for message in found] != ["assistant"]:
-        raise RowFault(MALFORMED, column, f"must be one assistant message, not {len(found)} of {_shown(value)}")
+        raise RowFault(MALFORMED, column, f"must be one assistant message, not {len(found)} of {shown(value)}")
     return found[0]["content"]
-
-
-def _target_text(value: str, column: str) -> str:
-    """Some sets store messages as JSON, because Arrow has no type for content that is now text, now a list."""
-    if value.lstrip().startswith("[{"):
-        try:
-            decoded = parse(value)
-        except BrokenDocumentError:
-            return value  # a text that happens to begin like JSON
-        except DocumentError as error:
-            raise RowFault(MALFORMED, column, str(error)) from error
-        if all(isinstance(item, Mapping) and "role" in item for item in decoded):
-            return _one_turn(decoded, column)
-    return value
-
-
-def _json(value: Any, column: str) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RowFault(MALFORMED, column, f"cannot be written as JSON: {error}") from error
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-
-def _shown(value: Any) -> str:
-    return f"{type(value).__name__} {str(value)[:60]!r}"

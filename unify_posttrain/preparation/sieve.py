@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from unify_posttrain.preparation.rows import (
     as_record,
     check_texts,
 )
+from unify_posttrain.preparation.values import media_columns
 
 _DIGEST_BYTES = 16  # one prompt that is kept costs this much memory
 
@@ -46,14 +47,21 @@ class Sieve:
         self._kept: set[bytes] = set()
         self._gradable: dict[str, bool] = {}
 
-    def sift(self, chunk: Sequence[tuple[int, Line]], reader: Reader) -> list[dict[str, Any]]:
+    def sift(self, chunk: Sequence[tuple[str, Line]], reader: Reader) -> list[dict[str, Any]]:
         """Records (see :func:`rows.as_record`) of the rows that are kept, in order.
 
         Raises:
-            ValueError: a faulty row under `on_bad_row=error`; names source, row and column.
+            ValueError: a faulty row under `on_bad_row=error`, or a prompt that the chat template does not take; names source, row
+                and column.
         """
-        candidates = [candidate for number, row in chunk if (candidate := self._read(number, row, reader)) is not None]
-        measured = self.counter.measure(candidates) if self.counter else [(0, [0] * len(item.targets)) for item in candidates]
+        read = [(place, self._read(place, row, reader)) for place, row in chunk]
+        places = [f"{self.name}, {place}" for place, candidate in read if candidate is not None]
+        candidates = [candidate for _, candidate in read if candidate is not None]
+        self._count_media(row for (_, row), (_, candidate) in zip(chunk, read, strict=True) if candidate is not None)
+        if self.counter is None:
+            measured = [(0, [0] * len(item.targets)) for item in candidates]
+        else:
+            measured = self.counter.measure(candidates, places)
         records = []
         for candidate, (prompt_length, target_lengths) in zip(candidates, measured, strict=True):
             record = self._keep(candidate, prompt_length, target_lengths)
@@ -62,7 +70,12 @@ class Sieve:
         self.report.kept += len(records)
         return records
 
-    def _read(self, number: int, row: Line, reader: Reader) -> Candidate | None:
+    def _count_media(self, rows: Iterable[Line]) -> None:
+        for row in rows:
+            if not isinstance(row, RowFault):
+                self.report.media.update(media_columns(row))
+
+    def _read(self, place: str, row: Line, reader: Reader) -> Candidate | None:
         self.report.read += 1
         try:
             if isinstance(row, RowFault):
@@ -76,19 +89,19 @@ class Sieve:
                 raise RowFault(DUPLICATE, "prompt", "has been seen")
             self._check_gold(candidate)
         except RowFault as fault:
-            self._drop(fault, number)
+            self._drop(fault, place)
             return None
         except RecursionError:  # of whatever looked at it: a reader, the style, the grader
-            self._drop(RowFault(MALFORMED, WHOLE_ROW, "is nested too deeply"), number)
+            self._drop(RowFault(MALFORMED, WHOLE_ROW, "is nested too deeply"), place)
             return None
         except UnicodeError as error:  # half of a pair of UTF-16, which JSON can write and no file can hold
-            self._drop(RowFault(MALFORMED, WHOLE_ROW, f"holds text that is no Unicode ({error.reason})"), number)  # type: ignore[attr-defined]
+            self._drop(RowFault(MALFORMED, WHOLE_ROW, f"holds text that is no Unicode ({error.reason})"), place)  # type: ignore[attr-defined]
             return None
         return candidate
 
-    def _drop(self, fault: RowFault, number: int) -> None:
+    def _drop(self, fault: RowFault, place: str) -> None:
         if fault.reason in FAULTS:
-            message = f"{self.name}, row {number}: {fault}"
+            message = f"{self.name}, {place}: {fault}"
             if self.options.on_bad_row == "error":
                 raise ValueError(f"{message}; mend the row, or set prepare.task.on_bad_row=drop") from fault
             if len(self.report.examples) < self.options.examples:

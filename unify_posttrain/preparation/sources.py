@@ -108,18 +108,18 @@ def check_card(name: str, sets: Any) -> None:
             )
 
 
-def numbered_rows(source: Source, options: Options, split: str, revision: str | None) -> Iterator[tuple[int, Line]]:
-    """(position, row or what is wrong with it) of one split, in order.
+def placed_rows(source: Source, options: Options, split: str, revision: str | None) -> Iterator[tuple[str, Line]]:
+    """(place, row or what is wrong with it) of one split, in order. The place is the position, after the file of a folder.
 
     Raises:
         ValueError: the source cannot be read; for local files with the file and, for JSON, the line at fault.
     """
-    rows = (
-        rows_of(source.splits[split], options.chunk_rows)
-        if source.path is not None
-        else _hub_rows(source, options, split, revision)
-    )
-    return enumerate(rows)  # type: ignore[return-value]
+    if source.path is None:
+        yield from ((f"row {number}", row) for number, row in enumerate(_hub_rows(source, options, split, revision)))
+        return
+    root = source.path.resolve()
+    for file, number, row in rows_of(source.splits[split], options.chunk_rows):
+        yield f"row {number}" if source.path.is_file() else f"{file.relative_to(root)}, row {number}", row
 
 
 def _hub_rows(source: Source, options: Options, split: str, revision: str | None) -> Iterator[Line]:

@@ -7,7 +7,8 @@ columns, options of readers) have no effect.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from unify_posttrain.untrusted.folders import leads_out, refuse_links
 
 SOURCE = "prepare.task.source"
+DATA = (".parquet", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".arrow", ".feather")  # suffixes of rows
+DESCRIPTIONS = ("manifest.json", "config.json", "state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 CARDS = ("README.md", ".huggingface.yaml")  # where `datasets` looks for splits; the later one wins
 
 
@@ -56,7 +59,34 @@ def split_files(folder: Path, config_name: str | None, formats: Sequence[str]) -
         refuse_links(folder, files, f"{SOURCE}={folder}")
         if files:
             found[str(split)] = tuple(files)
+    if found and not data_files:
+        _refuse_lost(folder / data_dir, found, formats)
     return found
+
+
+def _refuse_lost(folder: Path, found: Mapping[str, Sequence[Path]], formats: Sequence[str]) -> None:
+    """ValueError if the folder holds files of data that no split takes: names decide, and a part of the rows would go unread."""
+    taken = {file.resolve() for files in found.values() for file in files}
+    lost = [path for path in _data_files(folder) if path.resolve() not in taken]
+    if not lost:
+        return
+    names = ", ".join(str(path.relative_to(folder)) for path in lost[:3]) + (", …" if len(lost) > 3 else "")
+    read = "; ".join(f"{split}: {', '.join(file.name for file in files[:3])}" for split, files in found.items())
+    other = [path for path in lost if path.suffix not in formats]
+    why = f"its format must be {' or '.join(formats)}" if other else "its name says no split"
+    raise ValueError(
+        f"{SOURCE}={folder}: {names} would not be read ({why}; read are {read}); convert or rename it (train-….jsonl), take "
+        "it out of the folder, or give one file"
+    )
+
+
+def _data_files(folder: Path) -> Iterator[Path]:
+    """Files that look like data, without hidden ones and those that describe data."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        for name in sorted(names):
+            if name.endswith(DATA) and not name.startswith(".") and not name.endswith(DESCRIPTIONS):
+                yield Path(place) / name
 
 
 def named_files(sets: Any) -> list[str]:

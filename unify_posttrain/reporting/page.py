@@ -51,20 +51,39 @@ class Page:
 
 def render(page: Page) -> str:
     """The HTML of a page."""
-    script = "\n".join(_template(name) for name in SCRIPTS)
-    digest = b64encode(sha256(script.encode()).digest()).decode()
     labels = [summary.run.label for summary in page.summaries]
-    sections = _sections(page)
+    data = {**page.data, "charts": page.charts}
+    return document(" · ".join(labels), "Verdict", _header(page), _sections(page), data, "\n".join(map(_template, SCRIPTS)))
+
+
+def document(title: str, top: str, header: str, sections: Sequence[tuple[str, str, str]], data: Any, script: str) -> str:
+    """A page that loads nothing, of whatever it is about.
+
+    Args:
+        title: a text.
+        top: name of the link to the header.
+        header: HTML.
+        sections: anchor (letters), heading (a text), content (HTML).
+        data: for the script, in the element `data`; its texts are made visible here.
+        script: the only one that may run.
+    """
+    links = [("top", top), *(section[:2] for section in sections)]
+    digest = b64encode(sha256(script.encode()).digest()).decode()
     return Template(_template("page.html")).substitute(
-        title=escape(" · ".join(labels)),
+        title=escape(title),
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
         style=_template("page.css"),
-        navigation="".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in sections),
-        header=_header(page),
+        navigation="".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading in links),
+        header=header,
         sections="".join(_section(*section) for section in sections),
-        data=json_for_html(shown({**page.data, "charts": page.charts})),
+        data=json_for_html(shown(data)),
         script=script,
     )
+
+
+def elements_script() -> str:
+    """The script that makes elements (`make`), for scripts of other pages."""
+    return _template("draw.js")
 
 
 def json_for_html(value: Any) -> str:

@@ -15,19 +15,19 @@ import inspect
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
-from functools import lru_cache
 from typing import Any, Protocol
 
 from unify_posttrain.rewards.contract import Contract, ContractError, ReservedFieldError, Scored
+from unify_posttrain.rewards.gathering import Call, Gatherer
+from unify_posttrain.rewards.lending import Lending
 from unify_posttrain.rewards.loading import forbidden_attempt, is_asynchronous, load_function
-from unify_posttrain.rewards.pool import KillablePool, Outcome, portion
+from unify_posttrain.rewards.pool import KillablePool, Outcome
 from unify_posttrain.rewards.protection import Protection, function_name, is_own
 
 OUTCOME = "reward_outcome"  # the one field that verl's managers and collations see: it is there in every row
 SERVE = "unify_posttrain.rewards.calling:serve"
-
-Call = Mapping[str, Any]  # the arguments of one call by name
 
 
 class Caller(Protocol):
@@ -217,8 +217,10 @@ async def compute_score(
         score, and under OUTCOME all that is to be known of the call (`Scored`).
     """
     call = _call(data_source, solution_str, ground_truth, extra_info, further)
-    gatherer = await asyncio.get_running_loop().run_in_executor(None, _gatherer, settings)
-    return _result(await gatherer.score(call))
+    with ExitStack() as stack:
+        lent = gatherers.lend(settings)  # made in a thread, since that takes seconds
+        gatherer = await asyncio.get_running_loop().run_in_executor(None, stack.enter_context, lent)
+        return _result(await gatherer.score(call))
 
 
 def compute_score_sync(
@@ -231,7 +233,8 @@ def compute_score_sync(
     **further: Any,
 ) -> dict[str, Any]:
     """:func:`compute_score` for managers that cannot await."""
-    return _result(_gatherer(settings).caller([_call(data_source, solution_str, ground_truth, extra_info, further)])[0])
+    with gatherers.lend(settings) as gatherer:
+        return _result(gatherer.caller([_call(data_source, solution_str, ground_truth, extra_info, further)])[0])
 
 
 def _call(data_source: str, solution_str: str, ground_truth: Any, extra_info: Any, further: Mapping[str, Any]) -> Call:
@@ -243,53 +246,10 @@ def _result(scored: Scored) -> dict[str, Any]:
     return {"score": scored.score, OUTCOME: scored.to_dict()}
 
 
-@lru_cache(maxsize=8)
 def _gatherer(settings: str) -> Gatherer:
     plain = json.loads(settings)
-    return Gatherer(build_caller(plain["node"], Protection.from_node(plain["protection"])))
+    caller = build_caller(plain["node"], Protection.from_node(plain["protection"]))
+    return Gatherer(caller, caller.awaited if isinstance(caller, InProcessCaller) else None)
 
 
-class Gatherer:
-    """Makes batches of single calls without making any of them wait: those that come while all workers are busy travel together."""
-
-    def __init__(self, caller: ProcessCaller | InProcessCaller) -> None:
-        self.caller = caller
-        self._waiting: list[tuple[Call, asyncio.Future[Scored]]] = []
-        self._under_way: set[asyncio.Task[None]] = set()
-        self._threads = ThreadPoolExecutor(caller.workers, thread_name_prefix="reward-batches")
-
-    async def score(self, call: Call) -> Scored:
-        """One call of the function."""
-        if isinstance(self.caller, InProcessCaller):
-            return await self.caller.awaited(call)
-        loop = asyncio.get_running_loop()
-        result: asyncio.Future[Scored] = loop.create_future()
-        self._waiting.append((call, result))
-        if len(self._waiting) == 1:
-            loop.call_soon(self._send)  # after all that is ready to call now has called
-        return await result
-
-    def _send(self) -> None:
-        while self._waiting and len(self._under_way) < self.caller.workers:
-            size = portion(len(self._waiting), self.caller.workers)
-            batch, self._waiting = self._waiting[:size], self._waiting[size:]
-            task = asyncio.get_running_loop().create_task(self._serve(batch))
-            self._under_way.add(task)
-            task.add_done_callback(self._sent)
-
-    def _sent(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
-        self._send()
-
-    async def _serve(self, batch: Sequence[tuple[Call, asyncio.Future[Scored]]]) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            results = await loop.run_in_executor(self._threads, self.caller.send, [call for call, _ in batch])
-        except Exception as error:  # every waiting caller must hear of it, whatever it is
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
-            return
-        for (_, future), scored in zip(batch, results, strict=True):
-            if not future.done():
-                future.set_result(scored)
+gatherers: Lending[str, Gatherer] = Lending(_gatherer, most=8)

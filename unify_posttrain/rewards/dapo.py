@@ -7,30 +7,35 @@ from dataclasses import asdict
 from typing import Any
 
 from unify_posttrain.rewards import extraction
-from unify_posttrain.rewards.equality import compute, equal_answers
+from unify_posttrain.rewards.answers.spelling import spelled
+from unify_posttrain.rewards.equality import PROBE, equal_answers
 from unify_posttrain.rewards.grading import Grade, gold_answers
-from unify_posttrain.rewards.normal import normal_form
 
 
-def grade_answer_line(text: str, ground_truth: Any) -> Grade:
+def grade_answer_line(text: str, ground_truth: Any, bold: bool = False) -> Grade:
     """Compare what follows the last `Answer:` (out of its box, if it is in one) with the ground truth, as far as sympy goes.
+
+    Args:
+        text: the response.
+        ground_truth: the answer, or several of which any will do.
+        bold: whether the line may be in bold (`**Answer:** 13`), see `extraction.answer_line`.
 
     Returns:
         score 1 or 0, and the other fields of a Grade.
     """
-    golds = [gold for gold in gold_answers(ground_truth) if normal_form(gold).value]
-    line = extraction.answer_line(text)
+    golds = [gold for gold in gold_answers(ground_truth) if spelled(gold)]
+    line = extraction.answer_line(text, bold)
     answer = None if line is None else extraction.last_boxed(line) or line
-    pred = normal_form(answer).text if answer else ""
+    pred = spelled(answer) if answer else ""
     right = bool(pred) and any(equal_answers(answer, gold) for gold in golds)
     return Grade(float(right), float(right), pred, float(bool(pred)), float(bool(golds)))
 
 
 def grade_item(item: Mapping[str, Any]) -> dict[str, Any]:
-    """:func:`grade_answer_line` for a worker: ``{"text", "gold"}``; without text: {"gold_ok"}, see `grading.gradable`."""
+    """:func:`grade_answer_line` for a worker: ``{"text", "gold", "bold"}``; without text: {"gold_ok"}, see `grading.gradable`."""
     if "text" not in item:
-        golds = [gold for gold in gold_answers(item["gold"]) if normal_form(gold).value]
+        golds = [gold for gold in gold_answers(item["gold"]) if spelled(gold)]
         for gold in golds:
-            compute(gold)
+            equal_answers(PROBE, gold)
         return {"gold_ok": float(bool(golds))}
-    return asdict(grade_answer_line(item["text"], item["gold"]))
+    return asdict(grade_answer_line(item["text"], item["gold"], bool(item.get("bold"))))

@@ -19,13 +19,14 @@ Functions here may hang or take all memory: call them through `unify_posttrain.r
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from unify_posttrain.rewards import extraction
-from unify_posttrain.rewards.equality import PROBE, compute, equal_answers, parse_by_math_verify, same_by_math_verify
-from unify_posttrain.rewards.normal import normal_form
+from unify_posttrain.rewards.answers.spelling import spelled
+from unify_posttrain.rewards.equality import PROBE, equal_answers, parse_latex, parse_published, same_as_published
 
 # What PRIME's grader looks behind when there is no box, each at its last occurrence.
 _LEADS = ("answer is", "answer:", "answers are", " is ", " are ", "=", ": ")
@@ -111,7 +112,7 @@ def check_version(version: Any) -> int:
     return int(version)
 
 
-def grade(text: str, ground_truth: str | Sequence[str], version: int) -> Grade:
+def grade(text: str, ground_truth: Any, version: int) -> Grade:
     """Grade a response.
 
     Args:
@@ -121,6 +122,7 @@ def grade(text: str, ground_truth: str | Sequence[str], version: int) -> Grade:
 
     Raises:
         ValueError: an unknown version.
+        TimeoutError: math-verify takes too long.
     """
     rule = VERSIONS[check_version(version)]
     golds = [gold for gold in gold_answers(ground_truth) if _gradable(gold, rule)]
@@ -130,28 +132,45 @@ def grade(text: str, ground_truth: str | Sequence[str], version: int) -> Grade:
         pred = _found_by_math_verify(part) if part is not None else ""
     else:
         found = rule.extract(part) if part is not None else None
-        pred = normal_form(found).text if found else ""
+        pred = spelled(found) if found else ""
     if not golds:
         return Grade(0.0, 0.0, pred, float(bool(pred)), 0.0)
     if not pred:
         return Grade(rule.no_format, 0.0, "", 0.0, 1.0)
-    right = any(_equal(found, gold, rule) for gold in golds)
+    right = _equals_any(found, golds, rule)
     return Grade(1.0 if right else rule.wrong, float(right), pred, 1.0, 1.0)
+
+
+def _equals_any(found: str, golds: Sequence[str], rule: Version) -> bool:
+    """Whether an answer equals one of several; that another one takes too long does not matter then."""
+    late: TimeoutError | None = None
+    for gold in golds:
+        try:
+            if _equal(found, gold, rule):
+                return True
+        except TimeoutError as error:
+            late = error
+    if late is not None:
+        raise late
+    return False
 
 
 def _equal(found: str, gold: str, rule: Version) -> bool:
     if rule.extract is None:
-        return same_by_math_verify(found, f"\\boxed{{{gold}}}", boxed=False)
+        return same_as_published(found, gold)
     return equal_answers(found, gold, math_verify=rule.math_verify, numeric=rule.numeric)
 
 
 def _found_by_math_verify(part: str) -> str:
-    found = parse_by_math_verify(part)
+    found = parse_published(part)
     return str(found[-1]) if found else ""
 
 
-def gold_answers(ground_truth: str | Sequence[str]) -> list[str]:
-    """The acceptable answers: of a list all, of a box its content, of anything but text none."""
+def gold_answers(ground_truth: Any) -> list[str]:
+    r"""The acceptable answers: of a list each, of a number its digits, of boxes their contents (of several all together).
+
+    Anything else than text, numbers and lists of them gives none; so do truth values and numbers that are not finite.
+    """
     if isinstance(ground_truth, str):
         stripped = ground_truth.strip()
         if stripped.startswith('["'):
@@ -159,17 +178,23 @@ def gold_answers(ground_truth: str | Sequence[str]) -> list[str]:
                 return gold_answers(json.loads(stripped))
             except (json.JSONDecodeError, RecursionError):
                 return [stripped]
-        boxed = extraction.last_boxed(stripped)
-        return [stripped if boxed is None else boxed]
+        boxes = list(dict.fromkeys(extraction.boxes(stripped)))
+        return [", ".join(boxes) if boxes else stripped]
+    if isinstance(ground_truth, int | float) and not isinstance(ground_truth, bool):
+        return [repr(ground_truth)] if math.isfinite(ground_truth) else []
     if isinstance(ground_truth, Sequence):
-        return [answer for gold in ground_truth if isinstance(gold, str) for answer in gold_answers(gold)]
+        return [
+            answer
+            for gold in ground_truth
+            for answer in ([] if isinstance(gold, Sequence) and not isinstance(gold, str) else gold_answers(gold))
+        ]
     return []
 
 
 def _gradable(gold: str, rule: Version) -> bool:
     if rule.extract is None:
-        return bool(parse_by_math_verify(f"\\boxed{{{gold}}}"))
-    return bool(normal_form(gold).value)
+        return bool(parse_latex(f"\\boxed{{{gold}}}"))
+    return bool(spelled(gold))
 
 
 def gradable(ground_truth: Any, version: int) -> bool:
@@ -184,10 +209,7 @@ def gradable(ground_truth: Any, version: int) -> bool:
     rule = VERSIONS[check_version(version)]
     golds = [gold for gold in gold_answers(ground_truth) if _gradable(gold, rule)]
     for gold in golds:
-        if rule.extract is None:
-            _equal(f"\\boxed{{{PROBE}}}", gold, rule)
-        else:
-            compute(gold, math_verify=rule.math_verify, numeric=rule.numeric)
+        _equal(f"\\boxed{{{PROBE}}}" if rule.extract is None else PROBE, gold, rule)
     return bool(golds)
 
 

@@ -6,7 +6,8 @@
         name: compute_score                 # or compute_dapo_score
         reward_kwargs: {version: 6, workers: 4, timeout_seconds: 5.0, memory_mb: 1024}
 
-One and the same function scores rollouts, demonstrations, validation and evaluation. It may be called from many threads.
+One and the same function scores rollouts, demonstrations, validation and evaluation. It may be called from many threads. The
+processes are confined: they can compute, and nothing else.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from math import isfinite
 from typing import Any
 
 import numpy as np
 
 from unify_posttrain.rewards.contract import shown
+from unify_posttrain.rewards.lending import Lending
 from unify_posttrain.rewards.pool import KillablePool, Outcome
 
 logger = logging.getLogger(__name__)
@@ -29,8 +33,9 @@ GRADE = "unify_posttrain.rewards.grading:grade_item"
 GRADE_DAPO = "unify_posttrain.rewards.dapo:grade_item"
 VERSIONS = range(8)
 
-_pools: dict[tuple[str, int, float, int], KillablePool] = {}
-_lock = threading.Lock()
+MOST_POOLS = 4  # of a process: settings that differ are those of training, validation and both kinds of answers
+
+pools: Lending[tuple[str, int, float, int], KillablePool] = Lending(lambda key: KillablePool(*key, confined=True), MOST_POOLS)
 
 
 class _Verdicts:
@@ -42,50 +47,59 @@ class _Verdicts:
         self._known: dict[bytes, Future[bool]] = {}
         self._lock = threading.Lock()
 
-    def usable(self, graders: KillablePool, gold: Any, version: int | None = None) -> bool:
-        """Whether an answer can be compared with `gold`, by the graders of a version."""
-        key = hashlib.blake2b(repr((graders.target, version, gold)).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    def usable(self, graders: KillablePool, golds: Sequence[Any], version: int | None = None) -> list[bool]:
+        """Whether answers can be compared with each of `golds`, by the graders of a version; all unknown ones are asked side by
+        side."""
+        keys = [self._key(graders, gold, version) for gold in golds]
+        mine: dict[bytes, tuple[Any, Future[bool]]] = {}
         with self._lock:
-            found = self._known.get(key)
-            if found is None:
-                mine: Future[bool] = Future()
-                if len(self._known) >= self.most:
-                    del self._known[next(iter(self._known))]
-                self._known[key] = mine
-        if found is not None:
-            return found.result()
+            for key, gold in zip(keys, golds, strict=True):
+                if key not in self._known:
+                    mine[key] = gold, Future()
+                    self._known[key] = mine[key][1]
+            futures = [self._known[key] for key in keys]
+            while len(self._known) > max(self.most, len(mine)):
+                del self._known[next(iter(self._known))]
         try:
-            mine.set_result(self._ask(graders, gold, version))
+            # Mine first, then others': two callers who wait for each other's would wait for ever.
+            verdicts = self._ask(graders, [gold for gold, _ in mine.values()], version)
+            for (_, future), verdict in zip(mine.values(), verdicts, strict=True):
+                future.set_result(verdict)
         except BaseException as error:  # the graders cannot start: all who wait hear of it, and the next one asks again
             with self._lock:
-                self._known.pop(key, None)
-            mine.set_exception(error)
+                for key in mine:
+                    self._known.pop(key, None)
+            for _, future in mine.values():
+                if not future.done():
+                    future.set_exception(error)
             raise
-        return mine.result()
+        return [future.result() for future in futures]
 
     @staticmethod
-    def _ask(graders: KillablePool, gold: Any, version: int | None) -> bool:
-        outcome = graders.run({"gold": gold} if version is None else {"gold": gold, "version": version})
-        if outcome.fault is not None:
-            logger.warning(
-                "the ground truth %s cannot be computed (%s: %s); its prompt is masked",
-                shown(gold, 60),
-                outcome.fault,
-                outcome.detail,
-            )
-        return outcome.fault is None and bool(outcome.value["gold_ok"])
+    def _key(graders: KillablePool, gold: Any, version: int | None) -> bytes:
+        return hashlib.blake2b(repr((graders.target, version, gold)).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+    @staticmethod
+    def _ask(graders: KillablePool, golds: Sequence[Any], version: int | None) -> list[bool]:
+        outcomes = graders.map({"gold": gold} if version is None else {"gold": gold, "version": version} for gold in golds)
+        for gold, outcome in zip(golds, outcomes, strict=True):
+            if outcome.fault is not None:
+                logger.warning(
+                    "the ground truth %s cannot be computed (%s: %s); its prompt is masked",
+                    shown(gold, 60),
+                    outcome.fault,
+                    outcome.detail,
+                )
+        return [outcome.fault is None and bool(outcome.value["gold_ok"]) for outcome in outcomes]
 
 
 _verdicts = _Verdicts()
 
 
-def pool(target: str, workers: int, timeout_seconds: float, memory_mb: int) -> KillablePool:
-    """The pool of this process with these settings; started once, ended with the process."""
-    key = (target, workers, timeout_seconds, memory_mb)
-    with _lock:
-        if key not in _pools:
-            _pools[key] = KillablePool(*key)
-        return _pools[key]
+def pool(target: str, workers: int, timeout_seconds: float, memory_mb: int) -> AbstractContextManager[KillablePool]:
+    """The pool of this process with these settings, for a `with`: shared, kept afterwards, closed when others take its
+    place."""
+    return pools.lend((target, workers, timeout_seconds, memory_mb))
 
 
 def compute_score(
@@ -120,11 +134,11 @@ def compute_score(
     """
     if isinstance(version, bool) or version not in VERSIONS:
         raise ValueError(f"data.reward_impl_version={version!r} is unknown; choose one of {', '.join(map(str, VERSIONS))}")
-    gold = _plain(ground_truth)
-    graders = pool(GRADE, workers, timeout_seconds, memory_mb)
-    if not _verdicts.usable(graders, gold, int(version)):
-        return _nothing(gold_ok=0.0)
-    return _result(graders.run({"text": solution_str, "gold": gold, "version": int(version)}), data_source)
+    gold = plain_ground_truth(ground_truth)
+    with pool(GRADE, workers, timeout_seconds, memory_mb) as graders:
+        if not _verdicts.usable(graders, [gold], int(version))[0]:
+            return _nothing(gold_ok=0.0)
+        return _result(graders.run({"text": solution_str, "gold": gold, "version": int(version)}), data_source)
 
 
 def compute_dapo_score(
@@ -136,45 +150,55 @@ def compute_dapo_score(
     workers: int,
     timeout_seconds: float,
     memory_mb: int,
+    bold_answer_line: bool = False,
     **_: Any,
 ) -> dict[str, Any]:
     """Score a response by its last `Answer:` line (DAPO, arXiv 2503.14476): 1 if it equals the ground truth, else 0.
 
-    Arguments and result are those of :func:`compute_score`. Online SFT's +1 and -1 are made of it by `fusion.online_sft`, DAPO's
+    Arguments and result are those of :func:`compute_score`, beside `bold_answer_line`: whether the line may be in bold
+    (`**Answer:** 13`), which verl's own reward does not read. Online SFT's +1 and -1 are made of it by `fusion.online_sft`, DAPO's
     length penalty by `reward.reward_manager.name=dapo`.
     """
-    gold = _plain(ground_truth)
-    graders = pool(GRADE_DAPO, workers, timeout_seconds, memory_mb)
-    if not _verdicts.usable(graders, gold):
-        return _nothing(gold_ok=0.0)
-    return _result(graders.run({"text": solution_str, "gold": gold}), data_source)
+    gold = plain_ground_truth(ground_truth)
+    with pool(GRADE_DAPO, workers, timeout_seconds, memory_mb) as graders:
+        if not _verdicts.usable(graders, [gold])[0]:
+            return _nothing(gold_ok=0.0)
+        return _result(graders.run({"text": solution_str, "gold": gold, "bold": bool(bold_answer_line)}), data_source)
 
 
 def compute_scores(
     responses: Iterable[str], ground_truths: Iterable[Any], *, version: int, workers: int, timeout_seconds: float, memory_mb: int
 ) -> list[dict[str, Any]]:
     """:func:`compute_score` of many responses, side by side, in their order."""
-    graders = pool(GRADE, workers, timeout_seconds, memory_mb)
     items = [
-        {"text": text, "gold": _plain(gold), "version": int(version)} for text, gold in zip(responses, ground_truths, strict=True)
+        {"text": text, "gold": plain_ground_truth(gold), "version": int(version)}
+        for text, gold in zip(responses, ground_truths, strict=True)
     ]
-    usable = [_verdicts.usable(graders, item["gold"], int(version)) for item in items]
-    outcomes = iter(graders.map(item for item, fine in zip(items, usable, strict=True) if fine))
+    with pool(GRADE, workers, timeout_seconds, memory_mb) as graders:
+        usable = _verdicts.usable(graders, [item["gold"] for item in items], int(version))
+        outcomes = iter(graders.map(item for item, fine in zip(items, usable, strict=True) if fine))
     return [_result(next(outcomes), "") if fine else _nothing(gold_ok=0.0) for fine in usable]
 
 
 def gradable(ground_truth: Any, version: int, *, workers: int, timeout_seconds: float, memory_mb: int) -> bool:
     """Whether responses can be graded against a ground truth; one that hangs or kills the grader cannot be."""
-    return _verdicts.usable(pool(GRADE, workers, timeout_seconds, memory_mb), _plain(ground_truth), int(version))
+    with pool(GRADE, workers, timeout_seconds, memory_mb) as graders:
+        return _verdicts.usable(graders, [plain_ground_truth(ground_truth)], int(version))[0]
 
 
-def _plain(ground_truth: Any) -> Any:
-    """What JSON can say; anything else cannot be graded against."""
-    if isinstance(ground_truth, str):
-        return ground_truth
-    if isinstance(ground_truth, np.ndarray):
+def plain_ground_truth(ground_truth: Any) -> Any:
+    """What JSON can say of a ground truth: a text, a number, or a list of these; anything else cannot be graded against."""
+    if isinstance(ground_truth, np.ndarray | np.generic):
         ground_truth = ground_truth.tolist()
-    return [gold for gold in ground_truth if isinstance(gold, str)] if isinstance(ground_truth, list | tuple) else []
+    if isinstance(ground_truth, list | tuple):
+        return [gold for gold in ground_truth if _is_answer(gold)]
+    return ground_truth if _is_answer(ground_truth) else []
+
+
+def _is_answer(value: Any) -> bool:
+    if isinstance(value, float):
+        return isfinite(value)
+    return isinstance(value, str | int) and not isinstance(value, bool)
 
 
 def _result(outcome: Outcome, data_source: str) -> dict[str, Any]:

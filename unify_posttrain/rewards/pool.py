@@ -7,12 +7,12 @@ again. Many items travel in one message; those that a dead child had not begun a
 The limits are the kernel's: an interval timer that nobody catches, and a bound of the address space. Hence no item can outwit
 them, be it stuck in C code or in a loop that swallows exceptions, and hence no thread of the caller has to watch.
 
-Nothing is left behind: a child ends when its supervisor or the caller's end of the pipe is gone, at the latest after the timeout.
+Nothing is left behind: a pool that nobody holds any more ends its processes, and a child ends when its supervisor or the caller's
+end of the pipe is gone, at the latest after the timeout.
 """
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
 import os
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ from pathlib import Path
 from queue import LifoQueue
 from typing import Any
 
-from unify_posttrain.rewards.worker import LENGTH, UNREAD
+from unify_posttrain.rewards.confinement import sparse_environment
+from unify_posttrain.rewards.worker import AGAIN, LENGTH, UNREAD
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +84,9 @@ class KillablePool:
         argument: JSON-ready; given, the target is called with it once and makes the function, and `memory_mb` is what a process may
             take beyond its imports.
         start_seconds: for a supervisor's imports.
+        confined: the function computes and does nothing else: it opens no file and no socket and knows no variable of the
+            environment (`unify_posttrain.rewards.confinement`). What it imports late has to belong to a library that its module
+            imports, or to Python.
 
     Raises:
         ValueError: a setting out of range, or a target that is not `module:function`.
@@ -95,6 +100,7 @@ class KillablePool:
         memory_mb: int,
         argument: Any = None,
         start_seconds: float = START_SECONDS,
+        confined: bool = False,
     ) -> None:
         if target.count(":") != 1:
             raise ValueError(f"target={target!r} must be module:function")
@@ -103,15 +109,19 @@ class KillablePool:
                 raise ValueError(f"{key}={value} must be above 0")
         self.target, self.workers = target, int(workers)
         self.timeout_seconds, self.memory_mb = float(timeout_seconds), int(memory_mb)
-        self.argument, self.start_seconds = argument, float(start_seconds)
-        self._free: LifoQueue[_Worker] = (
-            LifoQueue()
-        )  # last in, first out: a few items at a time start no more workers than they need
-        for _ in range(self.workers):
-            self._free.put(_Worker(self))
-        self._all = list(self._free.queue)
-        self.closed = False
-        atexit.register(self.close)
+        job = _Job(target, self.timeout_seconds, self.memory_mb, argument, float(start_seconds), confined)
+        self._all = [_Worker(job) for _ in range(self.workers)]
+        # Last in, first out: a few items at a time start no more workers than they need.
+        self._free: LifoQueue[_Worker] = LifoQueue()
+        for worker in self._all:
+            self._free.put(worker)
+        # Knows the workers and not the pool, so that it does not keep alive what it waits for; runs at the end of Python, too.
+        self._end = weakref.finalize(self, _end, job, self._all, os.getpid())
+
+    @property
+    def closed(self) -> bool:
+        """Whether its processes have been ended, for good."""
+        return not self._end.alive
 
     def run(self, item: Any) -> Outcome:
         """One item; waits for a free worker.
@@ -147,10 +157,7 @@ class KillablePool:
 
     def close(self) -> None:
         """End all workers, whatever they are at."""
-        self.closed = True
-        for worker in self._all:
-            worker.stop()
-        atexit.unregister(self.close)
+        self._end()
 
     def __enter__(self) -> KillablePool:
         return self
@@ -159,11 +166,32 @@ class KillablePool:
         self.close()
 
 
+@dataclass
+class _Job:
+    """What all workers of a pool do; see `KillablePool`."""
+
+    target: str
+    timeout_seconds: float
+    memory_mb: int
+    argument: Any
+    start_seconds: float
+    confined: bool
+    ended: bool = False
+
+
+def _end(job: _Job, workers: Sequence[_Worker], owner: int) -> None:
+    """End the workers of a pool, in the process that started them: one that was forked from it has them by name only."""
+    job.ended = True
+    if os.getpid() == owner:
+        for worker in workers:
+            worker.stop()
+
+
 class _Worker:
     """One supervisor and the pipe to it; used by one thread at a time."""
 
-    def __init__(self, pool: KillablePool) -> None:
-        self.pool = pool
+    def __init__(self, job: _Job) -> None:
+        self.job = job
         self.process: subprocess.Popen[bytes] | None = None
         self.number = 0
         self._received = b""
@@ -177,8 +205,8 @@ class _Worker:
         return outcomes
 
     def _exchange(self, items: Sequence[Any]) -> list[Outcome]:
-        """Send items; the outcomes of the first ones, of at least one, up to the first that took the child with it."""
-        if self.pool.closed:
+        """Send items; the outcomes of the first ones, up to one that took the child with it or has to be sent once more."""
+        if self.job.ended:
             return [Outcome(fault="crash", detail="the pool was closed")] * len(items)
         process = self.process or self._start()
         first, self.number = self.number + 1, self.number + len(items)
@@ -191,8 +219,10 @@ class _Worker:
             process.stdin.write(LENGTH.pack(len(frame)) + frame)
             process.stdin.flush()
             for number in range(first, first + len(items)):
-                line = self._line(process, self.pool.timeout_seconds + GRACE_SECONDS)
+                line = self._line(process, self.job.timeout_seconds + GRACE_SECONDS)
                 replied, value, fault, detail = json.loads(line) if line else (None, None, None, "")
+                if fault == AGAIN:
+                    return outcomes
                 if replied == UNREAD and not outcomes:
                     return self._unread(items, Outcome(None, fault, detail))
                 if replied != number:
@@ -214,14 +244,15 @@ class _Worker:
         return [outcome] if len(items) == 1 else self._exchange(items[:1])
 
     def _start(self) -> subprocess.Popen[bytes]:
-        pool = self.pool
-        command = [sys.executable, "-m", "unify_posttrain.rewards.worker", pool.target]
-        command += [str(pool.timeout_seconds), str(pool.memory_mb)]
-        if pool.argument is not None:
-            command += ["beyond", json.dumps(pool.argument)]
+        job = self.job
+        command = [sys.executable, "-m", "unify_posttrain.rewards.worker", job.target]
+        command += [str(job.timeout_seconds), str(job.memory_mb), "confined" if job.confined else "free"]
+        if job.argument is not None:
+            command += ["beyond", json.dumps(job.argument)]
         # The target has to be found as here, wherever the caller's path came from; and a worker is one thread.
         paths = [str(Path(__file__).resolve().parents[2]), *(path or os.getcwd() for path in sys.path)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": "1"}
+        inherited = sparse_environment(os.environ) if job.confined else os.environ
+        environment = {**inherited, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -230,11 +261,13 @@ class _Worker:
             start_new_session=True,  # Ctrl-C is the caller's business
         )
         self.process, self.number, self._received = process, 0, b""
-        line = self._line(process, pool.start_seconds)
-        said = json.loads(line) if line else {"failed": f"it ended, or took more than {pool.start_seconds:g} s"}
+        line = self._line(process, job.start_seconds)
+        said = json.loads(line) if line else {"failed": f"it ended, or took more than {job.start_seconds:g} s"}
         if "failed" in said:
             self.stop()
-            raise WorkerStartError(f"a worker for {pool.target} did not start: {said['failed']}", said["failed"])
+            raise WorkerStartError(f"a worker for {job.target} did not start: {said['failed']}", said["failed"])
+        if job.ended:  # meanwhile
+            self.stop()
         return process
 
     def _line(self, process: subprocess.Popen[bytes], seconds: float) -> bytes:

@@ -1,16 +1,17 @@
 """A worker of `unify_posttrain.rewards.pool`:
 
-    python -m unify_posttrain.rewards.worker MODULE:FUNCTION TIMEOUT_SECONDS MEMORY_MB [beyond ARGUMENT]
+    python -m unify_posttrain.rewards.worker MODULE:FUNCTION TIMEOUT_SECONDS MEMORY_MB free|confined [beyond ARGUMENT]
 
 Reads frames from stdin, each a length and a pickle of (number, items), and writes a line `[number, value, fault, detail]` per item
 to stdout, in order. The process itself is the supervisor: it imports the function, then only forks children and waits for them. The
 child reads, works and writes. With `beyond ARGUMENT` the memory is what a process may take beyond its imports, and MODULE:FUNCTION
-makes the function of ARGUMENT, which is JSON.
+makes the function of ARGUMENT, which is JSON. `confined`: children only compute (`unify_posttrain.rewards.confinement`).
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import json
 import mmap
@@ -26,6 +27,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from unify_posttrain.rewards.confinement import LATE, LateImports, confine
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 DETAIL_CHARACTERS = 300  # a reply without a value has to fit one atomic write
 ROOM_MB = 64  # what a function must at least be left
@@ -34,6 +37,7 @@ LENGTH = struct.Struct("q")
 IDLE, READING = 0, -1  # what a child is at, if not at an item, which has a number from 1
 FLUSH_SECONDS = 0.02  # a reply waits no longer for others to be written with it
 UNREAD = 0  # in place of an item's number: none of the frame was worked on
+AGAIN = "again"  # in place of a fault: a module was missing and is there now, so the item has to be sent once more
 
 
 def main(arguments: list[str]) -> None:
@@ -43,21 +47,29 @@ def main(arguments: list[str]) -> None:
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     try:
-        function = _load(target, *arguments[4:])
-        limit_mb = _limit_mb(memory_mb, beyond=len(arguments) > 3)
+        function = _load(target, *arguments[5:])
+        limit_mb = _limit_mb(memory_mb, beyond=len(arguments) > 4)
     except BaseException as error:  # a module may do anything when it is imported, SystemExit included
         if error.__cause__ is not None or not isinstance(error, ValueError):  # else its message says all
             traceback.print_exception(error.__cause__ or error)
         _write(replies, {"failed": f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)})
         sys.exit(1)
-    progress = Progress(replies)
+    progress, late = Progress(replies), LateImports() if arguments[3] == "confined" else None
     _write(replies, {"ready": True})
     while True:
+        gc.collect()
+        gc.freeze()  # a child that searched what is imported for garbage would copy all of it
         pid = os.fork()
         if pid == 0:
-            _serve(function, timeout, memory_mb, limit_mb, progress)
+            _serve(function, timeout, memory_mb, limit_mb, progress, late)
         _, status = os.waitpid(pid, 0)
         code, number = os.waitstatus_to_exitcode(status), progress.number
+        wanted = late.serve() if late is not None and code == LATE else ""
+        if wanted:
+            progress.number = IDLE
+            progress.reply(max(number, UNREAD), b"null", AGAIN, wanted)
+            progress.flush()
+            continue
         if code == GONE and number == IDLE:  # a function may exit with any code
             return
         if number == READING:
@@ -139,13 +151,18 @@ class Progress:
         self._flushed = time.monotonic()
 
 
-def _serve(function: Callable[[Any], Any], timeout: float, memory_mb: int, limit_mb: int, progress: Progress) -> None:
+def _serve(
+    function: Callable[[Any], Any], timeout: float, memory_mb: int, limit_mb: int, progress: Progress, late: LateImports | None
+) -> None:
     """A child's life; it never returns."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_AS, (limit_mb << 20, limit_mb << 20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     folder = os.open(".", os.O_RDONLY)
     stdin = sys.stdin.buffer
+    if late is not None:
+        late.install()
+        confine()
     while header := stdin.read(LENGTH.size):
         progress.number = READING
         frame = stdin.read(*LENGTH.unpack(header))

@@ -46,6 +46,12 @@ class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
     """verl's single-turn loop. The row's `rollout_seed` becomes the request's `seed`. Its `response_prefix_ids` become the first
     tokens of the response: appended to the prompt for the engine, in front of what it generates for everyone else."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # verl renders two user messages in a row here, to know the system prompt that loops with tools cut off. Templates that want
+        # the roles to alternate (Gemma's) refuse them, and a single turn cuts nothing off.
+        super().__init__(*args, **{**kwargs, "tokenizer": _NoSystemPrompt()})
+        self.tokenizer = kwargs["tokenizer"]
+
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         # A copy: verl shares one dictionary between all loops of a worker.
         params = {**sampling_params, "seed": int(kwargs[SEED_COLUMN])} if SEED_COLUMN in kwargs else dict(sampling_params)
@@ -61,6 +67,14 @@ class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
         if output.response_logprobs is not None:
             output.response_logprobs = [0.0] * len(prefix) + output.response_logprobs[:room]  # not sampled; nobody reads them
         return output
+
+
+class _NoSystemPrompt:
+    """A tokenizer whose template writes nothing, so that verl finds no system prompt."""
+
+    @staticmethod
+    def apply_chat_template(*_: Any, **__: Any) -> list[int]:
+        return []
 
 
 class _AfterPrefix:

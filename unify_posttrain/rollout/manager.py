@@ -22,11 +22,10 @@ from verl import DataProto
 from verl.experimental.agent_loop.agent_loop import AgentLoopManager
 from verl.experimental.agent_loop.utils import resolve_config_path
 from verl.utils import hf_processor, hf_tokenizer
-from verl.utils.chat_template import apply_chat_template
 from verl.utils.fs import copy_to_local
 from verl.utils.ray_utils import auto_await
-from verl.utils.tokenizer import normalize_token_ids
 
+from unify_posttrain.chat import ChatTemplate
 from unify_posttrain.experience.rows import object_column
 from unify_posttrain.rollout.agent_loop import (
     NEW_TOKENS_COLUMN,
@@ -228,9 +227,8 @@ class DirectBatch:
 def _tokenised(messages: np.ndarray, manager: RolloutManager) -> Iterator[np.ndarray]:
     """Token ids per row; the rows of a prompt hold the same messages, which are tokenised once and share the result."""
     known: dict[int, np.ndarray] = {}
-    options = dict(manager.config.data.get("apply_chat_template_kwargs") or {})
+    template = ChatTemplate(manager.tokenizer, dict(manager.config.data.get("apply_chat_template_kwargs") or {}))
     for each in messages:
         if id(each) not in known:  # all of them live as long as `messages`: no other object has the same id meanwhile
-            made = apply_chat_template(manager.tokenizer, list(each), add_generation_prompt=True, tokenize=True, **options)
-            known[id(each)] = np.array(normalize_token_ids(made), dtype=np.int32)
+            known[id(each)] = np.array(template.ids(list(each)), dtype=np.int32)
         yield known[id(each)]

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from unify_posttrain.algorithms import Algorithm, build_algorithm
-from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN, TARGET_COLUMNS
+from unify_posttrain.algorithms import build_algorithm
+from unify_posttrain.chat import ChatTemplate
+from unify_posttrain.rewards.truths import check_truths
 from unify_posttrain.startup.inputs import Missing, downloads, missing_files, missing_model
 from unify_posttrain.startup.reward_checks import check_sources
 from unify_posttrain.startup.reward_trial import check_reward_function
+from unify_posttrain.startup.target_checks import check_hints, check_targets
+from unify_posttrain.tasks.truths import check_own_truths
 
 logger = logging.getLogger(__name__)
-
-HINT_COLUMN = "hint"
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What the data check found: rows of each split, rows left out, rows without a usable target (None: not asked)."""
+    """What the data check found: rows of each split, rows left out, rows without a usable target (None: not asked), and rows of
+    both splits whose ground truth cannot be graded against."""
 
     train_rows: int
     train_dropped: int
     val_rows: int
     without_target: int | None
+    masked_truths: int = 0
 
 
 def check_data_if_there(config: DictConfig) -> tuple[DataReport | None, list[Missing]]:
@@ -53,8 +57,9 @@ def check_data(config: DictConfig) -> DataReport:
     """Load both splits as the run will, and look at what only the rows can tell.
 
     Raises:
-        ValueError: unreadable, empty or malformed files, prompts or (under demo.overlong=error) demonstrations over their limit,
-            fewer prompts than a batch, more steps than the data has, a reward function that cannot score them.
+        ValueError: unreadable, empty or malformed files, prompts that the chat template does not take, prompts or (under
+            demo.overlong=error) demonstrations over their limit, targets of a wrong type, fewer prompts than a batch, more steps
+            than the data has, a reward function that cannot score them, ground truths that no reward can use.
     """
     from unify_posttrain.startup.dataset import FusionDataset
     from unify_posttrain.startup.tokenizers import load_tokenizer
@@ -62,12 +67,18 @@ def check_data(config: DictConfig) -> DataReport:
     algorithm = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
     tokenizer = load_tokenizer(config)
 
+    processor = _processor(config)
+
     def load(split: str) -> Any:
         limit = config.data.get(f"{split}_max_samples", -1)
-        return FusionDataset(config.data[f"{split}_files"], tokenizer, config.data, max_samples=limit)
+        return FusionDataset(config.data[f"{split}_files"], tokenizer, config.data, processor, max_samples=limit)
 
     train, val = load("train"), load("val")
+    template = ChatTemplate(tokenizer, config.data.get("apply_chat_template_kwargs", {}))
+    for warning in template.warnings(train.dataframe[0][train.prompt_key]):
+        logger.warning("%s", warning)
     check_sources(config, {source for frame in (train, val) for source in frame.dataframe.unique("data_source")})
+    masked = _check_truths(config, (train, val))
     check_reward_function(config, [frame.dataframe for frame in (train, val)])
     batch = config.data.train_batch_size
     if len(train) < batch:
@@ -79,45 +90,42 @@ def check_data(config: DictConfig) -> DataReport:
             "raise trainer.total_epochs"
         )
     rules = [phase.algorithm.experience for phase in algorithm.phases]
-    if any(rule.needs_hint for rule in rules) and HINT_COLUMN not in train.dataframe.column_names:
-        raise ValueError(
-            f"data.train_files have no column '{HINT_COLUMN}' (list of sentences), which algorithm={algorithm.name} reads hints "
-            f"from; present: {', '.join(train.dataframe.column_names)}"
-        )
+    if any(rule.needs_hint for rule in rules):
+        check_hints(algorithm, train, template)
     without_target = None
     if any(rule.needs_target for rule in rules):
-        without_target = _check_targets(config, algorithm, train, tokenizer)
-    return DataReport(len(train), train.dropped_prompts, len(val), without_target)
+        without_target = check_targets(config, algorithm, train, template)
+    return DataReport(len(train), train.dropped_prompts, len(val), without_target, masked)
 
 
-def _check_targets(config: DictConfig, algorithm: Algorithm, train: Any, tokenizer: Any) -> int:
-    """Targets exist. They are tokenised here only if a policy makes one bad row an error. Returns the prompts without."""
-    from unify_posttrain.startup.reader import make_reader
+def _processor(config: DictConfig) -> Any:
+    """Of a multimodal model, if the data has images or videos for one; None: nothing would read them."""
+    from verl.utils.fs import copy_to_local
 
-    frame = train.dataframe
-    columns = [column for column in TARGET_COLUMNS if column in frame.column_names]
-    if not columns:
-        raise ValueError(
-            f"data.train_files have no column 'target' (or 'target_lst'), algorithm={algorithm.name} trains demonstrations; "
-            f"present: {', '.join(frame.column_names)}. Add one, or use algorithm=grpo"
-        )
-    if algorithm.fusion.shaping.name == "target_prob" and PROBABILITY_COLUMN not in frame.column_names:
-        raise ValueError(
-            f"data.train_files have no column '{PROBABILITY_COLUMN}' (teacher probabilities per target token), which "
-            "fusion.shaping.name=target_prob reads; use p_div_p"
-        )
-    demo = algorithm.fusion.demo
-    if demo.overlong == "error" or demo.missing == "error":
-        reader = make_reader(tokenizer, algorithm.fusion, config.data.get("apply_chat_template_kwargs", {}))
-        readings = [reader.read(row["row_id"], row[config.data.prompt_key], row, step=0) for row in frame]
-        without = [row for row, reading in enumerate(readings) if reading.demonstration is None]
-        if without and demo.missing == "error":
-            raise ValueError(
-                f"training row {frame[without[0]]['row_id']} (and {len(without) - 1} more) has no usable target and "
-                "fusion.demo.missing=error; fix the data, or set it to rl or skip"
-            )
-        return len(without)
-    usable = sum(any(row[column] is not None and len(row[column]) for column in columns) for row in frame.select_columns(columns))
-    if not usable:
-        raise ValueError(f"every target in data.train_files is empty, algorithm={algorithm.name} has nothing to learn from")
-    return len(frame) - usable
+    from unify_posttrain.startup.dataset import names_of
+    from unify_posttrain.startup.tokenizers import load_processor
+
+    columns = {config.data.get("image_key", "images"), config.data.get("video_key", "videos")}
+    files = [file for key in ("train_files", "val_files") for file in _list(config.data[key])]
+    if not any(columns & set(names_of(file)) for file in files):
+        return None
+    return load_processor(config, copy_to_local(config.actor_rollout_ref.model.path))
+
+
+def _list(files: Any) -> list[str]:
+    return [files] if isinstance(files, str) else list(files)
+
+
+def _check_truths(config: DictConfig, splits: Sequence[Any]) -> int:
+    """Ground truths that the reward cannot use are refused, those that it cannot read are counted and said. Returns the number."""
+    node = OmegaConf.to_container(config.reward.custom_reward_function, resolve=True)
+    masked = 0
+    for split in splits:
+        rows = split.dataframe.select_columns(["row_id", "reward_model"])
+        truths = [(split.place(row["row_id"]), row["reward_model"]["ground_truth"]) for row in rows]
+        check_own_truths(node, truths)
+        found = check_truths(node, truths)
+        if found is not None:
+            logger.warning("%s", found.sentence(truths[found.rows[0]][0], "their prompts are masked"))
+            masked += len(found.rows)
+    return masked

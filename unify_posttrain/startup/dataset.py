@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from glob import escape
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from unify_posttrain.tasks.columns import check_columns, check_row
+from unify_posttrain.chat import ChatTemplate, TemplateRefusedError
+from unify_posttrain.preparation.local_rows import rows_of
+from unify_posttrain.preparation.rows import RowFault
+from unify_posttrain.startup.arrow_types import plain_type
+from unify_posttrain.tasks.columns import REQUIRED_COLUMNS, check_columns, check_row
 
 logger = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 1000  # looked at together; says nothing about the result
 
 
 class FusionDataset(RLHFDataset):
@@ -20,44 +32,91 @@ class FusionDataset(RLHFDataset):
     random draw of this package is keyed on it.
 
     Raises:
-        ValueError: an unreadable or empty file, a missing column, a malformed row, or nothing left after the length filter.
+        ValueError: an unreadable or empty file, a missing column, a malformed row, a prompt that the chat template does not take,
+            or nothing left after the length filter.
     """
 
     def _read_files_and_tokenize(self) -> None:
         frames = [self._read(file) for file in self.data_files]
-        frame = datasets.concatenate_datasets(frames)
+        self._ends = list(accumulate(map(len, frames)))
+        frame = self._together(frames)
         frame = frame.add_column("row_id", np.arange(len(frame)))
         if 0 < self.max_samples < len(frame):
             picked = np.arange(self.max_samples)
             if self.shuffle:
                 picked = np.random.default_rng(self.seed).choice(len(frame), size=self.max_samples, replace=False)
             frame = frame.select(picked.tolist())
+        self._check_rows(frame)
         self.dataframe = self._within_length(frame)
 
+    def place(self, row_id: int) -> str:
+        """The file of a row and its position there, for messages."""
+        number = bisect_right(self._ends, row_id)
+        return f"data file {self.data_files[number]}, row {row_id - (self._ends[number - 1] if number else 0)}"
+
     def _read(self, file: str) -> datasets.Dataset:
-        kind = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}.get(Path(file).suffix)
-        if kind is None:
+        suffix = Path(file).suffix
+        if suffix not in (".parquet", ".json", ".jsonl"):
             raise ValueError(f"data file {file}: format must be .parquet, .json or .jsonl")
-        try:
-            # A name with brackets is a pattern to `datasets`, which would read another file.
-            frame = datasets.load_dataset(kind, data_files=escape(file))["train"]
-        except Exception as error:  # datasets raises a dozen kinds of errors for a file that it cannot parse
-            raise ValueError(f"data file {file} cannot be read as {kind}: {error}") from error
+        frame = _read_parquet(file) if suffix == ".parquet" else _read_json(file)
         if not len(frame):
             raise ValueError(f"data file {file} holds no rows; prepare it again")
-        check_columns(f"data file {file}", frame.column_names)
-        check_row(f"data file {file}, row 0", frame[0])
+        check_columns(f"data file {file}", frame.column_names, self.prompt_key)
+        for name, field in zip(frame.column_names, frame.features.arrow_schema, strict=True):
+            plain = plain_type(field.type)
+            if plain != field.type:  # large and plain kinds of text and lists, which several files may differ in
+                frame = frame.cast_column(name, datasets.Features.from_arrow_schema(pa.schema([(name, plain)]))[name])
         return frame
 
+    def _together(self, frames: list[datasets.Dataset]) -> datasets.Dataset:
+        try:
+            return datasets.concatenate_datasets(frames)
+        except ValueError as error:
+            for file, frame in zip(self.data_files[1:], frames[1:], strict=True):
+                for name in frame.column_names:
+                    first, other = frames[0].features.get(name), frame.features[name]
+                    if first is not None and first != other:
+                        raise ValueError(
+                            f"data files {self.data_files[0]} and {file} differ in the type of column {name!r}: {first} and "
+                            f"{other}; write both alike, e.g. by preparing both"
+                        ) from error
+            raise ValueError(f"data files {', '.join(map(str, self.data_files))} cannot be joined: {error}") from error
+
+    def _check_rows(self, frame: datasets.Dataset) -> None:
+        """Look at every row: at what every task needs, and at images that no processor would read."""
+        columns = [column for column in (self.prompt_key, *REQUIRED_COLUMNS[1:], "extra_info") if column in frame.column_names]
+        for row in self._plain_rows(frame, tuple(columns)):
+            check_row(self.place(row["row_id"]), row, self.prompt_key)
+            if self.processor is None and any(_shows(message["content"]) for message in row[self.prompt_key]):
+                raise ValueError(
+                    f"{self.place(row['row_id'])}: column {self.prompt_key!r} shows an image or a video, and the model has no "
+                    "processor for them; take a multimodal model, or leave the row out"
+                )
+        if self.processor is not None:
+            return
+        for column in {self.image_key, self.video_key} & set(frame.column_names):
+            for row in self._plain_rows(frame.cast_column(column, _undecoded(frame.features[column])), (column,)):
+                if row[column]:
+                    raise ValueError(
+                        f"{self.place(row['row_id'])}: column {column!r} holds {_number(row[column])}, and the model has no "
+                        f"processor for them; take a multimodal model, or leave the column {column!r} out of the file"
+                    )
+
+    @staticmethod
+    def _plain_rows(frame: datasets.Dataset, columns: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:
+        chosen = frame.select_columns([*columns, "row_id"]).with_format("arrow")
+        for table in chosen.iter(batch_size=ROWS_AT_ONCE):
+            yield from table.to_pylist()
+
     def _within_length(self, frame: datasets.Dataset) -> datasets.Dataset:
-        """Drop prompts over data.max_prompt_length, or refuse them if data.filter_overlong_prompts is off. Never cut one."""
-        allowed = self.filter_overlong_prompts
-        self.filter_overlong_prompts = True
-        kept = self.maybe_filter_out_long_prompts(frame)
-        self.filter_overlong_prompts = allowed
+        """Drop prompts over data.max_prompt_length, or refuse them if data.filter_overlong_prompts is off. Never cut one.
+
+        verl counts a prompt that cannot be rendered as too long; here it is an error that says why it cannot.
+        """
+        kept = frame.filter(self._fits, num_proc=self.num_workers, desc=f"prompts of at most {self.max_prompt_length} tokens")
         dropped = sorted(set(frame["row_id"]) - set(kept["row_id"]))
         limit = f"data.max_prompt_length={self.max_prompt_length}"
-        if dropped and not allowed:
+        if dropped and not self.filter_overlong_prompts:
             raise ValueError(
                 f"the prompt of row {dropped[0]} (and {len(dropped) - 1} more) is longer than {limit}; raise the limit, or set "
                 "data.filter_overlong_prompts=true to leave such rows out"
@@ -68,3 +127,89 @@ class FusionDataset(RLHFDataset):
             logger.warning("%d of %d prompts are longer than %s and are left out", len(dropped), len(frame), limit)
         self.dropped_prompts = len(dropped)
         return kept
+
+    def _fits(self, row: dict[str, Any]) -> bool:
+        return self._length(row) <= self.max_prompt_length
+
+    def _length(self, row: dict[str, Any]) -> int:
+        """Tokens of the prompt as the agent loop renders it, images and videos included."""
+        where = self.place(row["row_id"])
+        options = dict(self.apply_chat_template_kwargs) | ({} if self.tool_schemas is None else {"tools": self.tool_schemas})
+        if self.processor is None:
+            return len(ChatTemplate(self.tokenizer, options).ids(row[self.prompt_key], where))
+        try:
+            return self._processed_length(dict(row), ChatTemplate(self.processor, options), where)
+        except TemplateRefusedError:
+            raise
+        except Exception as error:  # a processor raises whatever its image library does
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise ValueError(f"{where}: its images or videos cannot be processed ({said}); mend the row or leave it out") from error
+
+    def _processed_length(self, row: dict[str, Any], template: ChatTemplate, where: str) -> int:
+        from verl.utils.dataset.vision_utils import process_image, process_video
+
+        size = self.image_patch_size
+        images = [process_image(image, image_patch_size=size) for image in row.get(self.image_key) or ()]
+        videos = [
+            process_video(video, image_patch_size=size, return_video_metadata=True) for video in row.get(self.video_key) or ()
+        ]
+        text = template.text(self._build_messages(row), where)
+        more = {"video_metadata": [about for _, about in videos], "do_sample_frames": False} if videos else {}
+        frames = [video for video, _ in videos]
+        encoded = self.processor(text=[text], images=images or None, videos=frames or None, videos_kwargs=more)
+        return len(encoded["input_ids"][0])
+
+
+def names_of(file: str) -> list[str]:
+    """The columns of a data file, without its rows where that can be done; none of one that cannot be read."""
+    try:
+        if str(file).endswith(".parquet"):
+            return list(pq.read_schema(file).names)
+        return list(_read_json(str(file)).column_names)
+    except (OSError, pa.ArrowException, ValueError):
+        return []  # whoever reads it says why
+
+
+def _read_parquet(file: str) -> datasets.Dataset:
+    try:
+        # A name with brackets is a pattern to `datasets`, which would read another file.
+        return datasets.load_dataset("parquet", data_files=escape(file))["train"]
+    except Exception as error:  # datasets raises a dozen kinds of errors for a file that it cannot parse
+        raise ValueError(f"data file {file} cannot be read as parquet: {error}") from error
+
+
+def _read_json(file: str) -> datasets.Dataset:
+    """As `prepare` reads it: `datasets` would take text for a date and a whole number for a float, and no mark of byte order."""
+    rows = []
+    for _, number, row in rows_of([Path(file)], ROWS_AT_ONCE, "data file"):
+        if isinstance(row, RowFault):
+            raise ValueError(f"data file {file}, row {number}: {row}; mend the row or leave it out")
+        rows.append(row)
+    columns: dict[str, pa.Array] = {}
+    for name in rows[0] if rows else ():
+        try:
+            columns[name] = pa.array([row[name] for row in rows])
+        except (pa.ArrowException, OverflowError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"data file {file}: column {name!r} holds values of several types, or numbers too large for one "
+                f"({' '.join(str(error).split())[:200]}); write them alike, e.g. all as text"
+            ) from error
+    return datasets.Dataset(pa.table(columns))
+
+
+def _undecoded(kind: Any) -> Any:
+    """A column's type whose images stay bytes or paths: none is opened to count them."""
+    if isinstance(kind, datasets.Image | datasets.Video):
+        return type(kind)(decode=False)
+    if isinstance(kind, datasets.List | datasets.LargeList):
+        return type(kind)(_undecoded(kind.feature))
+    return kind
+
+
+def _shows(content: Any) -> bool:
+    """Whether a message has parts beside text."""
+    return isinstance(content, list) and any(part.get("type") not in (None, "text") for part in content)
+
+
+def _number(value: Any) -> str:
+    return f"{len(value)} of them" if isinstance(value, list) else "one"

@@ -119,7 +119,8 @@ def _data(data: DataReport | None) -> str:
     if data is None:
         return "not read, see below"
     targets = "not needed" if data.without_target is None else f"{data.train_rows - data.without_target} usable"
-    return f"{data.train_rows} prompts ({data.train_dropped} too long), targets {targets}; validation {data.val_rows}"
+    masked = f"; {data.masked_truths} ground truths that cannot be graded" if data.masked_truths else ""
+    return f"{data.train_rows} prompts ({data.train_dropped} too long), targets {targets}; validation {data.val_rows}{masked}"
 
 
 def _steps(config: DictConfig, data: DataReport | None) -> str:

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from verl.utils.chat_template import apply_chat_template
-from verl.utils.tokenizer import normalize_token_ids
-
 from unify_posttrain.algorithms import FusionConfig
+from unify_posttrain.chat import ChatTemplate
 from unify_posttrain.experience.demonstrations import DemonstrationReader
 
 
 def make_reader(tokenizer: Any, fusion: FusionConfig, template_kwargs: Mapping[str, Any]) -> DemonstrationReader:
-    """A reader that renders prompts exactly as verl's agent loop does."""
+    """A reader that renders prompts exactly as verl's agent loop does, and ends where a chat template does not take one."""
+    template = ChatTemplate(tokenizer, template_kwargs)
 
     def render(messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[int]]:
-        prompt = [dict(message) for message in messages]
-        text = apply_chat_template(tokenizer, prompt, tokenize=False, **template_kwargs)
-        return text, normalize_token_ids(apply_chat_template(tokenizer, prompt, tokenize=True, **template_kwargs))
+        return template.text(messages), template.ids(messages)
 
     return DemonstrationReader(
         encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
@@ -29,4 +26,5 @@ def make_reader(tokenizer: Any, fusion: FusionConfig, template_kwargs: Mapping[s
         select=fusion.demo.select,
         seed=fusion.seed,
         with_probabilities=fusion.shaping.name == "target_prob",
+        eos_text=tokenizer.eos_token,
     )

@@ -4,8 +4,8 @@
         prepare.task.columns.ground_truth=meta.answer prepare.task.columns.target=solution
 
 A field takes its value from the source column that `prepare.task.columns` names (`a.b` and `a.0` lead into nested values), or,
-where that is null, from `prepare.task.constants`. Prompts may be text or messages; targets text, one assistant message, or a list
-of texts.
+where that is null, from `prepare.task.constants`. Prompts may be text or messages, also as JSON text; targets text, one assistant
+message, or a list of texts.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from verl import DataProto
@@ -13,7 +12,7 @@ from unify_posttrain.experience.mixer import PREFIX_LENGTH
 from unify_posttrain.experience.rows import object_column
 from unify_posttrain.experience.rules import Experience, Prompt, ResponsePrefix
 from unify_posttrain.rollout.agent_loop import PREFIX_COLUMN, PREFIX_TRAINED_COLUMN
-from unify_posttrain.startup.data_checks import HINT_COLUMN
+from unify_posttrain.startup.target_checks import HINT_COLUMN, hint_sentences
 
 
 def draw_response_prefixes(
@@ -40,19 +39,6 @@ def draw_response_prefixes(
         sentences = hint_sentences(hints[position], int(row_id)) if experience.needs_hint else ()
         prefixes.append(experience.response_prefixes(Prompt(int(row_id), target, sentences, encode), step))
     return prefixes
-
-
-def hint_sentences(value: Any, row_id: int) -> tuple[str, ...]:
-    """A `hint` cell as sentences; null is none.
-
-    Raises:
-        ValueError: not a list of text.
-    """
-    if value is None:
-        return ()
-    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or any(not isinstance(part, str) for part in value):
-        raise ValueError(f"training row {row_id}: column 'hint' must be a list of sentences, not {str(value)[:80]!r}")
-    return tuple(value)
 
 
 def prefix_columns(prefixes: Sequence[ResponsePrefix]) -> dict[str, np.ndarray]:

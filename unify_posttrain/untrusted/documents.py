@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+
+EXACT = 2.0**53  # up to here every whole number is a float of its own; beyond, a float stands for several
 
 
 class DocumentError(ValueError):
@@ -16,11 +19,31 @@ class BrokenDocumentError(DocumentError):
     """The text itself is damaged: no JSON, or no UTF-8. What follows it in the same file cannot be trusted either."""
 
 
+class WrittenNumber(float):
+    """A number that a float holds in part, or that floats hold only by chance: `text` has all its digits."""
+
+    text: str
+
+    def __new__(cls, text: str) -> WrittenNumber:
+        """`text`: of the JSON."""
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+
+def _number(text: str) -> float:
+    """A float, with its text where that says more."""
+    plain = float(text)
+    whole = abs(plain) < EXACT
+    return plain if whole and Decimal(repr(plain)) == Decimal(text) else WrittenNumber(text)
+
+
 class _UniqueKeys(json.JSONDecoder):
-    """Refuses objects in which a key stands twice: which value counts would be up to the library that reads it."""
+    """Refuses objects in which a key stands twice: which value counts would be up to the library that reads it. Numbers keep all
+    their digits."""
 
     def __init__(self) -> None:
-        super().__init__(object_pairs_hook=_unique)
+        super().__init__(object_pairs_hook=_unique, parse_float=_number)
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

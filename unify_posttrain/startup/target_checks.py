@@ -1,0 +1,115 @@
+"""Start-up checks of what is trained beside prompts: targets and hints of every row, and where they meet the chat template."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from unify_posttrain.algorithms import Algorithm
+from unify_posttrain.chat import THINKING_FAULTS, ChatTemplate, joined, thinking_fault
+from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN, TARGET_COLUMNS, target_texts
+from unify_posttrain.startup.reader import make_reader
+
+logger = logging.getLogger(__name__)
+
+HINT_COLUMN = "hint"
+
+
+def check_targets(config: DictConfig, algorithm: Algorithm, train: Any, template: ChatTemplate) -> int:
+    """Targets exist, are of a type that can be trained, and fit the template. Returns the prompts without.
+
+    They are tokenised here only if a policy makes one bad row an error.
+
+    Args:
+        config: of the run.
+        algorithm: that trains them.
+        train: the training split, a FusionDataset.
+        template: of the run.
+
+    Raises:
+        ValueError: no column, no usable target, one of a wrong type or of several turns, or one that `fusion.demo` refuses.
+    """
+    frame = train.dataframe
+    columns = [column for column in TARGET_COLUMNS if column in frame.column_names]
+    if not columns:
+        raise ValueError(
+            f"data.train_files have no column 'target' (or 'target_lst'), algorithm={algorithm.name} trains demonstrations; "
+            f"present: {', '.join(frame.column_names)}. Add one, or use algorithm=grpo"
+        )
+    if algorithm.fusion.shaping.name == "target_prob" and PROBABILITY_COLUMN not in frame.column_names:
+        raise ValueError(
+            f"data.train_files have no column '{PROBABILITY_COLUMN}' (teacher probabilities per target token), which "
+            "fusion.shaping.name=target_prob reads; use p_div_p"
+        )
+    usable, faults = 0, {}
+    for row in frame.select_columns([train.prompt_key, *columns, "row_id"]):
+        texts = _named(train, row, target_texts)
+        usable += bool(texts)
+        if texts:
+            prompt = template.text(row[train.prompt_key], train.place(row["row_id"]))
+            for fault in dict.fromkeys(fault for text in texts if (fault := thinking_fault(prompt, text)) is not None):
+                faults.setdefault(fault, []).append(row["row_id"])
+    for fault, rows in faults.items():
+        what, remedy = THINKING_FAULTS[fault]
+        logger.warning("the targets of %d of %d rows (first: %s) %s; %s", len(rows), len(frame), train.place(rows[0]), what, remedy)
+    demo = algorithm.fusion.demo
+    if demo.overlong == "error" or demo.missing == "error":
+        reader = make_reader(template.tokenizer, algorithm.fusion, template.options)
+        readings = [reader.read(row["row_id"], row[train.prompt_key], row, step=0) for row in frame]
+        without = [row for row, reading in enumerate(readings) if reading.demonstration is None]
+        if without and demo.missing == "error":
+            raise ValueError(
+                f"training row {frame[without[0]]['row_id']} (and {len(without) - 1} more) has no usable target and "
+                "fusion.demo.missing=error; fix the data, or set it to rl or skip"
+            )
+        return len(without)
+    if not usable:
+        raise ValueError(f"every target in data.train_files is empty, algorithm={algorithm.name} has nothing to learn from")
+    return len(frame) - usable
+
+
+def check_hints(algorithm: Algorithm, train: Any, template: ChatTemplate) -> None:
+    """Every hint is a list of sentences, and none opens the thinking that the template has opened.
+
+    Raises:
+        ValueError: no column, or such a hint; names file and row.
+    """
+    frame = train.dataframe
+    if HINT_COLUMN not in frame.column_names:
+        raise ValueError(
+            f"data.train_files have no column '{HINT_COLUMN}' (list of sentences), which algorithm={algorithm.name} reads hints "
+            f"from; present: {', '.join(frame.column_names)}"
+        )
+    for row in frame.select_columns([train.prompt_key, HINT_COLUMN, "row_id"]):
+        hint = "".join(_named(train, row, lambda each, row_id: hint_sentences(each[HINT_COLUMN], row_id)))
+        if hint and joined(template.text(row[train.prompt_key], train.place(row["row_id"])), hint) != hint:
+            raise ValueError(
+                f"{train.place(row['row_id'])}: column {HINT_COLUMN!r} begins with <think>, which {template.name} has opened "
+                "already; take it out of the hints, or give another template: actor_rollout_ref.model.custom_chat_template=…"
+            )
+
+
+def hint_sentences(value: Any, row_id: int) -> tuple[str, ...]:
+    """A `hint` cell as sentences; null is none.
+
+    Raises:
+        ValueError: not a list of text.
+    """
+    if value is None:
+        return ()
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or any(not isinstance(part, str) for part in value):
+        raise ValueError(f"training row {row_id}: column 'hint' must be a list of sentences, not {str(value)[:80]!r}")
+    return tuple(value)
+
+
+def _named(train: Any, row: Mapping[str, Any], read: Any) -> Any:
+    """What `read` makes of a row, or its error with the row's file."""
+    try:
+        return read(row, row["row_id"])
+    except ValueError as error:
+        said = str(error).removeprefix(f"training row {row['row_id']}: ")
+        raise ValueError(f"{train.place(row['row_id'])} (training row {row['row_id']}): {said}") from error
