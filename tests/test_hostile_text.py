@@ -222,7 +222,7 @@ def test_prepare(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["train", "explain", "doctor", "evaluate", "study", "export"])
+@pytest.mark.parametrize("module", ["train", "explain", "doctor", "evaluate", "study", "export", "analyze"])
 def test_mistakes_on_a_command_line_are_quoted_harmlessly(module: str, tmp_path: Path) -> None:
     evil = NAME.replace("\n", "")
     done = command(module, f"{evil}=1" if module != "export" else f"run=/does/not/exist/{evil}", home=tmp_path)

@@ -15,7 +15,7 @@ from unify_posttrain.algorithms import ALGORITHMS
 
 PACKAGE = Path(unify_posttrain.__file__).parent
 NAME = PACKAGE.name
-COMMANDS = ("train", "prepare", "export", "evaluate", "report", "explain", "quickstart", "doctor", "grade")
+COMMANDS = ("train", "prepare", "export", "evaluate", "report", "explain", "quickstart", "doctor", "grade", "analyze")
 # Rooms (folders and single modules) from low to high. A module imports its own room and rooms of lower layers, nothing else: two
 # rooms of one layer do not know each other, commands excepted.
 LAYERS = (
@@ -31,7 +31,7 @@ LAYERS = (
     ("runs", "rollout"),
     ("startup", "workers"),
     ("trainer", "doctoring"),
-    ("evaluation", "study", "reporting"),
+    ("evaluation", "study", "reporting", "analysis"),
     ("auditing",),
     COMMANDS,
 )
@@ -47,12 +47,13 @@ KNOWN: dict[str, set[str]] = {
     "tasks": {"preparation", "untrusted"},
     "runs": {"sweeps", "paths", "output", "redaction"},
     "rollout": {"chat", "cpu_compat", "untrusted", "experience"},  # the last for columns of objects
+    "analysis": {"measures", "runs", "untrusted", "output"},  # files, statistics and texts
 }
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-BESIDE_TRAINING = ("evaluation", "study", "reporting", "auditing")  # they read what a run has left behind
+BESIDE_TRAINING = ("evaluation", "study", "reporting", "auditing", "analysis")  # they read what a run has left behind
 TRAINING = ("startup", "workers", "trainer")
 HEAVY = ("verl", "ray", "vllm")
-PURE = ("objective", "experience", "algorithms", "rewards", "tasks", "measures", "study")
+PURE = ("objective", "experience", "algorithms", "rewards", "tasks", "measures", "study", "analysis")
 ENGINE_ROOMS = {"rollout", "startup", "workers", "trainer", "evaluation"}  # the others run without verl, ray and vllm
 
 Import = tuple[str, str]  # (what, file:line)

@@ -76,7 +76,7 @@ def test_harmless_keys(key: str) -> None:
 
 def test_nothing_of_conf_is_taken_for_a_secret(composed: Any) -> None:
     files = [composed(f"algorithm={path.stem}") for path in sorted((conf_dir() / "algorithm").glob("[hlp]*.yaml"))]
-    files += [OmegaConf.load(conf_dir() / f"{name}.yaml") for name in ("evaluate", "study", "export", "report")]
+    files += [OmegaConf.load(conf_dir() / f"{name}.yaml") for name in ("evaluate", "study", "export", "report", "analyze")]
     for config in files:
         node = OmegaConf.to_container(config)
         assert redacted(node) == node

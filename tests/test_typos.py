@@ -121,13 +121,14 @@ def test_strict_nodes_offer_no_new_key() -> None:
     assert "did you mean fusion.seed?" in str(caught.value) and "+" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["train", "study", "export", "evaluate"])
+@pytest.mark.parametrize("name", ["train", "study", "export", "evaluate", "analyze"])
 def test_every_command_knows_its_keys(name: str) -> None:
     sample = {
         "train": "trainer.switch_gate",
         "study": "common.trainer.test_freq",
         "export": "push_to_hub",
         "evaluate": "benchmarks",
+        "analyze": "random_tolerance",
     }
     keys = known_keys(name)
     assert not keys[sample[name]]

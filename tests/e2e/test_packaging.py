@@ -50,6 +50,7 @@ def test_wheel_holds_conf_types_and_licence(site: Path) -> None:
         "unify-study",
         "unify-evaluate",
         "unify-export",
+        "unify-analyze",
     ):
         assert name in scripts
 

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from unify_posttrain.evaluation.benchmarks import files_digest, read_problems
-from unify_posttrain.evaluation.models import Model, fingerprint, named_models, safe_name
+from unify_posttrain.evaluation.models import Model, named_models, safe_name
 from unify_posttrain.evaluation.prompts import PromptSettings, load_tokenizer, prompts_digest, render
+from unify_posttrain.untrusted.weights import fingerprint
 
 from .conftest import write_benchmark
 

@@ -16,8 +16,8 @@ import torch
 from tests.strangers import ASKING, changed, poison, split, with_code
 from unify_posttrain.evaluation.conduct import conduct
 from unify_posttrain.evaluation.exporting import export
-from unify_posttrain.evaluation.models import fingerprint
 from unify_posttrain.runs import state
+from unify_posttrain.untrusted.weights import fingerprint
 
 from .test_export import run, sharded, trained_weights, write_checkpoint  # noqa: F401 - run is a fixture
 

@@ -49,8 +49,8 @@ def free(secret: str) -> Iterator[KillablePool]:
         ("environment", "HF_TOKEN"),
         ("environment_of_c", "HF_TOKEN"),
         ("environment_of_supervisor", "HF_TOKEN"),
-        ("environment_of_caller", os.getpid()),
-        ("read", __file__),
+        ("environment_of_caller", "{pid}"),  # workers of pytest have to collect the same names
+        ("read", "{file}"),
         ("write", "{folder}/new"),
         ("append", "{folder}/there"),
         ("temporary", None),
@@ -60,9 +60,11 @@ def free(secret: str) -> Iterator[KillablePool]:
         ("program", None),
     ],
 )
-def test_no_secret_no_file_no_socket(confined: KillablePool, free: KillablePool, tmp_path: Path, what: str, argument: str) -> None:
+def test_no_secret_no_file_no_socket(
+    confined: KillablePool, free: KillablePool, tmp_path: Path, what: str, argument: str | None
+) -> None:
     (tmp_path / "there").write_text("as it was")
-    item = [what, argument.format(folder=tmp_path) if isinstance(argument, str) else argument]
+    item = [what, argument and argument.format(folder=tmp_path, pid=os.getpid(), file=__file__)]
     outcome = confined.run(item)
     assert outcome.fault == "error", outcome
     assert [each.name for each in tmp_path.iterdir()] == ["there"] and (tmp_path / "there").read_text() == "as it was"

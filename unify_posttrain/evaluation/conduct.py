@@ -17,7 +17,7 @@ import numpy as np
 
 from unify_posttrain.evaluation.benchmarks import Problem, files_digest, read_problems
 from unify_posttrain.evaluation.engines import Engine, EngineSettings, Output, Request, start_engine
-from unify_posttrain.evaluation.models import Model, check_folder, fingerprint, local_folder
+from unify_posttrain.evaluation.models import Model, check_folder, local_folder
 from unify_posttrain.evaluation.prompts import load_tokenizer, prompts_digest, render
 from unify_posttrain.evaluation.results import Measured, as_results
 from unify_posttrain.evaluation.rewards import Judge, check_ground_truths, check_reward, load_extractor, load_reward
@@ -27,6 +27,7 @@ from unify_posttrain.output import described
 from unify_posttrain.redaction import redacted
 from unify_posttrain.rollout.seeds import rollout_seeds
 from unify_posttrain.runs.files import write_text
+from unify_posttrain.untrusted.weights import fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unify_posttrain.untrusted.remote_code import refuse_code
-from unify_posttrain.untrusted.weights import check_files, weight_files
+from unify_posttrain.untrusted.weights import check_files
 
 UNSAFE = re.compile(r"[^\w.-]+")
 
@@ -91,27 +90,3 @@ def check_folder(folder: Path, setting: str, allow_pickle: bool) -> None:
     """
     refuse_code(folder, setting, trust_key=None)
     check_files(folder, setting, allow_pickle)
-
-
-def fingerprint(folder: Path, edge: int = 1 << 20) -> str:
-    """sha256 over config.json and, of every weight file, name, size, first and last megabyte: cheap, and changes with the weights.
-
-    Raises:
-        ValueError: the folder holds no model, or an index of weights that names a file elsewhere.
-    """
-    description = folder / "config.json"
-    weights = weight_files(folder).files
-    if not description.is_file() or not weights:
-        raise ValueError(
-            f"model {folder} holds no {'weights' if description.is_file() else 'config.json'}; give a folder that transformers "
-            "loads, for example one that python -m unify_posttrain.export wrote"
-        )
-    digest = hashlib.sha256(description.read_bytes())
-    for path in weights:
-        size = path.stat().st_size
-        digest.update(f"\0{path.relative_to(folder)}\0{size}\0".encode())
-        with open(path, "rb") as file:
-            digest.update(hashlib.sha256(file.read(edge)).digest())
-            file.seek(max(0, size - edge))
-            digest.update(hashlib.sha256(file.read(edge)).digest())
-    return digest.hexdigest()

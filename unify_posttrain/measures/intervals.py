@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 
 @dataclass(frozen=True)
@@ -46,3 +47,28 @@ def paired_difference(values: Mapping[int, float | None], baseline: Mapping[int,
         value - reference for seed, value in values.items() if value is not None and (reference := baseline.get(seed)) is not None
     ]
     return t_interval(differences, confidence)
+
+
+def wilson(successes: float, n: int, confidence: float) -> tuple[float, float]:
+    """Wilson's interval of a share, as fractions.
+
+    Args:
+        successes: in 0..n; means of several samples per problem may be fractions.
+        n: at least 1.
+        confidence: in (0, 1).
+
+    Raises:
+        ValueError: numbers outside of these.
+
+    >>> [round(100 * end, 2) for end in wilson(41, 234, 0.95)]
+    [13.19, 22.91]
+    """
+    if n < 1 or not 0 <= successes <= n or not 0 < confidence < 1:
+        raise ValueError(
+            f"wilson: {successes} of {n} at confidence {confidence}; give 0 <= successes <= n, n >= 1 and 0 < confidence < 1"
+        )
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, square = successes / n, z * z / n
+    centre = (share + square / 2) / (1 + square)
+    half = z / (1 + square) * math.sqrt(share * (1 - share) / n + square / (4 * n))
+    return max(0.0, centre - half), min(1.0, centre + half)

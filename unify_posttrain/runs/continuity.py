@@ -110,6 +110,7 @@ USED = (
     *_below("trainer", "total_epochs total_training_steps test_freq critic_warmup seed_rollouts balance_batch"),
     *_below("trainer", "unify_strategy switch_gate*"),
     "fusion.*",
+    "environment*",
     "algorithm.*",
     "reward.*",
     # Spellings of older releases of verl, which it moves to `reward`.

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unify_posttrain.tasks import arithmetic, benchmarks, convert, countdown, dapo_math, openr1_math, tldr
+from unify_posttrain.tasks import arithmetic, benchmarks, convert, countdown, dapo_math, matrix_rows, openr1_math, tldr
+from unify_posttrain.tasks.general_points import rows as point_rows
+from unify_posttrain.tasks.navigation import rows as navigation_rows
 
 GENERATED = ("arithmetic", "countdown")  # tasks that a tiny base model exists for
 
@@ -17,6 +19,10 @@ PREPARERS: dict[str, Callable[[Path, Mapping[str, Any]], dict[str, Path]]] = {
     "convert": convert.write_splits,
     "countdown": countdown.write_splits,
     "dapo_math": dapo_math.write_splits,
+    "general_points": point_rows.write_splits,
+    "general_points_images": point_rows.write_images,
+    "matrices": matrix_rows.write_splits,
+    "navigation": navigation_rows.write_splits,
     "openr1_math": openr1_math.write_splits,
     "tldr": tldr.write_splits,
 }

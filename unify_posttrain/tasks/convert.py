@@ -5,7 +5,8 @@
 
 A field takes its value from the source column that `prepare.task.columns` names (`a.b` and `a.0` lead into nested values), or,
 where that is null, from `prepare.task.constants`. Prompts may be text or messages, also as JSON text; targets text, one assistant
-message, or a list of texts.
+message, or a list of texts. With
+`prepare.task.layout=sharegpt` the column of prompts holds conversations, whose last answer is the target.
 """
 
 from __future__ import annotations
@@ -18,23 +19,26 @@ from unify_posttrain.preparation import rows
 from unify_posttrain.preparation.options import read_options
 from unify_posttrain.preparation.pipeline import Recipe, prepare
 from unify_posttrain.preparation.rows import Candidate, Reader, Row, value_at
+from unify_posttrain.tasks import sharegpt
 
 COLUMNS = ("prompt", "target", "ground_truth", "hint", "data_source", "ability", "id", "subject", "level")
 CONSTANTS = ("data_source", "ability", "ground_truth", "style")
 STYLES = ("rule", "model")
+LAYOUTS = ("columns", "sharegpt")
 
 
-def reader(columns: Mapping[str, str | None], constants: Mapping[str, str | None]) -> Reader:
+def reader(columns: Mapping[str, str | None], constants: Mapping[str, str | None], layout: str = "columns") -> Reader:
     """A reader of rows with these columns.
 
     Args:
         columns: field -> source column, or null.
         constants: field -> text, for fields without a column; `style` is rule or model.
+        layout: `columns`, or `sharegpt`: `columns.prompt` holds prompt and target.
 
     Raises:
-        ValueError: an unknown or missing field, no prompt, no ground truth for style=rule, no data_source.
+        ValueError: an unknown layout, an unknown or missing field, no prompt, no ground truth for style=rule, no data_source.
     """
-    _check(columns, constants)
+    _check(columns, constants, layout)
 
     def value(row: Row, name: str) -> tuple[Any, str]:
         column = columns[name]
@@ -43,11 +47,16 @@ def reader(columns: Mapping[str, str | None], constants: Mapping[str, str | None
     def read(row: Row) -> Candidate:
         style = str(constants["style"])
         truth = value(row, "ground_truth")
+        if layout == "sharegpt":
+            prompt, answer = sharegpt.read(*value(row, "prompt"))
+            targets: tuple[str, ...] = (answer,)
+        else:
+            prompt, targets = rows.messages(*value(row, "prompt")), rows.targets(*value(row, "target"))
         return Candidate(
             data_source=rows.text(*value(row, "data_source")),
-            prompt=rows.messages(*value(row, "prompt")),
+            prompt=prompt,
             ground_truth="" if style == "model" and truth[0] in (None, "") else rows.ground_truth(*truth),
-            targets=rows.targets(*value(row, "target")),
+            targets=targets,
             style=style,
             ability=rows.optional_text(value(row, "ability")[0]) or "",
             hint=rows.hint(*value(row, "hint")) if columns["hint"] else None,
@@ -55,10 +64,16 @@ def reader(columns: Mapping[str, str | None], constants: Mapping[str, str | None
         )
 
     needed = tuple(column for column in columns.values() if column)
-    return Reader(needed, read, has_targets=bool(columns["target"]), has_hint=bool(columns["hint"]))
+    return Reader(needed, read, has_targets=layout == "sharegpt" or bool(columns["target"]), has_hint=bool(columns["hint"]))
 
 
-def _check(columns: Mapping[str, str | None], constants: Mapping[str, str | None]) -> None:
+def _check(columns: Mapping[str, str | None], constants: Mapping[str, str | None], layout: str) -> None:
+    if layout not in LAYOUTS:
+        raise ValueError(f"prepare.task.layout={layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
+    if layout == "sharegpt" and columns.get("target"):
+        raise ValueError(
+            f"prepare.task.columns.target={columns['target']}: a conversation holds its target; set it to null, or layout=columns"
+        )
     for key, given, known in (("columns", columns, COLUMNS), ("constants", constants, CONSTANTS)):
         if set(given) != set(known):
             raise ValueError(
@@ -80,5 +95,5 @@ def _check(columns: Mapping[str, str | None], constants: Mapping[str, str | None
 
 def write_splits(folder: Path, settings: Mapping[str, Any]) -> dict[str, Path]:
     """Write `train.parquet`, `validation.parquet` if rows are held out, and `manifest.json`; see :func:`pipeline.prepare`."""
-    options, own = read_options(settings, extra=("columns", "constants"))
-    return prepare(Path(folder), options, Recipe((reader(own["columns"], own["constants"]),), settings=own))
+    options, own = read_options(settings, extra=("columns", "constants", "layout"))
+    return prepare(Path(folder), options, Recipe((reader(own["columns"], own["constants"], own["layout"]),), settings=own))

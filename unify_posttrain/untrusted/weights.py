@@ -6,6 +6,7 @@ found here ends a run later, as an error of a library that names no file, or tra
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,3 +155,27 @@ def check_finite(folder: Path, setting: str) -> None:
             bad = first_not_finite((name, file.get_tensor(name)) for name in names)
         if bad is not None:
             raise ValueError(f"{setting}: {path} holds NaN or infinite numbers, first in {bad}; take an earlier checkpoint")
+
+
+def fingerprint(folder: Path, edge: int = 1 << 20) -> str:
+    """sha256 over config.json and, of every weight file, name, size, first and last megabyte: cheap, and changes with the weights.
+
+    Raises:
+        ValueError: the folder holds no model, or an index of weights that names a file elsewhere.
+    """
+    description = folder / "config.json"
+    weights = weight_files(folder).files
+    if not description.is_file() or not weights:
+        raise ValueError(
+            f"model {folder} holds no {'weights' if description.is_file() else 'config.json'}; give a folder that transformers "
+            "loads, for example one that python -m unify_posttrain.export wrote"
+        )
+    digest = hashlib.sha256(description.read_bytes())
+    for path in weights:
+        size = path.stat().st_size
+        digest.update(f"\0{path.relative_to(folder)}\0{size}\0".encode())
+        with open(path, "rb") as file:
+            digest.update(hashlib.sha256(file.read(edge)).digest())
+            file.seek(max(0, size - edge))
+            digest.update(hashlib.sha256(file.read(edge)).digest())
+    return digest.hexdigest()

@@ -1,0 +1,121 @@
+"""Environments: tasks of several turns, written once and played alike by an agent loop, by evaluation and by a reward function.
+
+    environment = make_environment(settings)      # the node `environment` of a task file
+    environment.reset(row)                        # a row of the data; its `prompt` is the first prompt
+    step = environment.step(answer, complete)     # reward, whether it is over, what the model is told
+    environment.fields()                          # score, acc, turns, …: the same keys for every row
+
+:func:`compute_score` plays one answer in verl's signature: demonstrations and answers without turns are scored by the same code. No
+torch and no verl in here.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+from collections.abc import Awaitable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+from unify_posttrain.tasks.episodes import NODE, read_settings
+from unify_posttrain.tasks.turns import Step, TurnEnvironment
+
+# environment.name -> module and class.
+ENVIRONMENTS: dict[str, str] = {
+    "general_points": "unify_posttrain.tasks.general_points.environment:GeneralPoints",
+    "matrices": "unify_posttrain.tasks.matrices:Matrices",
+    "navigation": "unify_posttrain.tasks.navigation.environment:Navigation",
+}
+
+
+class Environment(Protocol):
+    """One episode at a time."""
+
+    def reset(self, row: Mapping[str, Any]) -> None:
+        """Begin the episode of a row of the data.
+
+        Raises:
+            TypeError, ValueError: the row is none of this environment, which is a defect of the data.
+        """
+
+    def step(self, text: str, complete: bool) -> Step | Awaitable[Step]:
+        """Judge an answer; `complete`: it ended with its end token and was not cut."""
+
+    def fields(self) -> dict[str, float | str]:
+        """Of the episode so far, always under the same keys."""
+
+
+def make_environment(node: Mapping[str, Any]) -> Environment:
+    """A new environment.
+
+    Args:
+        node: `environment` of the configuration.
+
+    Raises:
+        ValueError: settings that it refuses.
+    """
+    settings, own = read_settings(_plain(node))
+    if settings.name not in ENVIRONMENTS:
+        raise ValueError(f"{NODE}.name={settings.name!r} is unknown; choose one of {', '.join(sorted(ENVIRONMENTS))}")
+    module, _, name = ENVIRONMENTS[settings.name].partition(":")
+    made: Environment = getattr(importlib.import_module(module), name)(settings, own)
+    return made
+
+
+def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: str,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    environment: Mapping[str, Any] | None = None,
+    **_: Any,
+) -> dict[str, float | str]:
+    """Play one answer; verl's reward-function signature.
+
+    Args:
+        environment: the node of the configuration, from reward.custom_reward_function.reward_kwargs.
+
+    Returns:
+        :meth:`Environment.fields` after one turn.
+
+    Raises:
+        TypeError, ValueError: the row or the settings are at fault.
+    """
+    check_given(environment)
+    # A copy, because calls come from several threads; `reset` gives it everything that an episode changes.
+    played = copy.copy(_prototype(json.dumps(_plain(environment), sort_keys=True)))
+    row = {"data_source": data_source, "reward_model": {"ground_truth": ground_truth}, "extra_info": extra_info or {}}
+    played.reset(row)
+    played.step(solution_str, True)
+    return played.fields()
+
+
+def check_given(environment: Mapping[str, Any] | None) -> None:
+    """Refuse the reward function without its environment.
+
+    Raises:
+        ValueError: names the keys.
+    """
+    if environment is None:
+        raise ValueError(
+            f"reward.custom_reward_function.reward_kwargs.{NODE} is not set: it holds the settings of the environment that this "
+            f"reward function plays; set it to ${{{NODE}}}, and {NODE} by a task file, e.g. task=general_points"
+        )
+
+
+@lru_cache(maxsize=8)
+def _prototype(settings: str) -> TurnEnvironment:
+    """Reading the settings costs more than judging an answer."""
+    made = make_environment(json.loads(settings))
+    if not isinstance(made, TurnEnvironment):
+        raise TypeError(f"{NODE}.name={type(made).__name__} answers asynchronously, so that no reward function can play it")
+    return made
+
+
+def _plain(value: Any) -> Any:
+    """Settings as JSON has them, whatever container they come in."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
