@@ -9,6 +9,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from verl import DataProto
+from verl.experimental.separation.ray_trainer import SeparateRayPPOTrainer
 
 from unify_posttrain.algorithms import Algorithm, Settings
 from unify_posttrain.algorithms.srft import SRFT
@@ -241,6 +242,32 @@ def test_they_are_measured_at_the_first_step_and_every_so_many_later(
         assert "old_log_probs" in batch.batch  # a term names the stream: it is shipped in any case
         asked += [step] * bool(it.asked)
     assert asked == computed
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "mini_batches", "complete"),
+    [
+        ("hpt", (), 1, True),  # the first step measures
+        ("hpt", ("trainer.old_log_prob_freq=0",), 1, False),
+        ("hpt", ("trainer.old_log_prob_freq=0",), 2, False),  # half of the rollouts
+        ("hpt", ("trainer.old_log_prob_freq=0", "fusion.first_step_is_current=false"), 2, True),
+        ("srft", (), 1, False),  # reads none
+        ("online_sft", ("trainer.old_log_prob_freq=0",), 1, True),
+    ],
+)
+def test_what_verl_compares_without_the_actors_numbers_is_not_reported(
+    stages: Callable[..., Stages], name: str, overrides: tuple[str, ...], mini_batches: int, complete: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its advantage stage compares all rows of engine and actor, zeros as well."""
+    it = stages(name, *overrides, mini_batches=mini_batches)
+    batch = it._fit_compute_log_prob(rows(MIXED))
+    assert it.log_probs.complete is complete
+    monkeypatch.setattr(SeparateRayPPOTrainer, "_fit_compute_advantage", lambda self, batch: batch)
+    monkeypatch.setattr("unify_posttrain.trainer.fusion_trainer.set_advantages", lambda *_: {})
+    it.metrics |= {"rollout_corr/kl": 59.6, "critic/score/mean": 0.5}
+    it._fit_compute_advantage(batch)
+    assert ("rollout_corr/kl" in it.metrics) == complete and "critic/score/mean" in it.metrics
 
 
 # --- SRFT's batch entropy --------------------------------------------------------------------------------------------

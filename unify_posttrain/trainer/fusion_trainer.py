@@ -199,6 +199,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
 
     def _fit_compute_advantage(self, batch: DataProto) -> DataProto:
         batch = super()._fit_compute_advantage(batch)
+        self.log_probs.withdraw_comparison(self.metrics)
         self.metrics.update(set_advantages(self.step.algorithm, self.step.mixed, batch))
         return batch
 

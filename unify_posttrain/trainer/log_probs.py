@@ -24,6 +24,7 @@ ROLLOUT_PROB_METRICS = tuple(
 )
 START_ENTROPYS = "start_entropys"
 BATCH_ENTROPY = "batch_entropy"
+CORRECTION_METRICS = "rollout_corr/"  # verl's comparison of engine and actor in the advantage stage, over all rows
 
 Stage = Callable[[DataProto], DataProto]
 
@@ -53,6 +54,7 @@ class LogProbs:
     ) -> None:
         self.port, self.warmup, self.epochs, self.frequency = port, warmup, epochs, frequency
         self.compared, self.first_is_current, self.reference_rows = compared, first_is_current, reference
+        self.complete = True  # every sampled token of the last batch has its old log-probability
 
     @classmethod
     def from_config(cls, config: Any, port: ActorPort, use_reference: bool) -> LogProbs:
@@ -83,13 +85,21 @@ class LogProbs:
         needed = rows_with(batch, classes)
         read = self._read(step, batch, classes, needed)
         due = self.frequency > 0 and (step.number - 1) % self.frequency == 0
-        batch, ran = self._on_rows(batch, needed if due else read, streams, stage)
+        computed = needed if due else read
+        batch, ran = self._on_rows(batch, computed, streams, stage)
+        self.complete = bool((computed | ~_with_sampled_tokens(batch)).all())
         entropys = batch.batch.pop(START_ENTROPYS) if START_ENTROPYS in batch.batch else None
         if reads_entropy:
             mask = batch.batch["response_mask"]
             batch.batch[BATCH_ENTROPY] = batch_entropy(entropys, mask, self.port.ranks, step.mini_batches)
         absent = (*LOG_PROB_METRICS, *(ROLLOUT_PROB_METRICS if self.compared else ()))
         return batch, dict.fromkeys(absent, 0.0) if not (ran or bool(needed.any())) else {}
+
+    def withdraw_comparison(self, metrics: dict[str, Any]) -> None:
+        """Take out, in place, what verl's advantage stage made of rows whose old log-probabilities nobody computed."""
+        if not self.complete:
+            for name in [name for name in metrics if name.startswith(CORRECTION_METRICS)]:
+                del metrics[name]
 
     def _read(self, step: Step, batch: DataProto, classes: Collection[str], needed: Tensor) -> Tensor:
         """(B,) which of the rows in need are read before they are overwritten, if they are: those with given tokens
@@ -165,6 +175,12 @@ def rows_with(batch: DataProto, classes: Collection[str], among: Tensor | None =
         tokens = token_class(batch.batch, which)
         needed |= (tokens if among is None else tokens & among).any(dim=-1)
     return needed
+
+
+def _with_sampled_tokens(batch: DataProto) -> Tensor:
+    """(B,) whether a row has a trained token that the engine sampled."""
+    trained = batch.batch["response_mask"].bool()
+    return (trained & ~batch.batch["prefix_mask"].bool() if "prefix_mask" in batch.batch else trained).any(dim=-1)
 
 
 def mini_batch_of(rows: int, ranks: int, mini_batches: int) -> Tensor:
