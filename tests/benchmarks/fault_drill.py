@@ -111,7 +111,6 @@ FAULTS = (
     Fault("the engine is killed", to_worker("HFServer"), DIED),
     Fault("the actor is killed", to_worker("WorkerDict"), DIED),
     Fault("a reward worker is killed", to_worker("RewardLoopWorker"), DIED),
-    Fault("an agent loop is killed", to_worker("AgentLoopWorker"), DIED),
 )
 # Overrides that a resume must refuse, and the key that the refusal must name.
 CHANGES = (
