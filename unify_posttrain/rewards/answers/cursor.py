@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from unify_posttrain.rewards.answers.nodes import Node
 from unify_posttrain.rewards.answers.tokens import Token, Tokens, UnreadError, closing, is_sign
 
@@ -13,8 +15,8 @@ STOPS = frozenset({
 })  # fmt: skip
 
 
-class Cursor:
-    """A position in a row of tokens."""
+class Cursor(ABC):
+    """A position in a row of tokens; what each part of the reader needs of the others is abstract here."""
 
     def __init__(self, tokens: Tokens, depth: int = 0) -> None:
         if depth > MAX_DEPTH:
@@ -24,14 +26,21 @@ class Cursor:
 
     @property
     def done(self) -> bool:
+        """Whether nothing is left but blanks."""
         while self.position < len(self.tokens) and is_sign(self.tokens[self.position], " ", "\n"):
             self.position += 1
         return self.position >= len(self.tokens)
 
     def peek(self) -> Token | None:
+        """The next token, which stays."""
         return None if self.done else self.tokens[self.position]
 
     def take(self) -> Token:
+        """The next token.
+
+        Raises:
+            UnreadError: there is none.
+        """
         token = self.peek()
         if token is None:
             raise UnreadError("it ends too early")
@@ -39,6 +48,7 @@ class Cursor:
         return token
 
     def at(self, *texts: str) -> bool:
+        """Whether one of some signs or commands is next."""
         token = self.peek()
         return token is not None and is_sign(token, *texts)
 
@@ -70,30 +80,30 @@ class Cursor:
             return self.tokens[start : self.position]
         raise UnreadError("an argument is missing")
 
+    @abstractmethod
     def atom(self) -> Node:
         """The next atom."""
-        raise NotImplementedError
 
+    @abstractmethod
     def factor(self) -> Node:
         """The next atom with its powers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sum(self) -> Node:
         """All that follows, up to what is no part of a sum."""
-        raise NotImplementedError
 
+    @abstractmethod
     def term(self) -> Node:
         """All that follows, up to the next sign of a sum."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inside(self, tokens: Tokens) -> Node:
         """The expression that a bracket holds."""
-        raise NotImplementedError
 
+    @abstractmethod
     def begins_factor(self) -> bool:
         """Whether a factor follows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def exponent(self) -> Tokens:
         """What stands behind ^."""
-        raise NotImplementedError
