@@ -54,6 +54,9 @@ class RolloutManager(AgentLoopManager):
 
     async def _start_agent_loops(self) -> None:
         if not self.agent_loop_workers:
+            # A reward worker in this process is out of their reach; it has a second self that is not.
+            handles = self.reward_loop_worker_handles
+            self.reward_loop_worker_handles = handles and [_actor(handle) for handle in handles]
             await super()._init_global_load_balancer()
             await super()._init_agent_loop_workers()
 
@@ -192,7 +195,8 @@ class DirectBatch:
         told = [{**fields, "turn_scores": [], "tool_rewards": [], "raw_prompt": prompt} for prompt in columns["raw_prompt"]]
         columns["tool_extra_fields"] = object_column(told)
         given = DataProto(batch=TensorDict(tensors, batch_size=len(rows)), non_tensor_batch=columns)
-        for row, found in zip(rows.tolist(), await worker.compute_score_batch.remote(given), strict=True):
+        own = getattr(worker, "scores", None)  # of a worker in this process; handles of Ray's have what their actors have
+        for row, found in zip(rows.tolist(), await (own or worker.compute_score_batch.remote)(given), strict=True):
             self.scored[row] = found
 
     def _output(self) -> DataProto:
@@ -222,6 +226,11 @@ class DirectBatch:
         ]
         output.meta_info = {"timing": self.manager._performance_metrics([measured], output), **meta_info}
         return output
+
+
+def _actor(handle: Any) -> Any:
+    as_actor = getattr(handle, "as_actor", None)
+    return handle if as_actor is None else as_actor()
 
 
 def _tokenised(messages: np.ndarray, manager: RolloutManager) -> Iterator[np.ndarray]:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from verl.utils.model import compute_position_id_with_mask
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ class PaddedRows:
             "response_mask": self.response_mask,
             "input_ids": torch.cat([self.prompts, self.responses], dim=1),
             "attention_mask": self.attention_mask,
-            "position_ids": compute_position_id_with_mask(self.attention_mask),
+            "position_ids": _positions(self.attention_mask),
         }
         return {**found, "rollout_log_probs": self.log_probs} if log_probs else found
 
@@ -143,7 +142,7 @@ class PaddedRows:
             "responses": responses,
             "input_ids": torch.cat([prompts, responses], dim=1),
             "attention_mask": mask,
-            "position_ids": compute_position_id_with_mask(mask),
+            "position_ids": _positions(mask),
         }
 
 
@@ -151,3 +150,8 @@ def _on_the_right(prompt: np.ndarray, width: int, pad_id: int) -> Tensor:
     row = torch.full((width,), pad_id)
     row[width - len(prompt) :] = torch.from_numpy(prompt)
     return row
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """verl's position ids. Its function is not imported: servers need this module, and would take verl's seconds to start."""
+    return (mask.cumsum(dim=-1) - 1).clip(min=0)
