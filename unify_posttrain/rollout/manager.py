@@ -26,6 +26,7 @@ from verl.utils.fs import copy_to_local
 from verl.utils.ray_utils import auto_await
 
 from unify_posttrain.chat import ChatTemplate
+from unify_posttrain.experience.ragged import zeros
 from unify_posttrain.experience.rows import object_column
 from unify_posttrain.rollout.agent_loop import (
     NEW_TOKENS_COLUMN,
@@ -204,7 +205,7 @@ class DirectBatch:
         else:
             last = tensors["attention_mask"][:, self.config.prompt_length :].sum(dim=-1) - 1
             scores = torch.tensor([found["reward_score"] for found in self.scored], dtype=torch.float32)
-            tensors["rm_scores"] = torch.zeros(tensors["responses"].shape)
+            tensors["rm_scores"] = zeros(tensors["responses"].shape, torch.float32)
             tensors["rm_scores"][torch.arange(rows), last] = scores
             infos = [found.get("reward_extra_info", {}) for found in self.scored]
             meta_info["reward_extra_keys"] = list(infos[0])

@@ -22,6 +22,7 @@ from unify_posttrain.trainer.demonstrator import Demonstrator
 from unify_posttrain.trainer.mixed_batch import KIND_COLUMN, MixedBatch, success_values
 from unify_posttrain.trainer.prompts import Generated, Prompts
 from unify_posttrain.trainer.rewards import unscored_rows
+from unify_posttrain.workers.transport import Travelling
 
 
 class BatchMixer:
@@ -122,7 +123,7 @@ class BatchMixer:
         if self.demonstrator is not None:
             meta_info.setdefault("reward_extra_keys", self.demonstrator.reward_keys)
         columns = {**mixed.rows.columns, KIND_COLUMN: mixed.kinds}
-        batch = DataProto.from_dict(tensors=mixed.rows.tensors, non_tensors=columns, meta_info=meta_info)
+        batch = Travelling.from_dict(tensors=mixed.rows.tensors, non_tensors=columns, meta_info=meta_info)
         return batch, mixed.kinds, mixed.reordered
 
     def _attach_row_streams(self, algorithm: Algorithm, prompts: Prompts, batch: DataProto, step: int) -> None:
