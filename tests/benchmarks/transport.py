@@ -49,6 +49,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.base, self.seconds, self.peaks, self.away = resident(), {}, {}, 0.0
+        self.answered = asyncio.Event()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -95,17 +96,23 @@ class Engine:
             reference.set_result(pickle.loads(sent))
             yield reference
             await asyncio.sleep(0)
+        self.meter.answered.set()
 
 
 class Judge:
     """Scores the portions that it is sent."""
 
     def __init__(self, meter: Meter, solved: Any) -> None:
-        self.meter, self.solved, self.compute_score_batch = meter, solved, Remote(self.score)
+        self.meter, self.solved, self.compute_score_batch = meter, solved, Remote(self.ask)
 
-    async def score(self, given: Any) -> list[dict[str, Any]]:
+    def ask(self, given: Any) -> Any:
+        """Pickled when asked; answered when every response is there, so that all messages wait at once."""
         pickle.dumps(given, protocol=5)
-        scores = [float(self.solved[row]) for row in given.non_tensor_batch["extra_info"]]
+        return self.score(given.non_tensor_batch["extra_info"])
+
+    async def score(self, numbers: Any) -> list[dict[str, Any]]:
+        await self.meter.answered.wait()
+        scores = [float(self.solved[row]) for row in numbers]
         return [{"reward_score": score, "reward_extra_info": {"acc": score}} for score in scores]
 
 

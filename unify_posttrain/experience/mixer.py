@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from unify_posttrain.experience.plan import BatchPlan, weight_stream
-from unify_posttrain.experience.ragged import zeros
+from unify_posttrain.experience.ragged import token_counts, zeros
 from unify_posttrain.experience.row_plan import deal, plan_rows
 from unify_posttrain.experience.rows import DEMONSTRATION, PADDING, ROLLOUT, Rows, assemble, object_column
 
@@ -200,9 +200,9 @@ def row_metrics(
 
 def _counts(response_mask: torch.Tensor, prefix_mask: torch.Tensor | None) -> tuple[int, int, int]:
     """Tokens of either mask, and of both."""
-    trained = int(response_mask.sum())
+    trained = int(token_counts(response_mask).sum())
     if prefix_mask is None:
         return trained, 0, 0
-    rows = prefix_mask.any(dim=-1).nonzero().squeeze(-1)  # few, of long rows
-    prefix = prefix_mask[rows]
-    return trained, int(prefix.sum()), int((response_mask[rows].bool() & prefix).sum())
+    given = token_counts(prefix_mask)
+    both = sum(int((response_mask[row].bool() & prefix_mask[row]).sum()) for row in np.flatnonzero(given))
+    return trained, int(given.sum()), both

@@ -155,6 +155,13 @@ def is_part(tensors: Mapping[str, Tensor], name: str) -> bool:
     return mine.data_ptr() == part.data_ptr() and mine.shape == part.shape and mine.stride() == part.stride()
 
 
+def token_counts(mask: Tensor) -> np.ndarray:
+    """(B,) int64: the ones of every row of a mask (B, T) of whole numbers."""
+    if mask.element_size() > 1 or mask.is_floating_point():
+        return mask.sum(dim=-1).long().numpy()
+    return np.array([np.count_nonzero(row) for row in mask.view(torch.bool).numpy()], dtype=np.int64)
+
+
 def per_row(values: Tensor, mask: Tensor) -> Tensor:
     """(B, T) float32: the number of a row (B,) times `mask` (B, T)."""
     if mask.is_floating_point():  # verl's correction for rollouts may have made it so

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from unify_posttrain.experience.ragged import Source, Spans, gather
+from unify_posttrain.experience.ragged import Source, Spans, gather, token_counts
 
 ROLLOUT, DEMONSTRATION, PADDING = 0, 1, 2  # what a row of a mixed batch is
 
@@ -30,7 +30,7 @@ class Rows:
     @property
     def lengths(self) -> np.ndarray:
         """(B,) attended tokens per row."""
-        return self.tensors["attention_mask"].sum(dim=-1).numpy()
+        return token_counts(self.tensors["attention_mask"])
 
 
 def assemble(parts: list[tuple[Rows, np.ndarray, np.ndarray]], total: int) -> Rows:

@@ -13,6 +13,8 @@ from verl.utils.model import compute_position_id_with_mask
 
 from unify_posttrain.experience.ragged import IDS, MASK, parts_of, zeros
 
+CELLS = 2**22  # rows times columns of what is scored in one message, 40 bytes each
+
 
 @dataclass(frozen=True)
 class Requests:
@@ -128,6 +130,11 @@ class PaddedRows:
             "attention_mask": self.attention_mask,
         }
         return {**found, "rollout_log_probs": self.log_probs} if log_probs else found
+
+    @property
+    def rows_of_a_message(self) -> int:
+        """How many rows :meth:`to_score` may be asked for at once, however long they are."""
+        return max(1, CELLS // self.input_ids.shape[1])
 
     def to_score(self, rows: Tensor) -> dict[str, Tensor]:
         """The columns that reward managers read, of some rows, no wider than the longest of them."""

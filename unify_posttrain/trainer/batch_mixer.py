@@ -15,6 +15,7 @@ from verl.utils.seqlen_balancing import log_seqlen_unbalance
 from unify_posttrain.algorithms import Algorithm, FusionConfig
 from unify_posttrain.experience.mixer import PREFIX_LENGTH, ROLLOUT, mix, plan_metrics, row_metrics
 from unify_posttrain.experience.plan import BatchPlan
+from unify_posttrain.experience.ragged import token_counts
 from unify_posttrain.experience.rows import Rows
 from unify_posttrain.experience.rules import Group
 from unify_posttrain.rewards.contract import FAULT, GOLD, UNSCORED
@@ -153,7 +154,7 @@ def _uniforms(seed: int, prompts: Prompts, batch: DataProto, step: int) -> torch
 
 def _balance(batch: DataProto, ranks: int) -> dict[str, float]:
     """How evenly tokens are spread over ranks, under verl's names."""
-    lengths = batch.batch["attention_mask"].sum(dim=-1).tolist()
+    lengths = token_counts(batch.batch["attention_mask"]).tolist()
     blocks = np.arange(len(lengths)).reshape(ranks, -1).tolist()
     return log_seqlen_unbalance(seqlen_list=lengths, partitions=blocks, prefix="global_seqlen")
 
@@ -198,5 +199,5 @@ def _generated(rollouts: DataProto | None) -> dict[str, float]:
         "fusion/grader_faults": float(sum(faults)),
         "fusion/reward_unscored": float(lacking.sum()),
         "fusion/rollout_score": float(scores.mean()) if len(scores) else 0.0,
-        "fusion/tokens_generated": float(rollouts.batch["response_mask"].sum()),
+        "fusion/tokens_generated": float(token_counts(rollouts.batch["response_mask"]).sum()),
     }
