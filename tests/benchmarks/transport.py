@@ -104,6 +104,7 @@ class Judge:
 
     def __init__(self, meter: Meter, solved: Any) -> None:
         self.meter, self.solved, self.compute_score_batch = meter, solved, Remote(self.ask)
+        self.seen: dict[int, int] = {}  # prompt -> which of its rollouts was scored last
 
     def ask(self, given: Any) -> Any:
         """Pickled when asked; answered when every response is there, so that all messages wait at once."""
@@ -112,7 +113,10 @@ class Judge:
 
     async def score(self, numbers: Any) -> list[dict[str, Any]]:
         await self.meter.answered.wait()
-        scores = [float(self.solved[row]) for row in numbers]
+        scores = []
+        for number in numbers.tolist():
+            seen = self.seen[number] = self.seen.get(number, -1) + 1
+            scores.append(float(self.solved[number * GROUP + seen]))
         return [{"reward_score": score, "reward_extra_info": {"acc": score}} for score in scores]
 
 
@@ -159,6 +163,7 @@ class Workers:
 def build(meter: Meter, rows: int, response: int, mean: int, ranks: int, algorithm: str, folder: Path) -> tuple[Any, dict]:
     """The trainer, as far as a step's batch passes through it, and the prompts of a step."""
     import numpy as np
+    import torch
     from omegaconf import OmegaConf
 
     from unify_posttrain import cpu_compat
@@ -237,8 +242,6 @@ def build(meter: Meter, rows: int, response: int, mean: int, ranks: int, algorit
     trainer.resource_pool_manager = SimpleNamespace(get_n_gpus=lambda: ranks)
     trainer.metrics, trainer.timing_raw, trainer.curr_step_profile, trainer.global_steps = {}, {"step": 1.0}, False, 1
     trainer.step = trainers.Step.begin(1, root.phases[0], config)
-    import torch
-
     given = {
         "dummy": torch.zeros(prompts, 1),
         "row_id": np.arange(prompts),
@@ -249,17 +252,6 @@ def build(meter: Meter, rows: int, response: int, mean: int, ranks: int, algorit
         "reward_model": object_column([{"ground_truth": ""}] * prompts),
     }
 
-    class Numbered(dict):
-        """Scores by row: rollout i of a prompt is the i-th that a judge sees of it."""
-
-    counters: dict[int, int] = {}
-
-    def of_row(number: Any) -> float:
-        seen = counters[int(number)] = counters.get(int(number), -1) + 1
-        return float(solved[int(number) * GROUP + seen % GROUP])
-
-    manager.reward_loop_worker_handles[0].solved = SimpleNamespace(__getitem__=None)
-    manager.reward_loop_worker_handles[0].solved = type("Solved", (), {"__getitem__": lambda _, number: of_row(number)})()
     return trainer, given
 
 
@@ -283,9 +275,7 @@ def measure(size: str, mean: int, ranks: int, algorithm: str) -> dict[str, Any]:
         strict=True,
     ):  # fmt: skip
         with meter.stage(name):
-            batch = hook(batch) if name != "metrics" else hook(batch)
-        if name == "metrics":
-            break
+            batch = hook(batch)
     found = {
         "tokens": float(trainer.metrics["response_length/mean"]),
         "demonstrations": trainer.metrics.get("fusion/rows_demo", 0.0),

@@ -102,6 +102,13 @@ def test_gathered_rows_are_the_picked_ones_to_the_last_bit(shared: bool, large: 
     assert [is_part(made, name) for name in ("prompts", "responses")] == [shared, shared]
 
 
+def test_a_tensor_under_two_names_stays_one() -> None:
+    tensors = rows()
+    tensors["token_level_scores"] = tensors["rm_scores"]
+    made = gather([Source(tensors, np.array([2, 0]), np.arange(2), Spans.of(tensors))], 2)
+    assert made["token_level_scores"] is made["rm_scores"] and made["response_mask"] is not made["prefix_mask"]
+
+
 def test_several_sources_and_what_one_of_them_lacks() -> None:
     first, second = rows(seed=1), rows(torch.int64, torch.int64, shared=False, seed=2)
     del second["rollout_log_probs"], second["rl_weight"]

@@ -20,7 +20,8 @@ from unify_posttrain.trainer.comparison import (
 PROMPT, WIDTH = 2, 40
 # verl's means over rows; a metric that is in none of the three would be joined wrongly.
 OF_ROWS = {
-    "training_ppl", "training_log_ppl", "rollout_ppl", "rollout_log_ppl", "log_ppl_diff", "log_ppl_abs_diff", "ppl_ratio", "chi2_seq",
+    "training_ppl", "training_log_ppl", "rollout_ppl", "rollout_log_ppl", "log_ppl_diff", "log_ppl_abs_diff", "ppl_ratio",
+    "chi2_seq",
 }  # fmt: skip
 
 

@@ -109,7 +109,8 @@ def driver_batch() -> DataProto:
     trained[1, 3] = 0
     tensors = {
         "input_ids": input_ids, **parts_of(input_ids, width - prompt), "attention_mask": mask, "response_mask": trained,
-        "prefix_mask": trained.bool(), "old_log_probs": torch.where(trained.bool(), torch.randn(trained.shape), 0.0), "uniforms": torch.rand(trained.shape),
+        "prefix_mask": trained.bool(), "uniforms": torch.rand(trained.shape),
+        "old_log_probs": torch.where(trained.bool(), torch.randn(trained.shape), 0.0),
         "rm_scores": torch.zeros(trained.shape).index_put((torch.arange(6), lengths - 1), torch.arange(1.0, 7.0)),
         "rl_weight": torch.arange(6.0),
     }  # fmt: skip
@@ -133,7 +134,7 @@ def test_workers_get_what_verl_sends() -> None:
         assert set(arrived.batch.keys()) == set(verls(sent))
         for name, value in verls(sent).items():
             assert same(arrived.batch[name], value), name
-        assert all(arrived.batch[name].is_contiguous() for name in arrived.batch.keys())
+        assert all(value.is_contiguous() for value in arrived.batch.values())
         arrived.batch["responses"][:] = 0
         assert int(arrived.batch["input_ids"][0, 4]) > 9, "memory of its own"
 

@@ -44,7 +44,7 @@ BLOCK = 256  # rows that are copied at a time where whole rows are
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Like `torch.zeros`; large ones take memory page by page as they are written, reading takes none."""
+    """Like `torch.zeros`; large ones take memory page by page as they are written, reading them takes none."""
     size = int(np.prod(shape)) * dtype.itemsize
     if size < LARGE:
         return torch.zeros(tuple(shape), dtype=dtype)
@@ -70,16 +70,16 @@ class Spans:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Spans | None:
-        """Of a batch; None if it has no rows of tokens. A row with an empty response spans all of it: its score stands at the end."""
+        """Of a batch; None if it has no rows of tokens. An empty response spans all its columns: its score stands in the last."""
         if WHOLE not in tensors or "responses" not in tensors or tensors[WHOLE].is_floating_point():
             return None
         mask = tensors[WHOLE]
         width, size = mask.shape[1], mask.element_size()
         prompt = width - tensors["responses"].shape[-1]
         first, end = np.zeros(len(mask), dtype=np.int64), np.full(len(mask), width, dtype=np.int64)
-        for row, numbers in enumerate(mask.contiguous().numpy()):
+        for row, numbers in enumerate(mask.cpu().contiguous().numpy()):
             content = numbers.tobytes()
-            last = content.rfind(b"\x01") // size  # the search of bytes is by far the fastest there is
+            last = content.rfind(b"\x01") // size  # no search is as fast as that of bytes
             if last >= prompt:
                 first[row], end[row] = content.find(b"\x01") // size, last + 1
         return cls(np.minimum(first, prompt), end, prompt)
@@ -107,8 +107,8 @@ def gather(sources: Sequence[Source], total: int) -> dict[str, Tensor]:
     """`total` rows from several sources, one copy per tensor.
 
     Args:
-        sources: the first one decides which tensors exist, with which dtype and width; a later one that lacks one contributes zeros.
-            Positions of all sources cover 0 .. total - 1 once.
+        sources: the first one decides which tensors exist, with which dtype and width; a later one that lacks one contributes
+            zeros. Positions of all sources cover 0 .. total - 1 once.
         total: rows.
 
     Raises:
@@ -116,7 +116,12 @@ def gather(sources: Sequence[Source], total: int) -> dict[str, Tensor]:
     """
     template = sources[0].tensors
     gathered: dict[str, Tensor] = {}
+    known: dict[tuple[int, ...], str] = {}
     for name, like in template.items():
+        same = known.setdefault((like.data_ptr(), like.element_size(), *like.shape, *like.stride()), name)
+        if len(sources) == 1 and same in gathered and like.numel():
+            gathered[name] = gathered[same]  # a tensor under two names, as verl's scores and rewards, stays one
+            continue
         present = [source for source in sources if name in source.tensors and len(source.picked)]
         for source in present:
             if source.tensors[name].shape[1:] != like.shape[1:]:

@@ -121,7 +121,7 @@ class PaddedRows:
             at += length
 
     def tensors(self, log_probs: bool) -> dict[str, Tensor]:
-        """verl's columns of all rows, in as many bits as they need, and without positions: workers make them (`workers.transport`)."""
+        """verl's columns of all rows, in as many bits as they need; positions are made where they are read, at the workers."""
         found = {
             "prompts": self.prompts,
             "responses": self.responses,

@@ -1,8 +1,8 @@
 """verl's comparison of the engine's log-probabilities with the actor's, without tensors as large as the whole padded batch.
 
-verl compares in two stages, by a dozen tensors of all rows and columns. What it makes of them are statistics, which do not need the
-padding: the first stage gets the compared tokens alone, and says the same to the last bit. The second one has means per row: it
-gets blocks of rows of similar lengths, each as wide as its longest, where the batch is large; sums are rounded in another order then.
+verl compares in two stages, by a dozen tensors of all rows and columns. What it makes of them are statistics, which do not need
+the padding. The first stage gets the compared tokens alone, and says the same to the last bit. The second one has means per row:
+where the batch is large it gets blocks of rows of similar lengths, each as wide as its longest, and sums are rounded otherwise.
 """
 
 from __future__ import annotations
