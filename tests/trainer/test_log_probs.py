@@ -265,9 +265,8 @@ def test_what_verl_compares_without_the_actors_numbers_is_not_reported(
     assert it.log_probs.complete is complete
     monkeypatch.setattr(SeparateRayPPOTrainer, "_fit_compute_advantage", lambda self, batch: batch)
     monkeypatch.setattr("unify_posttrain.trainer.fusion_trainer.set_advantages", lambda *_: {})
-    it.metrics |= {"rollout_corr/kl": 59.6, "critic/score/mean": 0.5}
     it._fit_compute_advantage(batch)
-    assert ("rollout_corr/kl" in it.metrics) == complete and "critic/score/mean" in it.metrics
+    assert ("rollout_corr/kl" in it.metrics) == complete
 
 
 # --- SRFT's batch entropy --------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from verl import DataProto
 
 from unify_posttrain.algorithms import Algorithm
 from unify_posttrain.experience.advantages import ScoredRows, row_advantages
+from unify_posttrain.experience.ragged import per_row
 from unify_posttrain.experience.rows import DEMONSTRATION, PADDING, ROLLOUT
 from unify_posttrain.objective import token_class
 from unify_posttrain.trainer.mixed_batch import KIND_COLUMN, MixedBatch, success_values
@@ -38,7 +39,7 @@ def set_advantages(algorithm: Algorithm, mixed: MixedBatch, batch: DataProto) ->
     rows = _scored_rows(algorithm, mixed, batch, kinds, real)
     values = row_advantages(advantage, rows, mixed.plan, algorithm.advantage_terms)
     spread = tensors["token_level_rewards"].new_zeros(len(batch)).index_copy(0, real, values.to(torch.float32))
-    tensors["advantages"] = tensors["returns"] = spread.unsqueeze(-1) * tensors["response_mask"]
+    tensors["advantages"] = tensors["returns"] = per_row(spread, tensors["response_mask"])
     if any("scores" in term.streams for term in algorithm.terms):
         rewards = advantage.rewards(rows).to(torch.float32)
         tensors["scores"] = tensors["token_level_rewards"].new_zeros(len(batch)).index_copy(0, real, rewards)

@@ -15,6 +15,7 @@ from verl.utils.seqlen_balancing import log_seqlen_unbalance
 from unify_posttrain.algorithms import Algorithm, FusionConfig
 from unify_posttrain.experience.mixer import PREFIX_LENGTH, ROLLOUT, mix, plan_metrics, row_metrics
 from unify_posttrain.experience.plan import BatchPlan
+from unify_posttrain.experience.ragged import token_counts
 from unify_posttrain.experience.rows import Rows
 from unify_posttrain.experience.rules import Group
 from unify_posttrain.rewards.contract import FAULT, GOLD, UNSCORED
@@ -22,6 +23,7 @@ from unify_posttrain.trainer.demonstrator import Demonstrator
 from unify_posttrain.trainer.mixed_batch import KIND_COLUMN, MixedBatch, success_values
 from unify_posttrain.trainer.prompts import Generated, Prompts
 from unify_posttrain.trainer.rewards import unscored_rows
+from unify_posttrain.workers.transport import Travelling
 
 
 class BatchMixer:
@@ -122,7 +124,7 @@ class BatchMixer:
         if self.demonstrator is not None:
             meta_info.setdefault("reward_extra_keys", self.demonstrator.reward_keys)
         columns = {**mixed.rows.columns, KIND_COLUMN: mixed.kinds}
-        batch = DataProto.from_dict(tensors=mixed.rows.tensors, non_tensors=columns, meta_info=meta_info)
+        batch = Travelling.from_dict(tensors=mixed.rows.tensors, non_tensors=columns, meta_info=meta_info)
         return batch, mixed.kinds, mixed.reordered
 
     def _attach_row_streams(self, algorithm: Algorithm, prompts: Prompts, batch: DataProto, step: int) -> None:
@@ -152,7 +154,7 @@ def _uniforms(seed: int, prompts: Prompts, batch: DataProto, step: int) -> torch
 
 def _balance(batch: DataProto, ranks: int) -> dict[str, float]:
     """How evenly tokens are spread over ranks, under verl's names."""
-    lengths = batch.batch["attention_mask"].sum(dim=-1).tolist()
+    lengths = token_counts(batch.batch["attention_mask"]).tolist()
     blocks = np.arange(len(lengths)).reshape(ranks, -1).tolist()
     return log_seqlen_unbalance(seqlen_list=lengths, partitions=blocks, prefix="global_seqlen")
 
@@ -197,5 +199,5 @@ def _generated(rollouts: DataProto | None) -> dict[str, float]:
         "fusion/grader_faults": float(sum(faults)),
         "fusion/reward_unscored": float(lacking.sum()),
         "fusion/rollout_score": float(scores.mean()) if len(scores) else 0.0,
-        "fusion/tokens_generated": float(rollouts.batch["response_mask"].sum()),
+        "fusion/tokens_generated": float(token_counts(rollouts.batch["response_mask"]).sum()),
     }

@@ -198,8 +198,8 @@ class FusionTrainer(SeparateRayPPOTrainer):
         return self.port.reference(batch)
 
     def _fit_compute_advantage(self, batch: DataProto) -> DataProto:
-        batch = super()._fit_compute_advantage(batch)
-        self.log_probs.withdraw_comparison(self.metrics)
+        with self.log_probs.comparing(batch, self.metrics):
+            batch = super()._fit_compute_advantage(batch)
         self.metrics.update(set_advantages(self.step.algorithm, self.step.mixed, batch))
         return batch
 

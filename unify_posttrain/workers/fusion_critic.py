@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForTokenClassification, PretrainedConfig, PreTrainedModel
 from verl import DataProto
-from verl.single_controller.base.decorator import Dispatch, register
+from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils.device import get_device_id
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.critic import DataParallelPPOCritic
@@ -33,6 +33,7 @@ from unify_posttrain.workers.loopback import keep_on_loopback
 from unify_posttrain.workers.micro_batches import forward_in_step, micro_batches
 from unify_posttrain.workers.optimizers import detach_settings, keeping_settings
 from unify_posttrain.workers.ranks import worker_ranks
+from unify_posttrain.workers.transport import reply
 
 STREAMS = ("input_ids", "responses", "response_mask", "attention_mask", "position_ids", "values", "returns")
 METRICS = ("critic/vf_loss", "critic/vf_clipfrac", "critic/vpred_mean")
@@ -135,6 +136,11 @@ class FusionCriticWorker(CriticWorker):
         check_weights(self.critic_module, f"critic.model.path={self.config.model.path}")
         # The checkpoint manager holds module and optimizer, not the critic, so replacing the critic is safe.
         self.critic = FusionCritic(self.config, self.critic_module, self.critic_optimizer)
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="critic"))
+    def compute_values(self, data: DataProto) -> DataProto:
+        """verl's, packed as what came from the driver."""
+        return reply(super().compute_values(data), data)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def load_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
