@@ -29,6 +29,7 @@ LOWER = (
     "startup",
     "rollout",
     "workers",
+    "tasks",  # what all environments share; no task
     "cpu_compat",
     "redaction",
     "text",

@@ -41,13 +41,14 @@ logger = logging.getLogger(__name__)
 
 STOP = "stop"  # the field that says why an episode ended
 TURN_SCORES = "turn_scores"  # verl's column of the rewards of turns
+TURN_OUTCOMES = "turn_outcomes"  # what each answer was found to be
 
 
 class EnvironmentAgentLoop(WithoutSystemPrompt):
     """Plays the environment of `environment` with one row.
 
-    What comes back beside tokens, in columns that every row has: `turn_scores`, the reward of each turn, and `reward_outcome`, the
-    fields of the episode as a reward worker would say them, with `stop`: solved, length, turns or ended.
+    What comes back beside tokens, in columns that every row has: `turn_scores` and `turn_outcomes`, reward and verdict of each turn,
+    and `reward_outcome`, the fields of the episode as a reward worker would say them, with `stop`: solved, length, turns or ended.
     """
 
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> AgentLoopOutput:
@@ -70,6 +71,7 @@ class EnvironmentAgentLoop(WithoutSystemPrompt):
             transcript.open(opening, bool(row[PREFIX_TRAINED_COLUMN]))
         conversation, timing, preempted = uuid4().hex, {"generate_sequences": 0.0, "tool_calls": 0.0}, -1
         fault: str | None = None
+        outcomes: list[str] = []
         while cap := transcript.room():
             seed = {"seed": turn_seed(int(row[SEED_COLUMN]), transcript.turns)} if SEED_COLUMN in row else {}
             with simple_timer("generate_sequences", timing):
@@ -86,6 +88,7 @@ class EnvironmentAgentLoop(WithoutSystemPrompt):
                 step, fault = await _judged(environment, self._decode([*opening, *ids]), complete)
             opening = []  # of the first answer alone
             transcript.judged(step.reward, complete, step.done, step.solved)
+            outcomes.append(step.outcome)
             if transcript.stop is None:
                 transcript.feedback(frame.around(self._encode(_as_text(step.feedback, node["name"]))))
         scored = Scored.failed("error", fault) if fault else self._scored(environment, transcript)
@@ -103,6 +106,7 @@ class EnvironmentAgentLoop(WithoutSystemPrompt):
                 **output.extra_fields,
                 "tool_rewards": [],
                 TURN_SCORES: transcript.rewards,
+                TURN_OUTCOMES: outcomes,
                 "reward_extra_info": {OUTCOME: scored.to_dict()},
             },
         )

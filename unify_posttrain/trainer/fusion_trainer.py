@@ -200,7 +200,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
     def _fit_compute_advantage(self, batch: DataProto) -> DataProto:
         batch = super()._fit_compute_advantage(batch)
         self.log_probs.withdraw_comparison(self.metrics)
-        self.metrics.update(set_advantages(self.step.algorithm, self.step.mixed, batch))
+        self.metrics.update(set_advantages(self.step.algorithm, self.step.mixed, batch, self.mixer.turns))
         return batch
 
     def _fit_update_actor(self, batch: DataProto) -> DataProto:
