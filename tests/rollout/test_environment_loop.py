@@ -1,5 +1,5 @@
-"""The agent loop of environments: a hand-made episode token by token, why episodes end, and what verl's collation keeps of them. The
-engine is made up: it says what it is told to, in characters of the tiny tokenizer."""
+"""The agent loop of environments: a hand-made episode token by token, why episodes end, and what verl's collation keeps of them.
+The engine is made up: it says what it is told to, in characters of the tiny tokenizer."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ class Engine:
         self.answers, self.end = list(answers), end
         self.asked: list[dict[str, Any]] = []
 
-    async def generate(
-        self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **_: Any
-    ) -> TokenOutput:
+    async def generate(self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **_: Any) -> TokenOutput:
         said = [*encode(self.answers[len(self.asked) % len(self.answers)]), self.end][: sampling_params["max_tokens"]]
         self.asked.append({"conversation": request_id, "prompt_ids": prompt_ids, **sampling_params})
         return TokenOutput(token_ids=said, log_probs=[-len(self.asked) - place / 100 for place in range(len(said))])

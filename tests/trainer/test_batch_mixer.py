@@ -580,7 +580,9 @@ def test_without_an_environment_the_last_answer_of_a_demonstration_is_scored(sma
     seen: list[list[int]] = []
 
     def scored(data: DataProto) -> DataProto:
-        seen.extend(ids[mask.bool()].tolist() for ids, mask in zip(data.batch["responses"], data.batch["response_mask"], strict=True))
+        seen.extend(
+            ids[mask.bool()].tolist() for ids, mask in zip(data.batch["responses"], data.batch["response_mask"], strict=True)
+        )
         return score_rows(data)
 
     step = Step(small("sft"))

@@ -95,8 +95,8 @@ def _of_messages(messages: Sequence[Mapping[str, Any]], row_id: int, column: str
     if roles != ["assistant", "user"] * (len(messages) // 2) + ["assistant"]:
         raise ValueError(
             f"training row {row_id}: column {column!r} holds {len(messages)} messages ({', '.join(roles)}); those of several turns "
-            "are assistant, user, …, assistant: what comes before the first answer belongs into the prompt, and the last message is "
-            "an answer"
+            "are assistant, user, …, assistant: what comes before the first answer belongs into the prompt, and the last message "
+            "is an answer"
         )
     other = next((content for content in contents if not isinstance(content, str)), None)
     if other is not None or None in contents:

@@ -1,8 +1,8 @@
-"""The agent loop of all environments: the policy answers, the environment judges and tells it what is wrong, until the episode ends.
+"""The agent loop of all environments: the policy answers, the environment judges and tells what is wrong, until the episode ends.
 
-It owns no rule of its own: what an answer is worth says the environment (`unify_posttrain.tasks.environment`), how tokens, mask and
-budget are laid out the transcript (`unify_posttrain.experience.transcript`). Ids are those that were sampled, never encoded again. An
-episode knows its reward, so no reward worker is asked. Training and validation, and every engine, go this way.
+It has no rule of its own: what an answer is worth says the environment (`unify_posttrain.tasks.environment`), how tokens, mask and
+budget are laid out the transcript (`unify_posttrain.experience.transcript`). Ids are those that were sampled, never encoded again.
+An episode knows its reward, so no reward worker is asked. Training and validation, and every engine, go this way.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ TURN_OUTCOMES = "turn_outcomes"  # what each answer was found to be
 class EnvironmentAgentLoop(WithoutSystemPrompt):
     """Plays the environment of `environment` with one row.
 
-    What comes back beside tokens, in columns that every row has: `turn_scores` and `turn_outcomes`, reward and verdict of each turn,
-    and `reward_outcome`, the fields of the episode as a reward worker would say them, with `stop`: solved, length, turns or ended.
+    What comes back beside tokens, in columns that every row has: `turn_scores` and `turn_outcomes`, reward and verdict of each
+    turn, and `reward_outcome`, the fields of the episode as a reward worker would say them, with `stop`: solved, length, turns or
+    ended.
     """
 
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> AgentLoopOutput:
@@ -167,7 +168,9 @@ def _as_text(parts: Sequence[Any], name: str) -> str:
     """
     other = next((part for part in parts if not isinstance(part, str)), None)
     if other is not None:
-        raise TypeError(f"{NODE}.name={name} answers with {type(other).__name__}, and the agent loop of environments takes text only")
+        raise TypeError(
+            f"{NODE}.name={name} answers with {type(other).__name__}, and the agent loop of environments takes text only"
+        )
     return "".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Start-up checks of episodes: who plays and scores them, who credits their turns, and whether tokens and template have room for them."""
+"""Start-up checks of episodes: who plays and scores them, who credits their turns, and whether there is room for them."""
 
 from __future__ import annotations
 

@@ -19,7 +19,9 @@ def turn_frame(template: ChatTemplate) -> TurnFrame:
         TemplateRefusedError, ValueError: it makes no turns of which tokens could be kept; names the template.
     """
     tokenizer = template.tokenizer
-    return TurnFrame.from_template(template, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token)
+    return TurnFrame.from_template(
+        template, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token
+    )
 
 
 def make_reader(tokenizer: Any, fusion: FusionConfig, template_kwargs: Mapping[str, Any]) -> DemonstrationReader:

@@ -119,7 +119,7 @@ def play(node: Mapping[str, Any], row: Mapping[str, Any], answers: Sequence[str]
         step = episode.step(answer, True)
         if not isinstance(step, Step):
             raise TypeError(
-                f"{NODE}.name={node['name']} answers asynchronously, so that neither a reward function nor a demonstration can play it"
+                f"{NODE}.name={node['name']} answers asynchronously; neither a reward function nor a demonstration can play it"
             )
         if step.done:
             break

@@ -16,9 +16,7 @@ from unify_posttrain.trainer.mixed_batch import KIND_COLUMN, MixedBatch, success
 from unify_posttrain.trainer.turns import Turns
 
 
-def set_advantages(
-    algorithm: Algorithm, mixed: MixedBatch, batch: DataProto, turns: Turns | None = None
-) -> dict[str, float]:
+def set_advantages(algorithm: Algorithm, mixed: MixedBatch, batch: DataProto, turns: Turns | None = None) -> dict[str, float]:
     """Put the algorithm's advantages into `advantages` and `returns`, and its rewards into the stream `scores`; in place.
 
     Args:

@@ -36,9 +36,7 @@ class BatchMixer:
         turns: of rollouts that are episodes; None: they are single answers.
     """
 
-    def __init__(
-        self, demonstrator: Demonstrator | None, temperature: float, log_probs: bool, turns: Turns | None = None
-    ) -> None:
+    def __init__(self, demonstrator: Demonstrator | None, temperature: float, log_probs: bool, turns: Turns | None = None) -> None:
         self.demonstrator, self.turns = demonstrator, turns
         self.temperature, self.log_probs = temperature, log_probs
 

@@ -78,7 +78,9 @@ class Replayer:
         entries = () if self.buffer is None else self.buffer.take(step)
         if not entries:
             return None
-        demonstrations = [Demonstration(entry.row_id, 0, entry.prompt_ids, entry.response_ids, mask=entry.mask) for entry in entries]
+        demonstrations = [
+            Demonstration(entry.row_id, 0, entry.prompt_ids, entry.response_ids, mask=entry.mask) for entry in entries
+        ]
         tensors = demonstration_tensors(demonstrations, self.prompt_length, self.response_length, self.pad_id)
         # Entries may repeat a question (dedup=false), so they are named by position.
         uids = [f"replay-{number}-row-{entry.row_id}" for number, entry in enumerate(entries)]

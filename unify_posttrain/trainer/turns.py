@@ -54,7 +54,8 @@ class Turns:
         if self.settings.credit == "turn":
             tensors = rollouts.batch
             scores = tensors["rm_scores"].sum(dim=-1)
-            tensors["rm_scores"] = place_turn_rewards(rollouts.non_tensor_batch[TURN_SCORES], scores, tensors["response_mask"])
+            rewards = [list(of_row) or None for of_row in rollouts.non_tensor_batch[TURN_SCORES]]  # none: a single answer
+            tensors["rm_scores"] = place_turn_rewards(rewards, scores, tensors["response_mask"])
         return turn_metrics(rollouts)
 
     def estimate(self, batch: DataProto) -> None:
@@ -77,11 +78,11 @@ def turn_metrics(rollouts: DataProto) -> dict[str, float]:
     fields = {name: columns[name].astype(float) for name in names if name != SCORE and columns[name].dtype.kind in "fiub"}
     found = {
         "feedback_tokens": float(_feedback(rollouts).sum(dim=-1).float().mean()),
-        "turn_reward": float(np.mean(rewards)),
+        "turn_reward": sum(rewards) / max(1, len(rewards)),
     }
     for name, values in fields.items():
         if name.startswith(OUTCOME_PREFIX):
-            found[f"outcome/{name.removeprefix(OUTCOME_PREFIX)}"] = float(np.nansum(values)) / len(rewards)
+            found[f"outcome/{name.removeprefix(OUTCOME_PREFIX)}"] = float(np.nansum(values)) / max(1, len(rewards))
         else:
             found[name] = float(np.nansum(values) if name in SUMMED or np.isnan(values).all() else np.nanmean(values))
     stops = list(columns.get(STOP, ()))
