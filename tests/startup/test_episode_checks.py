@@ -39,7 +39,13 @@ def composed(*overrides: str, algorithm: str = "grpo", task: str = "general_poin
 
 @pytest.mark.parametrize(
     ("algorithm", "task"),
-    [("grpo", "general_points"), ("ppo_heals", "general_points"), ("hpt", "navigation"), ("ppo", "matrices"), ("grpo", "arithmetic")],
+    [
+        ("grpo", "general_points"),
+        ("ppo_heals", "general_points"),
+        ("hpt", "navigation"),
+        ("ppo", "matrices"),
+        ("grpo", "arithmetic"),
+    ],
 )
 def test_what_conf_has_passes(algorithm: str, task: str) -> None:
     check_episodes(composed(algorithm=algorithm, task=task))
