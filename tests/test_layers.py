@@ -46,7 +46,7 @@ KNOWN: dict[str, set[str]] = {
     "preparation": {"rewards", "untrusted", "output", "redaction", "chat"},
     "tasks": {"preparation", "untrusted"},
     "runs": {"sweeps", "paths", "output", "redaction"},
-    "rollout": {"chat", "cpu_compat", "untrusted", "experience"},  # the last for columns of objects
+    "rollout": {"chat", "cpu_compat", "untrusted", "experience", "rewards", "tasks"},  # the last three for what episodes are
     "analysis": {"measures", "runs", "untrusted", "output"},  # files, statistics and texts
 }
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -111,7 +111,7 @@ def test_prompts_that_are_text_name_the_command_that_makes_messages(check: Calla
     [
         (
             [{"role": "assistant", "content": "2"}, {"role": "user", "content": "?"}],
-            r"one message .*, not 2 \(assistant, user\); a target of several turns is not",
+            r"holds 2 messages \(assistant, user\); those of several turns are assistant, user, …, assistant",
         ),
         ([{"role": "user", "content": "2"}], r"one message of the assistant with text content, not .*'role': 'user'"),
         ([{"role": "assistant", "content": None}], r"one message of the assistant with text content, not .*None"),

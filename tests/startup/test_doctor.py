@@ -486,20 +486,6 @@ def test_weights_of_a_download_that_was_cut_short(tmp_path: Path) -> None:
 ENV_VAR = "ray_kwargs.ray_init.runtime_env.env_vars.OMP_NUM_THREADS"
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("environment.max_turns=5", r"environment\.max_turns=5: runs play one turn.*; set environment\.max_turns=1"),
-        ("environment.credit=turn", r"environment\.credit=turn: runs play one turn.*; set environment\.credit=trajectory"),
-        ("environment.gae=turn", r"environment\.gae=turn: runs play one turn.*; set environment\.gae=token"),
-    ],
-)
-def test_several_turns_are_not_half_played(override: str, message: str) -> None:
-    check_environment(compose_config(["hardware=cpu", "algorithm=grpo", "task=general_points"]))
-    with pytest.raises(ValueError, match=message):
-        check_environment(compose_config(["hardware=cpu", "algorithm=grpo", "task=general_points", override]))
-
-
 @pytest.mark.parametrize(("override", "shown"), [(f"{ENV_VAR}=2", "2"), (f"{ENV_VAR}=true", "true")])
 def test_an_environment_variable_must_be_text(override: str, shown: str) -> None:
     """Ray's TypeError comes after it has started; the remedy is an override that works."""

@@ -123,12 +123,14 @@ def test_number_of_a_trajectory(rewards: list[float], expected: list[float]) -> 
 def test_task_files_are_complete(task: str) -> None:
     config = compose_config([f"task={task}", "algorithm=grpo"])
     kwargs = OmegaConf.to_container(config.reward.custom_reward_function.reward_kwargs, resolve=True)
-    assert kwargs == {"environment": node(task, max_turns=1)}
+    assert kwargs == {"environment": node(task)}
+    assert config.actor_rollout_ref.rollout.agent.default_agent_loop == "environment"
+    assert config.environment.max_turns == {"navigation": 2}.get(task, 5), "as published"
     assert (
         config.fusion.success_key == "acc"
         and config.reward.custom_reward_function.path == "pkg://unify_posttrain.tasks.environment"
     )
-    environment = make_environment(OmegaConf.to_container(config.environment))
+    environment = make_environment(OmegaConf.to_container(config.environment, resolve=True))
     budget = environment.settings.max_tokens_per_turn
     assert budget <= config.data.max_response_length and task in PREPARERS
     assert compose_config(["algorithm=grpo"]).environment is None  # other tasks have one answer per prompt

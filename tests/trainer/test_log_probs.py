@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,6 +62,7 @@ class Stages(FusionTrainer):
         self.port = LegacyPort(self.workers, self.workers, ranks)
         self.log_probs = LogProbs.from_config(config, self.port, reference)
         self.step = Step(step, algorithm, mini_batches)
+        self.mixer = SimpleNamespace(turns=None)
 
     @property
     def asked(self) -> list[list[str]]:

@@ -24,12 +24,14 @@ class ReplayEntry:
         row_id: position of the prompt in the concatenated training files.
         prompt_ids, response_ids: tokens of the rendered prompt, and of the target with its EOS.
         step: training step at which the prompt was found hard.
+        mask: see `Demonstration`.
     """
 
     row_id: int
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     step: int
+    mask: tuple[int, ...] = ()
 
 
 @dataclass
@@ -118,6 +120,7 @@ class ReplayBuffer:
                     "prompt_ids": [int(token) for token in entry.prompt_ids],
                     "response_ids": [int(token) for token in entry.response_ids],
                     "step": int(entry.step),
+                    **({"mask": list(entry.mask)} if entry.mask else {}),
                 }
                 for entry in self._entries
             ]
@@ -127,6 +130,12 @@ class ReplayBuffer:
     def state(self, state: Mapping[str, Any]) -> None:
         self._entries = []
         self.add(
-            ReplayEntry(entry["row_id"], tuple(entry["prompt_ids"]), tuple(entry["response_ids"]), entry["step"])
+            ReplayEntry(
+                entry["row_id"],
+                tuple(entry["prompt_ids"]),
+                tuple(entry["response_ids"]),
+                entry["step"],
+                tuple(entry.get("mask", ())),
+            )
             for entry in state["entries"]
         )

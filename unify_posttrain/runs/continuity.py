@@ -111,6 +111,7 @@ USED = (
     *_below("trainer", "unify_strategy switch_gate*"),
     "fusion.*",
     "environment*",
+    "episode*",
     "algorithm.*",
     "reward.*",
     # Spellings of older releases of verl, which it moves to `reward`.

@@ -16,6 +16,7 @@ from unify_posttrain.rollout.vllm_cpu_checks import check_vllm_on_cpu, declares_
 from unify_posttrain.startup.batch_checks import check_batch
 from unify_posttrain.startup.critic_checks import check_critic
 from unify_posttrain.startup.environment_checks import check_environment
+from unify_posttrain.startup.episode_checks import check_episodes
 from unify_posttrain.startup.forward_checks import check_fused_kernels
 from unify_posttrain.startup.inputs import missing_files, missing_model
 from unify_posttrain.startup.memory_checks import check_memory
@@ -65,6 +66,7 @@ def check_config(config: DictConfig) -> Algorithm:
     _check_likelihood_temperature(config, algorithm)
     check_batch(config, algorithm)
     check_reward(config)
+    check_episodes(config)
     _check_hardware(config)
     check_parallelism(config)
     check_fused_kernels(config)

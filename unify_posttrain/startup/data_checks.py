@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from unify_posttrain.algorithms import build_algorithm
 from unify_posttrain.chat import ChatTemplate
 from unify_posttrain.rewards.truths import check_truths
+from unify_posttrain.startup.episode_checks import EpisodePlan, check_turns
 from unify_posttrain.startup.inputs import Missing, downloads, missing_files, missing_model
 from unify_posttrain.startup.reward_checks import check_sources
 from unify_posttrain.startup.reward_trial import check_reward_function
@@ -29,6 +30,7 @@ class DataReport:
         train_rows, val_rows: of each split; `train_dropped` were left out.
         without_target: rows without a usable target; None: not asked.
         masked_truths: rows of both splits whose ground truth cannot be graded against.
+        episode: of environments, what an episode may take.
         datasets: what was read, training and validation, for a model of text: a run need not read it again.
     """
 
@@ -37,6 +39,7 @@ class DataReport:
     val_rows: int
     without_target: int | None
     masked_truths: int = 0
+    episode: EpisodePlan | None = None
     datasets: tuple[Any, Any] | None = field(default=None, repr=False, compare=False)
 
 
@@ -66,7 +69,8 @@ def check_data(config: DictConfig) -> DataReport:
     Raises:
         ValueError: unreadable, empty or malformed files, prompts that the chat template does not take, prompts or (under
             demo.overlong=error) demonstrations over their limit, targets of a wrong type, fewer prompts than a batch, more steps
-            than the data has, a reward function that cannot score them, ground truths that no reward can use.
+            than the data has, a reward function that cannot score them, ground truths that no reward can use, a template that
+            makes no turns or no room for one.
     """
     from unify_posttrain.startup.dataset import FusionDataset
     from unify_posttrain.startup.tokenizers import load_tokenizer
@@ -87,6 +91,7 @@ def check_data(config: DictConfig) -> DataReport:
     check_sources(config, {source for frame in (train, val) for source in frame.dataframe.unique("data_source")})
     masked = _check_truths(config, (train, val))
     check_reward_function(config, [frame.dataframe for frame in (train, val)])
+    episode = check_turns(config, template, train.dataframe[0])
     batch = config.data.train_batch_size
     if len(train) < batch:
         raise ValueError(f"data.train_files hold {len(train)} usable prompts, fewer than data.train_batch_size={batch}")
@@ -102,9 +107,8 @@ def check_data(config: DictConfig) -> DataReport:
     without_target = None
     if any(rule.needs_target for rule in rules):
         without_target = check_targets(config, algorithm, train, template)
-    return DataReport(
-        len(train), train.dropped_prompts, len(val), without_target, masked, (train, val) if processor is None else None
-    )
+    again = (train, val) if processor is None else None
+    return DataReport(len(train), train.dropped_prompts, len(val), without_target, masked, episode, again)
 
 
 def _processor(config: DictConfig) -> Any:

@@ -47,6 +47,7 @@ def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[
         "optimizer step(s), "
         f"{rows.per_mini_batch} rows per rank and optimizer step",
         f"a row        at most {width} tokens; at most {rows.rows * width} tokens per step",
+        *_episode_lines(data),
         f"steps        {_steps(config, data)}, validation every {config.trainer.test_freq}, "
         f"checkpoint every {config.trainer.save_freq}",
         *_checkpoint_lines(config, plan, _number_of_steps(config, data)),
@@ -121,6 +122,17 @@ def _data(data: DataReport | None) -> str:
     targets = "not needed" if data.without_target is None else f"{data.train_rows - data.without_target} usable"
     masked = f"; {data.masked_truths} ground truths that cannot be graded" if data.masked_truths else ""
     return f"{data.train_rows} prompts ({data.train_dropped} too long), targets {targets}; validation {data.val_rows}{masked}"
+
+
+def _episode_lines(data: DataReport | None) -> list[str]:
+    """Turns of a rollout, where it has several."""
+    if data is None or data.episode is None:
+        return []
+    plan, budget = data.episode, data.episode.budget
+    return [
+        f"an episode   at most {budget.max_turns} turns of {budget.max_tokens_per_turn} tokens, feedback of about "
+        f"{plan.around + plan.feedback}: {plan.longest} of {budget.response_length} tokens"
+    ]
 
 
 def _steps(config: DictConfig, data: DataReport | None) -> str:

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from unify_posttrain.algorithms import FusionConfig
 from unify_posttrain.chat import ChatTemplate
 from unify_posttrain.experience.demonstrations import DemonstrationReader
+from unify_posttrain.experience.transcript import TurnFrame
+
+
+def turn_frame(template: ChatTemplate) -> TurnFrame:
+    """What the template puts around what the user says between two answers.
+
+    Raises:
+        TemplateRefusedError, ValueError: it makes no turns of which tokens could be kept; names the template.
+    """
+    tokenizer = template.tokenizer
+    return TurnFrame.from_template(
+        template, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token
+    )
 
 
 def make_reader(tokenizer: Any, fusion: FusionConfig, template_kwargs: Mapping[str, Any]) -> DemonstrationReader:
@@ -27,4 +41,5 @@ def make_reader(tokenizer: Any, fusion: FusionConfig, template_kwargs: Mapping[s
         seed=fusion.seed,
         with_probabilities=fusion.shaping.name == "target_prob",
         eos_text=tokenizer.eos_token,
+        frame=cache(lambda: turn_frame(template)),
     )

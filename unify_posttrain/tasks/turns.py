@@ -23,12 +23,14 @@ class Step:
         done: the episode is over.
         feedback: parts of the next message of the user, texts or images; empty if it is over.
         solved: it is over because the answer is right.
+        outcome: what the answer was found to be, in a word.
     """
 
     reward: float
     done: bool
     feedback: tuple[Any, ...] = ()
     solved: bool = False
+    outcome: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class TurnEnvironment(ABC):
         reward = verdict.reward + (self.settings.limit_penalty if last and not verdict.solved else 0.0)
         self.rewards.append(reward)
         done = verdict.solved or last or not verdict.outcome
-        return Step(reward, done, () if done else (verdict.feedback,), verdict.solved)
+        return Step(reward, done, () if done else (verdict.feedback,), verdict.solved, verdict.outcome)
 
     def fields(self) -> dict[str, float | str]:
         """See :class:`Environment`."""

@@ -23,6 +23,7 @@ from unify_posttrain.trainer.demonstrator import Demonstrator
 from unify_posttrain.trainer.mixed_batch import KIND_COLUMN, MixedBatch, success_values
 from unify_posttrain.trainer.prompts import Generated, Prompts
 from unify_posttrain.trainer.rewards import unscored_rows
+from unify_posttrain.trainer.turns import Turns
 from unify_posttrain.workers.transport import Travelling
 
 
@@ -34,16 +35,17 @@ class BatchMixer:
             with given tokens or groups are left out.
         temperature: of the rollouts, which the workers read from the batch.
         log_probs: whether rollouts carry `rollout_log_probs`.
+        turns: of rollouts that are episodes; None: they are single answers.
     """
 
-    def __init__(self, demonstrator: Demonstrator | None, temperature: float, log_probs: bool) -> None:
-        self.demonstrator = demonstrator
+    def __init__(self, demonstrator: Demonstrator | None, temperature: float, log_probs: bool, turns: Turns | None = None) -> None:
+        self.demonstrator, self.turns = demonstrator, turns
         self.temperature, self.log_probs = temperature, log_probs
 
     @classmethod
     def from_config(cls, config: Any, demonstrator: Demonstrator | None) -> BatchMixer:
         rollout = config.actor_rollout_ref.rollout
-        return cls(demonstrator, rollout.temperature, log_probs=bool(rollout.calculate_log_probs))
+        return cls(demonstrator, rollout.temperature, bool(rollout.calculate_log_probs), Turns.from_config(config))
 
     def mix(self, algorithm: Algorithm, generated: Generated, ranks: int, mini_batches: int, step: int) -> MixedBatch:
         """Decide the plan of a batch and carry it out.
@@ -55,7 +57,7 @@ class BatchMixer:
             step: training step, for seeded draws.
         """
         prompts, rollouts = generated.prompts, generated.rollouts
-        counted = _generated(rollouts)
+        counted = {**_generated(rollouts), **({} if self.turns is None else self.turns.read(rollouts))}
         scores, groups = self._groups(algorithm.fusion, prompts, rollouts)
         plan = algorithm.experience.plan(groups)
         if generated.select is not None:

@@ -200,7 +200,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
     def _fit_compute_advantage(self, batch: DataProto) -> DataProto:
         with self.log_probs.comparing(batch, self.metrics):
             batch = super()._fit_compute_advantage(batch)
-        self.metrics.update(set_advantages(self.step.algorithm, self.step.mixed, batch))
+        self.metrics.update(set_advantages(self.step.algorithm, self.step.mixed, batch, self.mixer.turns))
         return batch
 
     def _fit_update_actor(self, batch: DataProto) -> DataProto:

@@ -71,14 +71,16 @@ class Replayer:
         if self.buffer is None:
             return
         hard = [demonstrations[group.uid] for group in plan if not group.successes and group.uid in demonstrations]
-        self.buffer.add(ReplayEntry(each.row_id, each.prompt_ids, each.response_ids, step) for each in hard)
+        self.buffer.add(ReplayEntry(each.row_id, each.prompt_ids, each.response_ids, step, each.mask) for each in hard)
 
     def take(self, step: int, ranks: int) -> DataProto | None:
         """A batch for the fine-tuning step that is due, dealt to ranks and optimizer steps; None if none is due."""
         entries = () if self.buffer is None else self.buffer.take(step)
         if not entries:
             return None
-        demonstrations = [Demonstration(entry.row_id, 0, entry.prompt_ids, entry.response_ids) for entry in entries]
+        demonstrations = [
+            Demonstration(entry.row_id, 0, entry.prompt_ids, entry.response_ids, mask=entry.mask) for entry in entries
+        ]
         tensors = demonstration_tensors(demonstrations, self.prompt_length, self.response_length, self.pad_id)
         # Entries may repeat a question (dedup=false), so they are named by position.
         uids = [f"replay-{number}-row-{entry.row_id}" for number, entry in enumerate(entries)]
