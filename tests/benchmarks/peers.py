@@ -247,7 +247,11 @@ def main() -> None:
     home = options.home.resolve()
     home.mkdir(parents=True, exist_ok=True)
     threads = passive_threads_per_rank(1)
-    openmp = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}  # as hardware=cpu sets them, for all
+    openmp = {
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "passive",
+        "GOMP_SPINCOUNT": "1000",
+    }  # as hardware=cpu sets them, for all
     environment = {**os.environ, "UNIFY_HOME": str(home), **openmp, "TOKENIZERS_PARALLELISM": "false"}
     hide_gpus(environment)
     python = (options.trl_python or make_trl_environment(home / "venv")) if "trl" in options.only else None

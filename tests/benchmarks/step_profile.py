@@ -122,7 +122,8 @@ def main() -> None:
     metrics.unlink(missing_ok=True)
     command = [
         sys.executable, "-m", "unify_posttrain.train", "algorithm=grpo", "trainer.experiment_name=profile",
-        "trainer.resume_mode=disable", f"trainer.total_training_steps={options.steps}", "trainer.save_freq=-1", "trainer.test_freq=-1",
+        "trainer.resume_mode=disable", f"trainer.total_training_steps={options.steps}", "trainer.save_freq=-1",
+        "trainer.test_freq=-1",
         f"data.train_batch_size={PROMPTS}", f"actor_rollout_ref.rollout.n={GROUP}", "trainer.progress=none",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={PROMPTS // UPDATES}",
         f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={MICRO_ROWS}",
