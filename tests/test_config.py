@@ -61,7 +61,7 @@ def test_everything_composes(algorithm: str, model: str, hardware: str, monkeypa
     assert config["actor_rollout_ref"]["rollout"]["name"] == ("hf" if hardware == "cpu" else "vllm")
     assert config["trainer"]["n_gpus_per_node"] == (8 if hardware == "node_8gpu" else 1)
     assert config["data"]["train_batch_size"] % actor["ppo_mini_batch_size"] == 0
-    n = {"uft": 4, "uft_released": 4, "ppo_heals": 1}.get(algorithm, 8)
+    n = 4 if algorithm.startswith("uft") else 8
     assert config["fusion"]["group_size"] == config["actor_rollout_ref"]["rollout"]["n"] == n
     assert config["fusion"]["horizon"] == actor["loss_scale_factor"] == config["data"]["max_response_length"]
     mirrored = {"sum-norm": "seq-mean-token-sum-norm"}.get(config["fusion"]["agg"]["rl"], config["fusion"]["agg"]["rl"])

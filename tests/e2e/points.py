@@ -23,10 +23,10 @@ from .conftest import ROOT, World
 TURNS, PRETRAINING_STEPS = 3, 100
 PREPARED = ("prepare.task.cards=3", "prepare.task.prompt_style=compact", "prepare.task.revise=0.5")
 ROWS = "prepare.task.rows={train: 48, gp_id: 8, gp_id_seen: 0, gp_ood: 8, gp_ood_target: 0}"
-# A prompt is at most <|user|>JQK=10|10 10 10<|end|><|assistant|>, 18 tokens; three answers of 44 and two feedbacks of some 15.
+# A prompt is at most <|user|>JQK=11,12,13|10 10 10<|end|><|assistant|>, 24 tokens; three answers of 44, two feedbacks of some 15.
 RUN = (
     "task=general_points", f"environment.max_turns={TURNS}", "environment.max_tokens_per_turn=44", "environment.min_turn_tokens=8",
-    "data.max_prompt_length=20", "data.max_response_length=160", "trainer.rollout_data_dir=${trainer.run_dir}/rollouts",
+    "data.max_prompt_length=24", "data.max_response_length=160", "trainer.rollout_data_dir=${trainer.run_dir}/rollouts",
     "actor_rollout_ref.model.path=${oc.env:UNIFY_HOME}/models/tiny_points",
 )  # fmt: skip
 

@@ -189,6 +189,6 @@ def test_the_settings_of_the_preset_are_the_published_ones() -> None:
     assert (critic.cliprange_value, actor.entropy_coeff, actor.use_kl_loss) == (0.1, 0, False)
     for optim in (actor.optim, critic.optim):
         assert (optim.lr, optim.lr_scheduler_type, optim.lr * optim.min_lr_ratio) == (1e-6, "cosine", pytest.approx(1e-9))
-    assert config.actor_rollout_ref.rollout.temperature == 0.2 and config.actor_rollout_ref.rollout.n == 1
+    assert config.actor_rollout_ref.rollout.temperature == 0.2 and config.fusion.dual_clip is None
     kwargs = OmegaConf.to_container(config.reward.custom_reward_function.reward_kwargs, resolve=True)
     assert kwargs["environment"]["score"] == "sum", "demonstrations are scored alike"
