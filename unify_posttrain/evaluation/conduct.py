@@ -11,15 +11,13 @@ from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from unify_posttrain.chat import ChatTemplate
 from unify_posttrain.evaluation.benchmarks import Problem, files_digest, read_problems
 from unify_posttrain.evaluation.engines import Engine, EngineSettings, Output, Request, start_engine
-from unify_posttrain.evaluation.episodes import EpisodePlayer
-from unify_posttrain.evaluation.likelihood import check_targets, measure
 from unify_posttrain.evaluation.models import Model, check_folder, local_folder
 from unify_posttrain.evaluation.prompts import chat_template, load_tokenizer, prompts_digest, render
 from unify_posttrain.evaluation.protocols import Benchmark
@@ -32,6 +30,9 @@ from unify_posttrain.redaction import redacted
 from unify_posttrain.rollout.seeds import rollout_seeds
 from unify_posttrain.runs.files import write_text
 from unify_posttrain.untrusted.weights import fingerprint
+
+if TYPE_CHECKING:
+    from unify_posttrain.evaluation.episodes import EpisodePlayer
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ def conduct(evaluation: Evaluation, start: Starter = start_engine) -> dict[str, 
     }
     for benchmark in evaluation.benchmarks:
         if evaluation.likelihood:
+            from unify_posttrain.evaluation.likelihood import check_targets
+
             check_targets(problems[benchmark.name], benchmark.name)
         check_ground_truths(benchmark.reward, benchmark.name, problems[benchmark.name])
         check_reward(benchmark.reward, evaluation.protection, problems[benchmark.name])
@@ -95,7 +98,11 @@ def _evaluate_model(evaluation: Evaluation, model: Model, problems: dict[str, li
             player = _player(evaluation, benchmark, tokenizer, template, prompts)
             requests = build_requests(evaluation, model, benchmark, prompts)
             _fill(evaluation, model, benchmark, rows, requests, store, engine, tokenizer, player)
-            losses = measure(store.folder, rows, prompts, tokenizer, template, engine.get) if evaluation.likelihood else None
+            losses = None
+            if evaluation.likelihood:
+                from unify_posttrain.evaluation.likelihood import measure
+
+                losses = measure(store.folder, rows, prompts, tokenizer, template, engine.get)
             measured.append(Measured(model, print_of_model, benchmark, store.ordered(), rows, prompts.keys(), losses))
     finally:
         engine.close()
@@ -116,6 +123,8 @@ def _player(
     """What plays the benchmark in turns; None if its answers are scored one by one."""
     if benchmark.environment is None:
         return None
+    from unify_posttrain.evaluation.episodes import EpisodePlayer
+
     limits = evaluation.max_response_length, evaluation.engine.max_context
     player = EpisodePlayer(benchmark.environment, tokenizer, template, *limits)
     player.check(prompts, benchmark.name)
