@@ -175,7 +175,10 @@ def _page(results: Mapping[str, Any], figures: Sequence[str]) -> str:
     return page("Forgetting and recovery", parts, figures)
 
 
-PUBLISHED_NOTE = "In %, on 234 hands or 48 routes, at the highest of all checkpoints: compare with `select: none`, and with the width of an interval."
+PUBLISHED_NOTE = (
+    "In %, on 234 hands or 48 routes, at the highest of all checkpoints: compare with `select: none`, and with the width of an "
+    "interval."
+)
 
 
 def _published(rows: Sequence[Mapping[str, Any]]) -> str:
