@@ -182,7 +182,7 @@ def sample(row: int, right: int, turns: int, outcomes: Mapping[str, int] | None 
     counts = {f"outcome_{name}": float(count) for name, count in (outcomes or {}).items()}
     found = {"first_acc": float(right > 0 and turns == 1), "turns": float(turns), "right_turns": float(right), **counts, **fields}
     solved, stop = int(right > 0), "solved" if right else "turns"
-    return Sample(row, number, "s", 1, "r", 5, False, float(solved), solved, "", 1, [{"text": "x"}], stop, found)
+    return Sample(row, number, "s", 1, "r", 5, False, float(solved), solved, "", 1, [{"text": "x"}], "q", stop, found)
 
 
 def test_samples_of_both_kinds_come_back_as_they_were(tmp_path: Path) -> None:

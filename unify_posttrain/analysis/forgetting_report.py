@@ -55,6 +55,7 @@ def report(forgetting: Forgetting) -> dict[str, Any]:
         ValueError: an evaluation that cannot be used, problems that differ, or an output folder that holds something else.
     """
     runs = [_seed(forgetting, sft, rl) for sft, rl in forgetting.seeds]
+    runs = [{**run, "verdict": verdict(run)} for run in runs]
     seeds = [[sft, {str(begin): name for begin, name in rl.items()}] for sft, rl in forgetting.seeds]
     how = {"select": forgetting.select, "end": forgetting.end, "id": forgetting.id, "ood": forgetting.ood, **asdict(forgetting.how)}
     Records(forgetting.output, {"what": "forgetting", "seeds": seeds, **how}, forgetting.overwrite)
@@ -162,7 +163,7 @@ def _page(results: Mapping[str, Any], figures: Sequence[str]) -> str:
     parts = [LABELS[results["select"]]]
     for run in results["seeds"]:
         count = run["problems"]["reported_on"]
-        parts += [f"## {run['sft']}", *verdict(run), _noise(count, run), _table(run)]
+        parts += [f"## {run['sft']}", *run["verdict"], _noise(count, run), _table(run)]
         parts += ["Answers out of distribution:", _answer_table(run)] if any(run["answers"].values()) else []
     if results["over_seeds"] is not None:
         rows = [

@@ -32,7 +32,7 @@ class _Episode:
     """One sample while it is played."""
 
     request: Request
-    source: str
+    problem: Problem
     environment: Environment
     transcript: Transcript
     turns: list[dict[str, Any]] = field(default_factory=list)
@@ -118,9 +118,7 @@ class EpisodePlayer:
         })  # fmt: skip
         # A row may have fewer turns than the settings, and a published protocol one generation more than it verifies.
         turns = getattr(environment, "generations", self.budget.max_turns)
-        return _Episode(
-            request, problem.source, environment, Transcript(len(request.prompt_ids), replace(self.budget, max_turns=turns))
-        )
+        return _Episode(request, problem, environment, Transcript(len(request.prompt_ids), replace(self.budget, max_turns=turns)))
 
     def _answered(self, episodes: Sequence[_Episode], outputs: Sequence[Output]) -> None:
         texts = [self.tokenizer.decode(output.token_ids, skip_special_tokens=True) for output in outputs]
@@ -141,7 +139,7 @@ class EpisodePlayer:
         return Sample(
             row=episode.request.row,
             number=episode.request.number,
-            source=episode.source,
+            source=episode.problem.source,
             seed=episode.request.seed,
             response=self.tokenizer.decode(transcript.ids, skip_special_tokens=True),
             tokens=sum(transcript.mask),
@@ -151,6 +149,7 @@ class EpisodePlayer:
             answer=str(found.get("pred", "")),
             gold_ok=1,
             turns=episode.turns,
+            prompt=str(episode.problem.messages[-1]["content"]),
             stop=transcript.stop,
             fields={key: float(value) for key, value in found.items() if not isinstance(value, str)},
         )

@@ -43,6 +43,7 @@ class Sample:
         answer: canonical answer, "" if none was found.
         gold_ok: 0 if the ground truth cannot be used.
         turns: of an episode: {text, feedback, reward, solved, tokens} of each answer; None: there is one answer, `response`.
+        prompt: of an episode: the message of the user that it began with.
         stop: why the episode ended (`unify_posttrain.experience.transcript`).
         fields: numbers that the environment gives for the episode.
     """
@@ -59,6 +60,7 @@ class Sample:
     answer: str
     gold_ok: int
     turns: list[dict[str, Any]] | None = None
+    prompt: str | None = None
     stop: str | None = None
     fields: dict[str, float] | None = None
 
@@ -67,7 +69,7 @@ class Sample:
         return self.row, self.number
 
 
-OF_EPISODES = ("turns", "stop", "fields")
+OF_EPISODES = ("turns", "prompt", "stop", "fields")
 KEYS = {field.name for field in fields(Sample)} - set(OF_EPISODES)
 
 
