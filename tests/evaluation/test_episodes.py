@@ -159,6 +159,8 @@ class Slow:
 
     async def step(self, text: str, complete: bool) -> Step:
         self.said.append(text)
+        if text == "boom":
+            raise RuntimeError("no connection")
         done = len(self.said) == 2
         return Step(float(done), done, () if done else ("more", "!"), done)
 
@@ -171,7 +173,9 @@ def test_environments_may_answer_asynchronously(monkeypatch: pytest.MonkeyPatch)
     keys = ("max_turns", "max_tokens_per_turn", "min_turn_tokens", "score", "credit", "gae", "limit_penalty")
     shared = {key: node("matrices")[key] for key in keys}
     played = EpisodePlayer({"name": "slow", **shared}, TOKENIZER, TEMPLATE, 512, 512)
-    first, second = played.play([request(0), request(1)], [problem(0), problem(1)], Answers({0: ["a", "b"], 1: ["c", "d"]}))
+    script = {0: ["a", "b"], 1: ["c", "d"], 2: ["boom"]}
+    first, second, third = played.play([request(row) for row in script], [problem(row) for row in script], Answers(script))
+    assert (third.correct, third.score, third.stop) == (0, 0.0, "ended"), "a fault costs the episode, not the evaluation"
     assert (first.answer, second.answer) == ("b", "d") and [turn["feedback"] for turn in first.turns or []] == ["more!", ""]
 
 

@@ -36,6 +36,7 @@ class _Episode:
     environment: Environment
     transcript: Transcript
     turns: list[dict[str, Any]] = field(default_factory=list)
+    failed: bool = False
 
     def next_request(self) -> Request | None:
         """Of the next answer; None: the episode is over."""
@@ -144,8 +145,8 @@ class EpisodePlayer:
             response=self.tokenizer.decode(transcript.ids, skip_special_tokens=True),
             tokens=sum(transcript.mask),
             truncated=transcript.stop == LENGTH,
-            score=float(found["score"]),
-            correct=int(float(found["acc"]) >= 1),
+            score=0.0 if episode.failed else float(found["score"]),
+            correct=int(float(found["acc"]) >= 1 and not episode.failed),
             answer=str(found.get("pred", "")),
             gold_ok=1,
             turns=episode.turns,
@@ -160,8 +161,13 @@ class EpisodePlayer:
 
 async def _judged(episodes: Sequence[_Episode], texts: Sequence[str], outputs: Sequence[Output]) -> list[Step]:
     async def judge(episode: _Episode, text: str, complete: bool) -> Step:
-        step = episode.environment.step(text, complete)
-        return await step if inspect.isawaitable(step) else step
+        try:
+            step = episode.environment.step(text, complete)
+            return await step if inspect.isawaitable(step) else step
+        except Exception:  # as in training: a fault costs the episode, not the evaluation
+            logger.exception("an environment could not judge an answer; the episode counts as wrong")
+            episode.failed = True
+            return Step(0.0, done=True)
 
     calls = zip(episodes, texts, outputs, strict=True)
     return await asyncio.gather(*(judge(episode, text, not output.truncated) for episode, text, output in calls))

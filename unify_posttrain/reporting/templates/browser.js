@@ -205,7 +205,7 @@ function textBlock(segments) {
   return block;
 }
 
-// The same problems at some checkpoints of an evaluation; a change of checkpoint keeps the problem.
+// The same problems at some checkpoints of an evaluation.
 function evaluationBrowser(root, data) {
   const found = data.evaluations.filter((evaluation) => evaluation.steps.length);
   const draw = (number, step) => {
@@ -232,7 +232,10 @@ function evaluationBrowser(root, data) {
     const list = promptList(
       evaluation.steps[step].prompts,
       (prompt) => ({ colour: null, what: `${prompt.solved}/${prompt.of} solved` }),
-      (prompt) => detail.replaceChildren(question(prompt), make("h4", {}, "Answers"), make("div", { class: "answers" }, prompt.rows.map(card))),
+      (prompt) => {
+        const answers = make("div", { class: "answers" }, prompt.rows.map(card));
+        detail.replaceChildren(question(prompt), make("h4", {}, "Answers"), answers);
+      },
     );
     root.replaceChildren(tools, list, detail);
   };
