@@ -71,6 +71,7 @@ exec "${PYTHON:-python}" -m unify_posttrain.healing \
     common.hardware="${HARDWARE:-node_8gpu}" \
     +common.trainer.n_gpus_per_node=4 \
     sft.data.train_batch_size=64 \
+    sft.data.train_max_samples=-1 \
     sft.actor_rollout_ref.actor.ppo_mini_batch_size=64 \
     sft.actor_rollout_ref.actor.optim.lr=1.0e-6 \
     +sft.actor_rollout_ref.actor.optim.lr_warmup_steps_ratio=0.03 \

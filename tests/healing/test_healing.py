@@ -21,6 +21,8 @@ from unify_posttrain.healing.records import begin, finished, read_done, record_p
 from unify_posttrain.healing.results import collect, verdict_of
 from unify_posttrain.study.processes import FAILED, FINISHED, Ended, Job, Stop
 
+from ..tasks.environments import task_settings
+
 HANDS = 120
 SFT = {0: (0, 0), 40: (60, 70), 80: (90, 60), 120: (110, 20)}  # step -> hands solved in and out of distribution
 RL = {"base": (60, 10), "peak": (100, 80), "end": (118, 66)}
@@ -214,6 +216,9 @@ def test_every_command_composes(tmp_path: Path) -> None:
     assert len(steps) == 3 + 2 * 18 + 6 + 2
     sft = compose_config(list(steps["sft-0"].overrides))
     assert (sft.fusion.algorithm, sft.fusion.seed, sft.trainer.experiment_name) == ("sft", 0, "sft-0")
+    assert sft.data.train_max_samples < task_settings("general_points_small")["rows"]["train"], (
+        "RL has hands that it can learn from"
+    )
     budgets = set()
     for method in ("grpo", "ppo", "hpt"):
         config = compose_config(list(steps[f"{method}-kl0.05-peak-0"].overrides))

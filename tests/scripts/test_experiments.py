@@ -339,6 +339,7 @@ def test_the_published_chain_composes(model: str, end: int, tmp_path: Path) -> N
     optim = sft.actor_rollout_ref.actor.optim
     assert (optim.lr, optim.lr_warmup_steps_ratio, list(optim.betas), optim.weight_decay) == (1e-6, 0.03, [0.9, 0.98], 0.0)
     assert (sft.data.train_batch_size, sft.trainer.total_training_steps, sft.trainer.n_gpus_per_node) == (64, end, 4)
+    assert sft.data.train_max_samples == -1, "all hands"
     ppo = compose_config(list(steps["ppo-peak-3"].overrides))
     assert {key: ppo.environment[key] for key in ("score", "credit", "gae", "max_turns")} == {
         "score": "sum", "credit": "turn", "gae": "turn", "max_turns": 5,
