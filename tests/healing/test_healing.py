@@ -219,6 +219,9 @@ def test_every_command_composes(tmp_path: Path) -> None:
     assert sft.data.train_max_samples < task_settings("general_points_small")["rows"]["train"], (
         "RL has hands that it can learn from"
     )
+    swept = compose_evaluation(steps["evaluate-sft-0"].overrides).steps
+    assert list(swept) == list(range(0, 801, 40)), "the base model and every checkpoint"
+    assert "steps=[0,30,50]" in first_steps(healing(tmp_path, steps=[0, 30, 50]))[2][0].overrides
     budgets = set()
     for method in ("grpo", "ppo", "hpt"):
         config = compose_config(list(steps[f"{method}-kl0.05-peak-0"].overrides))

@@ -158,7 +158,7 @@ def first_steps(healing: Healing) -> list[list[Step]]:
         name = sft_name(seed)
         own = (*common, *as_overrides(healing.sft), f"fusion.seed={seed}", f"trainer.experiment_name={name}")
         train.append(Step(name, "train", own, ("prepare",)))
-        evaluate.append(_evaluation(healing, name, _steps(healing.steps)))
+        evaluate.append(_evaluation(healing, name, _steps(healing)))
     return _sealed([[prepare], train, evaluate], {})
 
 
@@ -213,8 +213,12 @@ def _evaluation(healing: Healing, name: str, steps: str) -> Step:
     return Step(f"evaluate-{name}", "evaluate", (*given, *healing.evaluation), (name,))
 
 
-def _steps(steps: Any) -> str:
-    return f"[{','.join(map(str, steps))}]" if isinstance(steps, Sequence) and not isinstance(steps, str) else str(steps)
+def _steps(healing: Healing) -> str:
+    """Checkpoints of fine-tuning that are evaluated; `all` with the base model, which `evaluate` counts as step 0."""
+    if healing.steps != "all":
+        return f"[{','.join(map(str, healing.steps))}]"
+    every, last = (int(healing.sft["trainer"][key]) for key in ("save_freq", "total_training_steps"))
+    return f"[{','.join(map(str, sorted({0, *range(every, last, every), last})))}]"
 
 
 def _forgetting(healing: Healing, chosen: Chosen) -> list[Step]:
