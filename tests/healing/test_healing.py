@@ -255,6 +255,7 @@ def test_every_command_composes(tmp_path: Path) -> None:
         ({"starts": []}, r"starts=\[\]"),
         ({"seeds": [1, 1]}, r"seeds=\[1, 1\]: give different integers"),
         ({"kl": [-1]}, r"kl=\[-1\]: give coefficients"),
+        ({"steps": "latest"}, "steps=latest: give all, or a list"),
         ({"select": "best"}, "select=best is unknown"),
         ({"verbose": 1}, "verbose: no such key in conf/heals.yaml"),
     ],

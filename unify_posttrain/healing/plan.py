@@ -100,6 +100,10 @@ class Healing:
             raise ValueError(f"seeds={values['seeds']}: give different integers")
         if not values["kl"] or any(isinstance(each, str | bool) or each < 0 for each in values["kl"]):
             raise ValueError(f"kl={values['kl']}: give coefficients of at least 0, e.g. [0.0,0.05]")
+        if values["steps"] != "all" and (
+            not isinstance(values["steps"], list) or not all(type(each) is int for each in values["steps"])
+        ):
+            raise ValueError(f"steps={values['steps']}: give all, or a list of steps, e.g. [0,40,80]")
         tuples = {key: tuple(values[key]) for key in ("seeds", "evaluation", "recovery", "angles")}
         return cls(
             **values
