@@ -32,7 +32,7 @@ LAYERS = (
     ("startup", "workers"),
     ("trainer", "doctoring"),
     ("evaluation", "study", "reporting", "analysis"),
-    ("auditing",),
+    ("auditing", "healing"),
     COMMANDS,
 )
 # Rooms that know even less than their layer would let them.
@@ -50,10 +50,10 @@ KNOWN: dict[str, set[str]] = {
     "analysis": {"measures", "runs", "untrusted", "output"},  # files, statistics and texts
 }
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-BESIDE_TRAINING = ("evaluation", "study", "reporting", "auditing", "analysis")  # they read what a run has left behind
+BESIDE_TRAINING = ("evaluation", "study", "reporting", "auditing", "analysis", "healing")  # they read what a run has left behind
 TRAINING = ("startup", "workers", "trainer")
 HEAVY = ("verl", "ray", "vllm")
-PURE = ("objective", "experience", "algorithms", "rewards", "tasks", "measures", "study", "analysis")
+PURE = ("objective", "experience", "algorithms", "rewards", "tasks", "measures", "study", "analysis", "healing")
 ENGINE_ROOMS = {"rollout", "startup", "workers", "trainer", "evaluation"}  # the others run without verl, ray and vllm
 
 Import = tuple[str, str]  # (what, file:line)

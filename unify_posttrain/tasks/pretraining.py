@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from unify_posttrain.tasks import arithmetic, countdown
+from unify_posttrain.tasks.general_points import pretraining as general_points
 
 IGNORE_INDEX = -100
 
@@ -38,6 +39,7 @@ class ExampleSource(Protocol):
 SOURCES: dict[str, type[ExampleSource]] = {
     "arithmetic": arithmetic.PretrainingExamples,
     "countdown": countdown.PretrainingExamples,
+    "general_points": general_points.PretrainingExamples,
 }
 
 
@@ -77,7 +79,7 @@ def encode_examples(tokenizer: PreTrainedTokenizerFast, examples: Sequence[tuple
 
 
 def pretrain(
-    model: Qwen2ForCausalLM,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     training: Mapping[str, Any],
     seed: int,

@@ -1,4 +1,4 @@
-"""A base model of half a million weights, built on the spot: character tokenizer, Qwen2 architecture, own pretraining.
+"""A base model of half a million weights, built on the spot: character tokenizer, Qwen2 or Llama architecture, own pretraining.
 
 It stands in for a downloaded base model wherever a run has to finish on a laptop: an ordinary Hugging Face folder that
 ``AutoTokenizer`` and ``AutoModelForCausalLM`` open without remote code. Simplified on purpose: pretraining is plain
@@ -13,8 +13,8 @@ teaches skills from nothing.
     python -c "from pathlib import Path; import yaml; from unify_posttrain.tasks.tiny_model import build_base_model; \
         build_base_model(Path('outputs/models/mine'), yaml.safe_load(open('mine.yaml')))"
 
-with the keys of ``prepare.model`` in ``conf/model/tiny_qwen2.yaml`` (sums) or ``tiny_qwen2_countdown.yaml``, which also say
-how long it takes.
+with the keys of ``prepare.model`` in ``conf/model/tiny_qwen2.yaml`` (sums), ``tiny_qwen2_countdown.yaml`` or
+``tiny_qwen2_points.yaml``, which also say how long it takes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from unify_posttrain.tasks.files import plain
 from unify_posttrain.tasks.pretraining import example_source, pretrain, pretraining_keys
@@ -40,6 +48,9 @@ logger = logging.getLogger(__name__)
 MARKER = "base_model.json"
 MARKER_FORMAT = 2  # raise it when the weights for equal settings change: old folders are then rebuilt
 
+DEFAULT = "qwen2"
+ARCHITECTURES: dict[str, tuple[Any, Any]] = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+
 _SHAPE_KEYS = ("layers", "hidden_size", "heads", "kv_heads", "intermediate_size", "max_position_embeddings")
 _IGNORED_KEYS = frozenset({"name", "folder"})  # say where and what, not which weights
 
@@ -49,14 +60,18 @@ def _check_keys(node: Mapping[str, Any], known: set[str], prefix: str) -> None:
         missing, unknown = sorted(known - set(node)), sorted(set(node) - known)
         raise ValueError(
             f"tiny model settings: missing {[prefix + k for k in missing]}, unknown {[prefix + k for k in unknown]}; "
-            "give exactly the keys of conf/model/tiny_qwen2.yaml (sums) or tiny_qwen2_countdown.yaml"
+            "give exactly the keys of conf/model/tiny_qwen2.yaml (sums), tiny_qwen2_countdown.yaml or tiny_qwen2_points.yaml"
         )
 
 
 def _check(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A plain copy without ``name`` and ``folder``; ValueError (key, value, remedy) if a key is missing or unknown."""
     checked = {key: value for key, value in plain(settings).items() if key not in _IGNORED_KEYS}
-    _check_keys(checked, {*_SHAPE_KEYS, "seed", "pretraining"}, "")
+    # Absent in the settings of folders that were built before there was a choice.
+    given = {"architecture"} & set(checked)
+    _check_keys(checked, {*_SHAPE_KEYS, "seed", "pretraining", *given}, "")
+    if checked.get("architecture", DEFAULT) not in ARCHITECTURES:
+        raise ValueError(f"architecture={checked['architecture']!r} is unknown; choose one of {', '.join(sorted(ARCHITECTURES))}")
     training = checked["pretraining"]
     _check_keys(training, pretraining_keys(training), "pretraining.")
     if checked["hidden_size"] % checked["heads"] or checked["heads"] % checked["kv_heads"]:
@@ -77,8 +92,9 @@ def _check(settings: Mapping[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def _new_model(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    config = Qwen2Config(
+def _new_model(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    config_class, model_class = ARCHITECTURES[settings.get("architecture", DEFAULT)]
+    config = config_class(
         vocab_size=len(tokenizer),
         hidden_size=settings["hidden_size"],
         num_hidden_layers=settings["layers"],
@@ -87,13 +103,12 @@ def _new_model(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) 
         intermediate_size=settings["intermediate_size"],
         max_position_embeddings=settings["max_position_embeddings"],
         tie_word_embeddings=True,
-        use_sliding_window=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
     )
-    model = Qwen2ForCausalLM(config).float()
+    model: PreTrainedModel = model_class(config).float()
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return model
 
