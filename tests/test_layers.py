@@ -157,6 +157,7 @@ OTHER_MEANINGS = {
     "startup/critic_checks.py": {"grpo"},
     "startup/target_checks.py": {"grpo"},  # `algorithm=grpo`, recommended to whoever has no demonstrations
     "startup/reward_checks.py": {"dapo"},  # verl's reward manager
+    "workers/reward_manager.py": {"dapo"},
     "algorithms/base.py": {"ppo"},  # fusion.clip=ppo
     "algorithms/parts.py": {"ppo", "grpo", "sft", "dft", "psft"},  # fusion.clip, adv_estimator, the term, fusion.sft_form
     "trainer/replayer.py": {"sft"},  # the term

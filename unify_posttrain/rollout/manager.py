@@ -55,6 +55,9 @@ class RolloutManager(AgentLoopManager):
 
     async def _start_agent_loops(self) -> None:
         if not self.agent_loop_workers:
+            # A reward worker in this process is out of their reach; it has a second self that is not.
+            handles = self.reward_loop_worker_handles
+            self.reward_loop_worker_handles = handles and [_actor(handle) for handle in handles]
             await super()._init_global_load_balancer()
             await super()._init_agent_loop_workers()
 
@@ -188,7 +191,8 @@ class DirectBatch:
 
     async def _score(self, worker: Any, rows: torch.Tensor, fields: dict[str, Any]) -> None:
         """One portion, by one reward worker; what verl's agent loops tell of a row is told here too."""
-        asked = worker.compute_score_batch.remote(self._to_score(rows, fields))  # not held here until it is answered
+        own = getattr(worker, "scores", None)  # of a worker in this process; handles of Ray's have what their actors have
+        asked = (own or worker.compute_score_batch.remote)(self._to_score(rows, fields))  # not held here until it is answered
         for row, found in zip(rows.tolist(), await asked, strict=True):
             self.scored[row] = found
 
@@ -227,6 +231,11 @@ class DirectBatch:
         ]
         output.meta_info = {"timing": self.manager._performance_metrics([measured], output), **meta_info}
         return output
+
+
+def _actor(handle: Any) -> Any:
+    as_actor = getattr(handle, "as_actor", None)
+    return handle if as_actor is None else as_actor()
 
 
 def _tokenised(messages: np.ndarray, manager: RolloutManager) -> Iterator[np.ndarray]:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from verl.utils.model import compute_position_id_with_mask
 
 from unify_posttrain.experience.ragged import IDS, MASK, parts_of, zeros
 
@@ -149,5 +148,10 @@ class PaddedRows:
             "responses": responses,
             "input_ids": torch.cat([prompts, responses], dim=1),
             "attention_mask": mask,
-            "position_ids": compute_position_id_with_mask(mask),
+            "position_ids": _positions(mask),
         }
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """verl's position ids. Its function is not imported: servers need this module, and would take verl's seconds to start."""
+    return (mask.cumsum(dim=-1) - 1).clip(min=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -23,14 +23,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DataReport:
-    """What the data check found: rows of each split, rows left out, rows without a usable target (None: not asked), and rows of
-    both splits whose ground truth cannot be graded against."""
+    """What the data check found.
+
+    Attributes:
+        train_rows, val_rows: of each split; `train_dropped` were left out.
+        without_target: rows without a usable target; None: not asked.
+        masked_truths: rows of both splits whose ground truth cannot be graded against.
+        datasets: what was read, training and validation, for a model of text: a run need not read it again.
+    """
 
     train_rows: int
     train_dropped: int
     val_rows: int
     without_target: int | None
     masked_truths: int = 0
+    datasets: tuple[Any, Any] | None = field(default=None, repr=False, compare=False)
 
 
 def check_data_if_there(config: DictConfig) -> tuple[DataReport | None, list[Missing]]:
@@ -95,7 +102,9 @@ def check_data(config: DictConfig) -> DataReport:
     without_target = None
     if any(rule.needs_target for rule in rules):
         without_target = check_targets(config, algorithm, train, template)
-    return DataReport(len(train), train.dropped_prompts, len(val), without_target, masked)
+    return DataReport(
+        len(train), train.dropped_prompts, len(val), without_target, masked, (train, val) if processor is None else None
+    )
 
 
 def _processor(config: DictConfig) -> Any:

@@ -113,7 +113,9 @@ class FusionDataset(RLHFDataset):
 
         verl counts a prompt that cannot be rendered as too long; here it is an error that says why it cannot.
         """
-        kept = frame.filter(self._fits, num_proc=self.num_workers, desc=f"prompts of at most {self.max_prompt_length} tokens")
+        # `datasets` starts a process for one, too.
+        processes = self.num_workers if self.num_workers and self.num_workers > 1 else None
+        kept = frame.filter(self._fits, num_proc=processes, desc=f"prompts of at most {self.max_prompt_length} tokens")
         dropped = sorted(set(frame["row_id"]) - set(kept["row_id"]))
         limit = f"data.max_prompt_length={self.max_prompt_length}"
         if dropped and not self.filter_overlong_prompts:
