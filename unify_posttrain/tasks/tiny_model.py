@@ -38,7 +38,7 @@ from unify_posttrain.tasks.tokenizer import CHAT_TOKENS, build_tokenizer
 logger = logging.getLogger(__name__)
 
 MARKER = "base_model.json"
-MARKER_FORMAT = 2  # raise it when the weights for equal settings change: old folders are then rebuilt
+MARKER_FORMAT = 3  # raise it when weights or tokenizer for equal settings change: old folders are then rebuilt
 
 _SHAPE_KEYS = ("layers", "hidden_size", "heads", "kv_heads", "intermediate_size", "max_position_embeddings")
 _IGNORED_KEYS = frozenset({"name", "folder"})  # say where and what, not which weights
