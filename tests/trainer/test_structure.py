@@ -102,6 +102,6 @@ def test_the_legacy_port_is_an_actor_port() -> None:
     wanted = [name for name, value in vars(port.ActorPort).items() if inspect.isfunction(value) and not name.startswith("_")]
     assert {"log_probs", "reference", "update", "update_replay", "start_phase"} <= set(wanted)
     for name in wanted:
-        ours, theirs = (inspect.signature(getattr(cls, name)) for cls in (port.LegacyPort, port.ActorPort))
+        ours, theirs = (inspect.signature(getattr(cls, name)) for cls in (port.WorkerPort, port.ActorPort))
         assert ours == theirs, name
-    assert port.LegacyPort(None, None, ranks=3).ranks == 3
+    assert port.WorkerPort(None, None, ranks=3).ranks == 3

@@ -33,7 +33,7 @@ BASE = (
 )
 
 
-class RecordingActor(FusionActor):
+class RecordingSteps:
     """Keeps the gradient of every optimizer step instead of taking it, so that each is a function of the batch alone."""
 
     def __init__(self, *args, **kwargs):
@@ -50,6 +50,10 @@ class RecordingActor(FusionActor):
         self.clips.append(grad_clip)
         norm = torch.sqrt(sum(g.double().square().sum() for g in named.values()))
         return float(norm), True
+
+
+class RecordingActor(RecordingSteps, FusionActor):
+    """On verl's DataParallelPPOActor."""
 
 
 def start_group(rank: int = 0, world: int = 1, meeting: str | None = None) -> None:
@@ -72,7 +76,7 @@ def make_model() -> Qwen2ForCausalLM:
 
 
 @cache
-def _composed(*overrides: str):
+def composed_actor(*overrides: str):
     return OmegaConf.to_container(compose_config([*BASE, *overrides]).actor_rollout_ref.actor, resolve=True)
 
 
@@ -80,7 +84,7 @@ def make_actor(*overrides: str, module=None, recording: bool = True, settings: M
     """`settings` are dotted keys of the actor's node from which nothing is derived: to compose them anew costs as much as ten
     updates."""
     start_group()
-    composed = OmegaConf.create(_composed(*overrides))
+    composed = OmegaConf.create(composed_actor(*overrides))
     for key, value in (settings or {}).items():
         OmegaConf.update(composed, key, value)
     actor_config = omega_conf_to_dataclass(composed)

@@ -30,7 +30,7 @@ from unify_posttrain.trainer.loader import TrainLoader
 from unify_posttrain.trainer.log_probs import LogProbs
 from unify_posttrain.trainer.mixed_batch import note_lengths, without_padding
 from unify_posttrain.trainer.phases import PhaseClock
-from unify_posttrain.trainer.port import ActorPort, LegacyPort
+from unify_posttrain.trainer.port import ActorPort, WorkerPort
 from unify_posttrain.trainer.prompts import Generated, PromptReader, drop_own_columns
 from unify_posttrain.trainer.replayer import Replayer
 from unify_posttrain.trainer.rewards import RewardReader
@@ -38,7 +38,6 @@ from unify_posttrain.trainer.sessions import apart
 from unify_posttrain.trainer.step import Step
 from unify_posttrain.trainer.validation import validated_fields, validated_metrics
 from unify_posttrain.workers.metrics import OWN_METRICS, UPDATE_METRICS
-from unify_posttrain.workers.transport import travelling
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +62,8 @@ class FusionTrainer(SeparateRayPPOTrainer):
         if self.clock.needs_target:
             demonstrator = Demonstrator.from_config(config, self.fusion, self.tokenizer, self.rewards.score)
         reference = self.ref_policy_wg if self.use_reference_policy else None
-        self.port: ActorPort = LegacyPort(self.actor_rollout_wg, reference, self._get_dp_size(self.actor_rollout_wg, "actor"))
+        actor, critic = self.actor_rollout_wg, self.critic_wg if self.use_critic else None
+        self.port: ActorPort = WorkerPort(actor, reference, self._get_dp_size(actor, "actor"), critic)
         self.engine = self.checkpoint_manager = Engine(config, self.async_rollout_manager, self.checkpoint_manager)
         self.reader = PromptReader(demonstrator, self.tokenizer)
         self.mixer = BatchMixer.from_config(config, demonstrator)
@@ -189,10 +189,10 @@ class FusionTrainer(SeparateRayPPOTrainer):
         return self.log_probs.reference(self.step.algorithm, batch, super()._fit_compute_ref_log_prob)
 
     def _compute_values(self, batch: DataProto) -> DataProto:
-        return super()._compute_values(travelling(batch))
+        return self.port.values(batch)
 
     def _update_critic(self, batch: DataProto) -> DataProto:
-        return super()._update_critic(travelling(batch))
+        return self.port.update_critic(batch)
 
     def _compute_ref_log_prob(self, batch: DataProto) -> DataProto:
         return self.port.reference(batch)
