@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
-from transformers import PreTrainedModel
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import FSDPCriticConfig, HFModelConfig
 
@@ -73,21 +71,6 @@ def make_engine_critic(*overrides: str) -> EngineCritic:
     composed = OmegaConf.create(composed_critic(*overrides))
     packed = composed.model.use_remove_padding
     config: FSDPCriticConfig = omega_conf_to_dataclass(OmegaConf.create({**composed, "model_config": {}}))
-    engine = build(engines.ValueEngine, folder_of("value"), composed.model.fsdp_config, config.optim, config.checkpoint, packed)
-    with torch.no_grad():
-        for parameter, given in zip(engine.module.parameters(), make_value_model().parameters(), strict=True):
-            parameter.full_tensor()  # the head is drawn anew by the loader: the kit's weights in its place
-            engines_copy(parameter, given)
+    object.__setattr__(config.model.fsdp_config, "strategy", "fsdp2")  # as `critic_parts` has it
+    engine = build(engines.ValueEngine, folder_of("value"), config.model.fsdp_config, config.optim, config.checkpoint, packed)
     return recording(EngineCritic, "engine")(config, engine)
-
-
-def engines_copy(parameter: torch.Tensor, given: torch.Tensor) -> None:
-    from torch.distributed.tensor import distribute_tensor
-
-    parameter.copy_(distribute_tensor(given, parameter.device_mesh, parameter.placements))
-
-
-def same_weights(module: PreTrainedModel) -> bool:
-    """Whether an engine's model has the weights of `make_model`."""
-    pairs = zip(module.parameters(), make_model().parameters(), strict=True)
-    return all(torch.equal(mine.full_tensor(), theirs) for mine, theirs in pairs)

@@ -182,8 +182,7 @@ class EngineCritic(CriticUpdate):
             return in_parts(part, size, outputs)
 
         with self.engine.eval_mode():
-            values = forward_in_step(forward, rows, self.ulysses_sequence_parallel_size)["values"]
-        return values * data.batch["attention_mask"][:, -values.shape[-1] :]
+            return forward_in_step(forward, rows, self.ulysses_sequence_parallel_size)["values"]
 
     def update_critic(self, data: DataProto) -> dict[str, float]:
         with self.engine.train_mode():

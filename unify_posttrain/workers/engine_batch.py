@@ -54,7 +54,9 @@ class Layout:
             nested: jagged, (B, tokens): at each token what is said of the next one.
         """
         values = nested.values().float()
-        return values.new_zeros(self.mask.shape).masked_scatter(self.mask, values)[:, -width - 1 : -1]
+        rows = values.new_zeros(self.mask.shape).masked_scatter(self.mask, values)
+        # The last token of a row was told about the first one of the next row.
+        return torch.where(self.mask[:, -width:], rows[:, -width - 1 : -1], 0.0)
 
 
 def engine_batch(rows: DataProto, layout: Layout, *, packed: bool, entropy: bool) -> TensorDict:
