@@ -20,6 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from unify_posttrain.backend.seams import completed
 from unify_posttrain.output import guarded_output
 from unify_posttrain.paths import check_written, expand_environment, expand_home, tidy
 from unify_posttrain.phase_files import expand_phases, file_chain
@@ -188,6 +189,7 @@ def expand(config: DictConfig, overrides: Sequence[str], config_name: str = "tra
     Raises:
         ValueError: names the phase and what is wrong with it.
     """
+    completed(config)
     expand_phases(config, overrides, lambda given: compose_config(given, config_name), conf_dir() / "algorithm")
     tidy(config)
 

@@ -17,7 +17,6 @@ from verl.utils.config import omega_conf_to_dataclass
 from unify_posttrain import cpu_compat
 from unify_posttrain.config import compose_config
 from unify_posttrain.experience.rows import object_column
-from unify_posttrain.workers.fusion_actor import FusionActor
 
 PROMPT, RESPONSE, VOCABULARY = 6, 10, 50
 BASE = (
@@ -50,10 +49,6 @@ class RecordingSteps:
         self.clips.append(grad_clip)
         norm = torch.sqrt(sum(g.double().square().sum() for g in named.values()))
         return float(norm), True
-
-
-class RecordingActor(RecordingSteps, FusionActor):
-    """On verl's DataParallelPPOActor."""
 
 
 def start_group(rank: int = 0, world: int = 1, meeting: str | None = None) -> None:
@@ -90,6 +85,11 @@ def make_actor(*overrides: str, module=None, recording: bool = True, settings: M
     actor_config = omega_conf_to_dataclass(composed)
     module = make_model() if module is None else module
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    from unify_posttrain.workers.fusion_actor import FusionActor  # verl 0.7.1 has it
+
+    class RecordingActor(RecordingSteps, FusionActor):
+        """On verl's DataParallelPPOActor."""
+
     return (RecordingActor if recording else FusionActor)(actor_config, module, optimizer)
 
 

@@ -12,7 +12,6 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import FSDPCriticConfig
 
 from unify_posttrain.config import compose_config
-from unify_posttrain.workers.fusion_critic import FusionCritic
 
 from .actor_kit import RESPONSE, VOCABULARY, make_batch, start_group
 
@@ -68,8 +67,10 @@ def critic_config(*overrides: str) -> FSDPCriticConfig:
     return omega_conf_to_dataclass(OmegaConf.create({**composed_critic(*overrides), "model_config": {}}))
 
 
-def make_critic(*overrides: str, critic_class: type = FusionCritic, module=None, record: bool = True):
+def make_critic(*overrides: str, critic_class: type | None = None, module=None, record: bool = True):
     start_group()
+    if critic_class is None:
+        from unify_posttrain.workers.fusion_critic import FusionCritic as critic_class  # verl 0.7.1 has what it extends
     module = make_value_model() if module is None else module
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     return (recording(critic_class) if record else critic_class)(critic_config(*overrides), module, optimizer)

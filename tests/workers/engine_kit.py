@@ -16,6 +16,7 @@ from unify_posttrain.workers.engine_actor import EngineActor, EngineCritic, Engi
 
 from .actor_kit import RecordingSteps, composed_actor, make_model, start_group
 from .critic_kit import composed_critic, make_value_model, recording
+from .legacy_outcomes import settled
 
 
 class RecordingEngineActor(RecordingSteps, EngineActor):
@@ -24,10 +25,10 @@ class RecordingEngineActor(RecordingSteps, EngineActor):
 
 @cache
 def folder_of(kind: str) -> str:
-    """A folder with a model of the kits: `policy` or `value`."""
+    """A folder with a model of the kits: `policy`, `settled` or `value`."""
     folder = tempfile.mkdtemp()
-    module = make_model() if kind == "policy" else make_value_model()
-    module.save_pretrained(folder)
+    models = {"policy": make_model, "settled": lambda: settled(make_model()), "value": make_value_model}
+    models[kind]().save_pretrained(folder)
     return folder
 
 
@@ -48,8 +49,10 @@ def build(engine_class: type, folder: str, engine_config: Any, optim: Any, check
     return engine
 
 
-def make_engine_actor(*overrides: str, settings: Mapping[str, Any] | None = None, record: bool = True) -> EngineActor:
-    """As `make_actor`; `settings` has `use_remove_padding`, too."""
+def make_engine_actor(
+    *overrides: str, settings: Mapping[str, Any] | None = None, record: bool = True, model: str = "policy"
+) -> EngineActor:
+    """As `make_actor`; `settings` has `use_remove_padding`, too; `model` as of `folder_of`."""
     start_group()
     composed = OmegaConf.create(composed_actor(*overrides))
     settings = dict(settings or {})
@@ -58,7 +61,7 @@ def make_engine_actor(*overrides: str, settings: Mapping[str, Any] | None = None
         OmegaConf.update(composed, key, value)
     engines.settle(composed, "fsdp2")
     config = omega_conf_to_dataclass(composed)
-    engine = build(engines.PolicyEngine, folder_of("policy"), config.engine, config.optim, config.checkpoint, packed)
+    engine = build(engines.PolicyEngine, folder_of(model), config.engine, config.optim, config.checkpoint, packed)
     return (RecordingEngineActor if record else EngineActor)(config, engine)
 
 

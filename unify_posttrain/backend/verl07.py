@@ -10,8 +10,9 @@ from unittest.mock import patch
 BACKENDS = ("legacy", "engine")
 
 
-def prepare_process() -> None:
-    """Before verl is imported: this version looks at torch alone for the device."""
+def missing_part() -> str | None:
+    """What verl lacks to run here, with the remedy: nothing."""
+    return None
 
 
 def base_task_runner() -> type:
@@ -25,6 +26,10 @@ def data_builders() -> tuple[Callable[..., Any], Callable[..., Any]]:
     from verl.trainer.main_ppo import create_rl_dataset, create_rl_sampler
 
     return create_rl_dataset, create_rl_sampler
+
+
+def completed(config: Any) -> None:
+    """Give a composed configuration what this package reads: it is all there."""
 
 
 def adapted(config: Any) -> Any:
@@ -109,6 +114,17 @@ def critic_parts(config: Any) -> tuple[Any, Any]:
     )
 
 
-def agent_loop_servers(trainer: Any) -> Any:
-    """Who starts and stops profiles of the servers."""
+def tell_critic(trainer: Any, critic: Any) -> None:
+    """Nothing: the trainer hands its critic node to the critic's worker."""
+
+
+def rollout_manager(trainer: Any) -> Any:
+    """The manager of agent loops, which has the servers."""
     return trainer.async_rollout_manager
+
+
+async def start_load_balancer(manager: Any) -> None:
+    """Between agent loops and servers."""
+    from verl.experimental.agent_loop.agent_loop import AgentLoopManager
+
+    await AgentLoopManager._init_global_load_balancer(manager)

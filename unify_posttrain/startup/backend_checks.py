@@ -33,6 +33,8 @@ def check_backend(config: DictConfig) -> None:
         raise ValueError(f"trainer.backend={backend}: choose one of {seams.LEGACY}, {seams.ENGINE}, by backend=…")
     if backend not in seams.BACKENDS:
         raise ValueError(f"backend={backend}: verl {seams.installed()} has engine workers only; use backend={seams.ENGINE}")
+    if (missing := seams.missing_part()) is not None:
+        raise ValueError(missing)
     if backend != seams.ENGINE:
         return
     for key, refused, why in _refused(config):

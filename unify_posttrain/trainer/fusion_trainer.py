@@ -17,6 +17,7 @@ from verl.trainer.ppo.reward import extract_reward
 from verl.utils.debug import marked_timer
 
 from unify_posttrain.algorithms import build_algorithm
+from unify_posttrain.backend.seams import rollout_manager
 from unify_posttrain.runs import run_logs, state
 from unify_posttrain.runs.failures import stop_request
 from unify_posttrain.runs.signals import time_limit
@@ -64,7 +65,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
         reference = self.ref_policy_wg if self.use_reference_policy else None
         actor, critic = self.actor_rollout_wg, self.critic_wg if self.use_critic else None
         self.port: ActorPort = WorkerPort(actor, reference, self._get_dp_size(actor, "actor"), critic)
-        self.engine = self.checkpoint_manager = Engine(config, self.async_rollout_manager, self.checkpoint_manager)
+        self.engine = self.checkpoint_manager = Engine(config, rollout_manager(self), self.checkpoint_manager)
         self.reader = PromptReader(demonstrator, self.tokenizer)
         self.mixer = BatchMixer.from_config(config, demonstrator)
         self.log_probs = LogProbs.from_config(config, self.port, self.use_reference_policy)

@@ -27,7 +27,7 @@ from verl.utils.dataset.rl_dataset import collate_fn
 from verl.utils.device import auto_set_device
 
 from unify_posttrain import cpu_compat
-from unify_posttrain.backend.seams import ENGINE, adapted, base_task_runner, data_builders
+from unify_posttrain.backend.seams import ENGINE, adapted, base_task_runner, data_builders, tell_critic
 from unify_posttrain.redaction import redacted, redacted_overrides, remember
 from unify_posttrain.runs import listeners, state
 from unify_posttrain.runs.beginning import begin
@@ -247,6 +247,7 @@ class FusionTaskRunner(base_task_runner()):
             collate_fn=collate_fn,
             train_sampler=create_rl_sampler(config.data, train_dataset),
         )
+        tell_critic(trainer, config.critic)
         trainer.init_workers()
         try:
             trainer.fit()
