@@ -101,9 +101,20 @@ def names(requirements: list[str]) -> set[str]:
 
 def test_what_is_installed_is_pinned() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"]
-    declared = names(PYPROJECT["project"]["dependencies"]).union(*(names(extras[extra]) for extra in ("verl07", "vl", "dev", "slurm")))
+    declared = names(PYPROJECT["project"]["dependencies"]).union(
+        *(names(extras[extra]) for extra in ("verl07", "vl", "dev", "slurm"))
+    )
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert declared - names(lines) == set()
+
+
+def test_the_newer_verl_is_pinned_within_its_bounds() -> None:
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    wanted = [*PYPROJECT["project"]["dependencies"], *extras["verl09"], *extras["dev"]]
+    lines = (ROOT / "constraints-verl09.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.lower().replace("_", "-").split("==") for line in lines if line and not line.startswith("#"))
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(pins[requirement.name.lower()]), str(requirement)
 
 
 def test_hooks_use_the_tools_of_the_project() -> None:

@@ -53,7 +53,8 @@ def pinned(file: str, python: str = "3.11") -> dict[str, str]:
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_versions_for_gpus_are_within_the_bounds(python: str) -> None:
     pins, extras = pinned("constraints-gpu.txt", python), PROJECT["optional-dependencies"]
-    wanted = [*PROJECT["dependencies"], *(each for extra in ("verl07", "vllm", "vl", "flash-attn", "slurm", "dev") for each in extras[extra])]
+    chosen = ("verl07", "vllm", "vl", "flash-attn", "slurm", "dev")
+    wanted = [*PROJECT["dependencies"], *(each for extra in chosen for each in extras[extra])]
     for requirement in map(Requirement, wanted):
         assert pins[requirement.name] in requirement.specifier, f"{requirement} is pinned to {pins[requirement.name]}"
 

@@ -1,7 +1,7 @@
 """Loaded by verl 0.9 whenever it is imported (entry point `verl.plugins`), so in every process: a platform for the CPU.
 
-verl asks a platform for everything about its devices and has none for the CPU; without one it takes a machine for one with CUDA. Its
-modules fix the name of the device when they are imported, so the platform must be there before. verl passes over a plugin that
+verl asks a platform for everything about its devices and has none for the CPU; without one it takes a machine for one with CUDA.
+Its modules fix the name of the device when they are imported, so the platform must be there before. verl passes over a plugin that
 fails without a word: `startup.backend_checks` asks whether this one was installed.
 """
 

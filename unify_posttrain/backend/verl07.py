@@ -123,6 +123,15 @@ def rollout_manager(trainer: Any) -> Any:
     return trainer.async_rollout_manager
 
 
+def loop_arguments(given: dict[str, Any], silent: Any) -> dict[str, Any]:
+    """What an agent loop of a single turn is made with: `silent`, a tokenizer whose template writes nothing, in place of its own.
+
+    verl renders two user messages in a row here, to know the system prompt that loops with tools cut off. Templates that want the
+    roles to alternate (Gemma's) refuse them, and a single turn cuts nothing off.
+    """
+    return {**given, "tokenizer": silent}
+
+
 async def start_load_balancer(manager: Any) -> None:
     """Between agent loops and servers."""
     from verl.experimental.agent_loop.agent_loop import AgentLoopManager

@@ -114,5 +114,11 @@ def rollout_manager(trainer: Any) -> Any:
     return manager
 
 
+def loop_arguments(given: dict[str, Any], silent: Any) -> dict[str, Any]:
+    """What an agent loop of a single turn is made with: no type of model, by which verl chooses rules for the seams between turns.
+    Those of Qwen want a newline to be one token of the vocabulary, and a single turn has no seams."""
+    return {name: value for name, value in given.items() if name != "hf_model_type"}
+
+
 async def start_load_balancer(manager: Any) -> None:
     """Nothing: it comes with the servers."""

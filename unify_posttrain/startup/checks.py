@@ -213,11 +213,13 @@ def _check_model(config: DictConfig) -> None:
 
 def _check_resume(config: DictConfig, there: bool) -> None:
     """`there`: the data files are, so that a resume can be compared with them."""
-    from unify_posttrain.runs import beginning, state
+    from unify_posttrain.runs import beginning, origin, state
 
     folder = beginning.plan(config).folder
     if folder is not None and there:
-        state.check_identity(state.read_state(folder), config, folder)
+        written = state.read_state(folder)
+        state.check_identity(written, config, folder)
+        origin.check_origin(written, folder)
 
 
 def _check_files(config: DictConfig) -> bool:
