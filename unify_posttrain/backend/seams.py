@@ -35,6 +35,7 @@ if (installed() or TESTED[0]).startswith("0.7."):
         start_load_balancer,
         tell_critic,
         value_head,
+        wait_for_dump,
     )
 else:
     from unify_posttrain.backend.verl09 import (
@@ -51,6 +52,7 @@ else:
         start_load_balancer,
         tell_critic,
         value_head,
+        wait_for_dump,
     )
 
 __all__ = [
@@ -71,4 +73,5 @@ __all__ = [
     "start_load_balancer",
     "tell_critic",
     "value_head",
+    "wait_for_dump",
 ]

@@ -123,6 +123,10 @@ def rollout_manager(trainer: Any) -> Any:
     return trainer.async_rollout_manager
 
 
+def wait_for_dump(trainer: Any) -> None:
+    """Samples are written when verl's `_dump_generations` returns."""
+
+
 def loop_arguments(given: dict[str, Any], silent: Any) -> dict[str, Any]:
     """What an agent loop of a single turn is made with: `silent`, a tokenizer whose template writes nothing, in place of its own.
 

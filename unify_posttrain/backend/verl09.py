@@ -114,6 +114,12 @@ def rollout_manager(trainer: Any) -> Any:
     return manager
 
 
+def wait_for_dump(trainer: Any) -> None:
+    """verl writes samples in a thread: wait for it, since more is appended to the file, and a run may be asked to leave."""
+    for future in trainer._dump_futures:
+        future.result()
+
+
 def loop_arguments(given: dict[str, Any], silent: Any) -> dict[str, Any]:
     """What an agent loop of a single turn is made with: no type of model, by which verl chooses rules for the seams between turns.
     Those of Qwen want a newline to be one token of the vocabulary, and a single turn has no seams."""

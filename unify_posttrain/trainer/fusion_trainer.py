@@ -17,7 +17,7 @@ from verl.trainer.ppo.reward import extract_reward
 from verl.utils.debug import marked_timer
 
 from unify_posttrain.algorithms import build_algorithm
-from unify_posttrain.backend.seams import rollout_manager
+from unify_posttrain.backend.seams import rollout_manager, wait_for_dump
 from unify_posttrain.runs import run_logs, state
 from unify_posttrain.runs.failures import stop_request
 from unify_posttrain.runs.signals import time_limit
@@ -62,9 +62,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
         self.rewards = RewardReader.from_config(config, self._compute_reward_colocate)
         if self.clock.needs_target:
             demonstrator = Demonstrator.from_config(config, self.fusion, self.tokenizer, self.rewards.score)
-        reference = self.ref_policy_wg if self.use_reference_policy else None
-        actor, critic = self.actor_rollout_wg, self.critic_wg if self.use_critic else None
-        self.port: ActorPort = WorkerPort(actor, reference, self._get_dp_size(actor, "actor"), critic)
+        self.port: ActorPort = WorkerPort.of(self)
         self.engine = self.checkpoint_manager = Engine(config, rollout_manager(self), self.checkpoint_manager)
         self.reader = PromptReader(demonstrator, self.tokenizer)
         self.mixer = BatchMixer.from_config(config, demonstrator)
@@ -110,6 +108,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
 
     def _dump_generations(self, reward_extra_infos_dict: dict[str, list], **samples: Any) -> None:
         super()._dump_generations(reward_extra_infos_dict=validated_fields(reward_extra_infos_dict), **samples)
+        wait_for_dump(self)
 
     def _compute_reward_colocate(self, batch: DataProto) -> DataProto:
         self.engine.give_way()

@@ -57,6 +57,13 @@ class WorkerPort:
     def __init__(self, actor: Any, reference: Any | None, ranks: int, critic: Any | None = None) -> None:
         self.actor, self.reference_policy, self.ranks, self.critic = actor, reference, ranks, critic
 
+    @classmethod
+    def of(cls, trainer: Any) -> WorkerPort:
+        """The workers that verl's trainer has started."""
+        actor = trainer.actor_rollout_wg
+        reference = trainer.ref_policy_wg if trainer.use_reference_policy else None
+        return cls(actor, reference, trainer._get_dp_size(actor, "actor"), trainer.critic_wg if trainer.use_critic else None)
+
     def log_probs(self, batch: DataProto, entropy: bool) -> tuple[DataProto, float]:
         batch.meta_info[CALCULATE_ENTROPY] = entropy
         output = self.actor.compute_log_prob(travelling(batch))
