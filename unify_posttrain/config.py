@@ -29,7 +29,7 @@ from unify_posttrain.sweeps import sweep_job
 from unify_posttrain.typos import ConfigurationError, check_additions, did_you_mean, dotted_keys, explain_error, with_hint
 
 PACKAGE = Path(__file__).resolve().parent
-GROUPS = ("algorithm", "model", "task", "hardware")
+GROUPS = ("backend", "algorithm", "model", "task", "hardware")
 FULL_ERROR = "HYDRA_FULL_ERROR"
 INTERRUPTED = 130  # exit code after Ctrl-C, as a shell says it
 

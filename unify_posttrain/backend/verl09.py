@@ -94,7 +94,8 @@ def tell_critic(trainer: Any, critic: Any) -> None:
     """Have verl's trainer hand its critic node to the critic's worker, beside the parts of an engine that it makes of it."""
     from verl.utils.config import omega_conf_to_dataclass
 
-    trainer._critic_extra_context = {CRITIC_SETTINGS: omega_conf_to_dataclass(critic)}
+    if trainer.use_critic:  # the model of one that is not there cannot be described
+        trainer._critic_extra_context = {CRITIC_SETTINGS: omega_conf_to_dataclass(critic)}
 
 
 def critic_parts(config: Any) -> tuple[Any, Any]:
