@@ -17,7 +17,8 @@ from unify_posttrain.algorithms import ALGORITHMS, build_algorithm
 from unify_posttrain.config import compose_config, conf_dir, passive_threads_per_rank, run_command, threads_per_rank
 
 GROUPS = {
-    name: sorted(path.stem for path in (conf_dir() / name).glob("*.yaml")) for name in ("algorithm", "model", "hardware", "task")
+    name: sorted(path.stem for path in (conf_dir() / name).glob("*.yaml"))
+    for name in ("backend", "algorithm", "model", "hardware", "task")
 }
 PATHS = {
     "tiny_qwen2": "outputs/models/tiny_qwen2",

@@ -22,6 +22,7 @@ LAYERS = (
     ("text", "redaction"),
     ("output", "chat"),
     ("objective", "experience", "typos", "sweeps", "cpu_compat", "paths", "untrusted", "hydra_records"),
+    ("backend",),
     ("phase_files", "shapes"),
     ("config",),
     ("algorithms", "provenance"),
@@ -43,10 +44,19 @@ KNOWN: dict[str, set[str]] = {
     "rewards": set(),
     "algorithms": {"objective", "experience", "config"},  # the last for the arithmetic of episodes
     "output": {"text", "redaction"},
+    "backend": {"cpu_compat"},
     "preparation": {"rewards", "untrusted", "output", "redaction", "chat"},
     "tasks": {"preparation", "untrusted"},
     "runs": {"sweeps", "paths", "output", "redaction"},
-    "rollout": {"chat", "cpu_compat", "untrusted", "experience", "rewards", "tasks"},  # the last three for what episodes are
+    "rollout": {
+        "chat",
+        "cpu_compat",
+        "untrusted",
+        "experience",
+        "rewards",
+        "tasks",
+        "backend",
+    },  # before the last: what episodes are
     "analysis": {"measures", "runs", "untrusted", "output"},  # files, statistics and texts
 }
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
@@ -54,7 +64,7 @@ BESIDE_TRAINING = ("evaluation", "study", "reporting", "auditing", "analysis", "
 TRAINING = ("startup", "workers", "trainer")
 HEAVY = ("verl", "ray", "vllm")
 PURE = ("objective", "experience", "algorithms", "rewards", "tasks", "measures", "study", "analysis", "healing")
-ENGINE_ROOMS = {"rollout", "startup", "workers", "trainer", "evaluation"}  # the others run without verl, ray and vllm
+ENGINE_ROOMS = {"backend", "rollout", "startup", "workers", "trainer", "evaluation"}  # the others run without verl, ray and vllm
 
 Import = tuple[str, str]  # (what, file:line)
 

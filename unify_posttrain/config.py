@@ -22,6 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from unify_posttrain.backend.seams import completed
 from unify_posttrain.output import guarded_output
 from unify_posttrain.paths import check_written, expand_environment, expand_home, tidy
 from unify_posttrain.phase_files import expand_phases, file_chain
@@ -30,7 +31,7 @@ from unify_posttrain.sweeps import sweep_job
 from unify_posttrain.typos import ConfigurationError, check_additions, did_you_mean, dotted_keys, explain_error, with_hint
 
 PACKAGE = Path(__file__).resolve().parent
-GROUPS = ("algorithm", "model", "task", "hardware")
+GROUPS = ("backend", "algorithm", "model", "task", "hardware")
 FULL_ERROR = "HYDRA_FULL_ERROR"
 INTERRUPTED = 130  # exit code after Ctrl-C, as a shell says it
 
@@ -190,6 +191,7 @@ def expand(config: DictConfig, overrides: Sequence[str], config_name: str = "tra
     Raises:
         ValueError: names the phase and what is wrong with it.
     """
+    completed(config)
     expand_phases(config, overrides, lambda given: compose_config(given, config_name), conf_dir() / "algorithm")
     tidy(config)
 

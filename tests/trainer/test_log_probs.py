@@ -25,9 +25,9 @@ from unify_posttrain.trainer.log_probs import (
     mini_batch_of,
 )
 from unify_posttrain.trainer.mixed_batch import KIND_COLUMN
-from unify_posttrain.trainer.port import LegacyPort
+from unify_posttrain.trainer.port import WorkerPort
 from unify_posttrain.trainer.step import Step
-from unify_posttrain.workers.forward import CALCULATE_ENTROPY
+from unify_posttrain.workers.micro_batches import CALCULATE_ENTROPY
 
 WIDTH = 4
 
@@ -59,7 +59,7 @@ class Stages(FusionTrainer):
         self.config, self.use_reference_policy, self.use_legacy_worker_impl = config, reference, "enable"
         self.metrics, self.timing_raw = {}, {}
         self.workers = Workers()
-        self.port = LegacyPort(self.workers, self.workers, ranks)
+        self.port = WorkerPort(self.workers, self.workers, ranks)
         self.log_probs = LogProbs.from_config(config, self.port, reference)
         self.step = Step(step, algorithm, mini_batches)
         self.mixer = SimpleNamespace(turns=None)

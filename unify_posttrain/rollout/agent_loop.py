@@ -8,6 +8,7 @@ from typing import Any
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
+from unify_posttrain.backend.seams import loop_arguments
 from unify_posttrain.rollout.seeds import rollout_seeds
 
 __all__ = [
@@ -47,9 +48,7 @@ class WithoutSystemPrompt(AgentLoopBase):
     """An agent loop that verl does not let look for a system prompt."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # verl renders two user messages in a row here, to know the system prompt that loops with tools cut off. Templates that want
-        # the roles to alternate (Gemma's) refuse them, and our loops cut nothing off.
-        super().__init__(*args, **{**kwargs, "tokenizer": _NoSystemPrompt()})
+        super().__init__(*args, **loop_arguments(kwargs, _NoSystemPrompt()))
         self.tokenizer = kwargs["tokenizer"]
 
 

@@ -211,7 +211,13 @@ class HFServer:
     async def clear_kv_cache(self) -> None:
         return None
 
-    async def abort_all_requests(self) -> None:
+    async def release_kv_cache(self) -> None:
+        return None
+
+    async def resume_kv_cache(self) -> None:
+        return None
+
+    async def abort_all_requests(self, **_: Any) -> None:
         return None
 
     async def resume_generation(self) -> None:

@@ -25,6 +25,7 @@ from verl.utils import hf_processor, hf_tokenizer
 from verl.utils.fs import copy_to_local
 from verl.utils.ray_utils import auto_await
 
+from unify_posttrain.backend.seams import start_load_balancer
 from unify_posttrain.chat import ChatTemplate
 from unify_posttrain.experience.ragged import token_counts, zeros
 from unify_posttrain.experience.rows import object_column
@@ -58,7 +59,7 @@ class RolloutManager(AgentLoopManager):
             # A reward worker in this process is out of their reach; it has a second self that is not.
             handles = self.reward_loop_worker_handles
             self.reward_loop_worker_handles = handles and [_actor(handle) for handle in handles]
-            await super()._init_global_load_balancer()
+            await start_load_balancer(self)
             await super()._init_agent_loop_workers()
 
     # Which way
@@ -226,7 +227,7 @@ class DirectBatch:
         columns["raw_prompt"] = self.columns["raw_prompt"]
         output = DataProto(batch=TensorDict(tensors, batch_size=rows), non_tensor_batch=columns)
         measured = [
-            {"generate_sequences": seconds, "tool_calls": 0.0, "num_preempted": preempted}
+            {"generate_sequences": seconds, "tool_calls": 0.0, "compute_score": 0.0, "num_preempted": preempted}
             for seconds, preempted in zip(self.seconds.tolist(), self.preempted.tolist(), strict=True)
         ]
         output.meta_info = {"timing": self.manager._performance_metrics([measured], output), **meta_info}

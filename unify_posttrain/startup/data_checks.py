@@ -16,6 +16,7 @@ from unify_posttrain.startup.episode_checks import EpisodePlan, check_turns
 from unify_posttrain.startup.inputs import Missing, downloads, missing_files, missing_model
 from unify_posttrain.startup.reward_checks import check_sources
 from unify_posttrain.startup.reward_trial import check_reward_function
+from unify_posttrain.startup.round_trip import check_round_trip
 from unify_posttrain.startup.target_checks import check_hints, check_targets
 from unify_posttrain.tasks.truths import check_own_truths
 
@@ -69,8 +70,8 @@ def check_data(config: DictConfig) -> DataReport:
     Raises:
         ValueError: unreadable, empty or malformed files, prompts that the chat template does not take, prompts or (under
             demo.overlong=error) demonstrations over their limit, targets of a wrong type, fewer prompts than a batch, more steps
-            than the data has, a reward function that cannot score them, ground truths that no reward can use, a template that
-            makes no turns or no room for one.
+            than the data has, a reward function that cannot score them, ground truths that no reward can use, a tokenizer that
+            loses characters, a template that makes no turns or no room for one.
     """
     from unify_posttrain.startup.dataset import FusionDataset
     from unify_posttrain.startup.tokenizers import load_tokenizer
@@ -107,6 +108,8 @@ def check_data(config: DictConfig) -> DataReport:
     without_target = None
     if any(rule.needs_target for rule in rules):
         without_target = check_targets(config, algorithm, train, template)
+    for split in (train, val):
+        check_round_trip(split, tokenizer)
     again = (train, val) if processor is None else None
     return DataReport(len(train), train.dropped_prompts, len(val), without_target, masked, episode, again)
 

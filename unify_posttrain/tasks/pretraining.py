@@ -65,7 +65,7 @@ def encode_examples(tokenizer: PreTrainedTokenizerFast, examples: Sequence[tuple
         ids [B, T] int64 and labels [B, T] int64, the latter ``IGNORE_INDEX`` on prompt and padding.
     """
     chats = [[{"role": "user", "content": question}] for question, _ in examples]
-    prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True)
+    prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
     solutions = [solution + tokenizer.eos_token for _, solution in examples]
     targets = tokenizer(solutions, add_special_tokens=False)["input_ids"]
     width = max(len(prompt) + len(target) for prompt, target in zip(prompts, targets, strict=True))

@@ -46,7 +46,7 @@ from unify_posttrain.tasks.tokenizer import CHAT_TOKENS, build_tokenizer
 logger = logging.getLogger(__name__)
 
 MARKER = "base_model.json"
-MARKER_FORMAT = 2  # raise it when the weights for equal settings change: old folders are then rebuilt
+MARKER_FORMAT = 3  # raise it when weights or tokenizer for equal settings change: old folders are then rebuilt
 
 DEFAULT = "qwen2"
 ARCHITECTURES: dict[str, tuple[Any, Any]] = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig
-from verl.trainer.main_ppo import create_rl_dataset
 from verl.utils.dataset.rl_dataset import get_dataset_class
 from verl.utils.fs import copy_to_local
 
+from unify_posttrain.backend.seams import data_builders
 from unify_posttrain.startup.data_checks import DataReport
 from unify_posttrain.startup.dataset import FusionDataset
 from unify_posttrain.startup.tokenizers import load_processor, load_tokenizer
@@ -38,7 +38,7 @@ class RunInputs:
             return cls(tokenizer, None, *checked.datasets)
 
         def dataset(split: str) -> Any:
-            return create_rl_dataset(
+            return data_builders()[0](
                 config.data[f"{split}_files"],
                 config.data,
                 tokenizer,

@@ -20,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 from ray._private import ray_constants, services
 from verl.experimental.reward_loop import migrate_legacy_reward_impl
 from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
-from verl.trainer.main_ppo import TaskRunner, create_rl_sampler
 from verl.trainer.ppo.utils import Role, need_critic, need_reference_policy
 from verl.utils import tracking
 from verl.utils.config import validate_config
@@ -28,6 +27,7 @@ from verl.utils.dataset.rl_dataset import collate_fn
 from verl.utils.device import auto_set_device
 
 from unify_posttrain import cpu_compat
+from unify_posttrain.backend.seams import ENGINE, adapted, base_task_runner, data_builders, tell_critic
 from unify_posttrain.redaction import redacted, redacted_overrides, remember
 from unify_posttrain.runs import listeners, state
 from unify_posttrain.runs.beginning import begin
@@ -92,6 +92,7 @@ def run(config: DictConfig, stop: StopRequest | None = None, checked: DataReport
     auto_set_device(config)
     config = migrate_legacy_reward_impl(config)
     OmegaConf.resolve(config)
+    config = adapted(config)
     run_dir = Path(config.trainer.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     # Workers and the driver of a cluster do not share a working directory.
@@ -183,23 +184,30 @@ def start_ray(config: DictConfig) -> None:
             ray.shutdown()
 
 
-class FusionTaskRunner(TaskRunner):
+class FusionTaskRunner(base_task_runner()):
     """Builds tokenizer, data, workers and trainer."""
 
-    def add_actor_rollout_worker(self, config: DictConfig) -> tuple[type, type]:
+    def add_workers(self, config: DictConfig) -> type:
+        """The workers of the backend; verl's trainer starts those of them that the run needs. Returns the class of their group."""
         from verl.single_controller.ray import RayWorkerGroup
 
-        from unify_posttrain.workers.fusion_worker import FusionWorker
+        if config.trainer.backend == ENGINE:
+            from unify_posttrain.workers.engine_worker import EngineCriticWorker as Critic
+            from unify_posttrain.workers.engine_worker import EngineWorker as Actor
 
-        self.role_worker_mapping[Role.ActorRollout] = ray.remote(FusionWorker)
-        self.mapping[Role.ActorRollout] = "global_pool"
-        return FusionWorker, RayWorkerGroup
+            # One worker has actor and reference; it builds the latter if its role says so.
+            actor = Role.ActorRolloutRef if need_reference_policy(config) else Role.ActorRollout
+        else:
+            from unify_posttrain.workers.fusion_critic import FusionCriticWorker as Critic
+            from unify_posttrain.workers.fusion_worker import FusionWorker as Actor
 
-    def add_critic_worker(self, config: DictConfig) -> None:
-        from unify_posttrain.workers.fusion_critic import FusionCriticWorker
-
-        self.role_worker_mapping[Role.Critic] = ray.remote(FusionCriticWorker)
-        self.mapping[Role.Critic] = "global_pool"
+            actor = Role.ActorRollout
+        for role, worker in ((actor, Actor), (Role.Critic, Critic)):
+            self.role_worker_mapping[role] = ray.remote(worker)
+            self.mapping[role] = "global_pool"
+        if actor == Role.ActorRollout:
+            self.add_ref_policy_worker(config, Actor)
+        return RayWorkerGroup
 
     def start_engine(self, config: DictConfig) -> None:
         """Let servers begin, if they can do so before the workers whose weights they get; held until the trainer holds them."""
@@ -218,10 +226,8 @@ class FusionTaskRunner(TaskRunner):
         reward_worker.install()
         reward_manager.install()
 
-        worker_cls, worker_group_cls = self.add_actor_rollout_worker(config)
-        self.add_critic_worker(config)
+        worker_group_cls = self.add_workers(config)
         self.add_reward_model_resource_pool(config)
-        self.add_ref_policy_worker(config, worker_cls)
         validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
         trainer = FusionTrainer(
             config=config,
@@ -233,8 +239,9 @@ class FusionTaskRunner(TaskRunner):
             train_dataset=inputs.train,
             val_dataset=inputs.val,
             collate_fn=collate_fn,
-            train_sampler=create_rl_sampler(config.data, inputs.train),
+            train_sampler=data_builders()[1](config.data, inputs.train),
         )
+        tell_critic(trainer, config.critic)
         try:
             trainer.init_workers()
             trainer.fit()
