@@ -26,7 +26,7 @@ VALIDATED = {"val-core/sums/acc/mean@1": 0.5}
 STEPS = 8
 # What a checkpoint remembers of the configuration below, beside what the test names.
 LIKEWISE = {
-    "actor_rollout_ref.rollout.n": 4, "fusion.algorithm": "hpt", "fusion.seed": 0, "trainer.val_before_train": True,
+    "actor_rollout_ref.rollout.n": 4, "fusion.algorithm": "hpt", "fusion.seed": 0, "trainer.backend": "legacy", "trainer.val_before_train": True,
 }  # fmt: skip
 
 
