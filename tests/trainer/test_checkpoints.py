@@ -26,7 +26,7 @@ VALIDATED = {"val-core/sums/acc/mean@1": 0.5}
 STEPS = 8
 # What a checkpoint remembers of the configuration below, beside what the test names.
 LIKEWISE = {
-    "actor_rollout_ref.rollout.n": 4, "fusion.algorithm": "hpt", "fusion.seed": 0, "trainer.backend": "legacy", "trainer.val_before_train": True,
+    "actor_rollout_ref.rollout.n": 4, "fusion.algorithm": "hpt", "fusion.seed": 0, "trainer.val_before_train": True,
 }  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def config(home: Path, **trainer: Any) -> DictConfig:
     settings = {
         "run_dir": str(home), "default_local_dir": str(home / "checkpoints"), "resume_mode": "auto", "resume_from_path": None,
         "val_only": False, "val_before_train": True, "test_freq": 2, "max_actor_ckpt_to_keep": None,
-        "max_critic_ckpt_to_keep": None, "nnodes": 1, "n_gpus_per_node": 1, **trainer,
+        "max_critic_ckpt_to_keep": None, "nnodes": 1, "n_gpus_per_node": 1, "backend": "legacy", **trainer,
     }  # fmt: skip
     return OmegaConf.create(
         {
