@@ -180,7 +180,7 @@ def test_the_precision_is_the_configured_one(dtype: str, monkeypatch: pytest.Mon
 def test_the_engine_takes_strategy_and_precision_of_the_actor() -> None:
     owner = OmegaConf.create(
         {
-            "fsdp_config": {"strategy": "fsdp", "dtype": "float32", "forward_only": True, "use_torch_compile": True},
+            "fsdp_config": {"strategy": "fsdp", "dtype": "float32", "use_torch_compile": True},
             "use_torch_compile": False,
             "entropy_from_logits_with_chunking": True,
             "entropy_checkpointing": False,
@@ -190,7 +190,6 @@ def test_the_engine_takes_strategy_and_precision_of_the_actor() -> None:
     node = owner.fsdp_config
     assert (node.strategy, node.use_torch_compile, node.entropy_from_logits_with_chunking) == ("fsdp2", False, True)
     assert node.mixed_precision == {"param_dtype": "float32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
-    assert node.forward_only is torch.cuda.is_available()  # pinned memory
     owner.fsdp_config.mixed_precision.param_dtype = "bf16"
     engines.settle(owner, "fsdp2")
     assert node.mixed_precision.param_dtype == "bf16", "what the user says stays"

@@ -44,6 +44,17 @@ class PolicyEngine(EngineFixes, FSDPEngineWithLMHead):
 
         return {"log_probs": tokens(output.log_probs), "entropy": tokens(output.entropy)}
 
+    def _build_fsdp_module(self, module: Any) -> Any:
+        """verl offloads a model without updates (a reference) to pinned memory, which needs CUDA; without it, it stays in place."""
+        config = self.engine_config
+        if not config.forward_only or torch.cuda.is_available():
+            return super()._build_fsdp_module(module)
+        object.__setattr__(config, "forward_only", False)  # verl's configuration is frozen
+        try:
+            return super()._build_fsdp_module(module)
+        finally:
+            object.__setattr__(config, "forward_only", True)
+
 
 class ValueEngine(EngineFixes, FSDPEngineWithValueHead):
     """A language model with one value per token in place of its head.
@@ -84,5 +95,3 @@ def settle(owner: DictConfig, strategy: str) -> None:
             node[name] = owner[name]
         if OmegaConf.select(node, "mixed_precision") is None:
             node.mixed_precision = {"param_dtype": node.get("dtype", "bfloat16"), "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
-        if node.get("forward_only") and not torch.cuda.is_available():
-            node.forward_only = False  # it would be offloaded to pinned memory, which needs CUDA

@@ -119,7 +119,7 @@ class EngineWorker(ActorRolloutRefWorker):
 
     def _tell(self, data: DataProto, role: str) -> None:
         data.meta_info.update(self.reading[role], temperature=self.config.rollout.temperature)
-        data.meta_info.setdefault("pad_token_id", self.actor.model_config.tokenizer.pad_token_id)
+        data.meta_info.setdefault("pad_token_id", (self.actor or self.ref).model_config.tokenizer.pad_token_id)
 
     # Updates
 
