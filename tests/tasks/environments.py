@@ -16,7 +16,7 @@ def node(task: str, **changes: Any) -> dict[str, Any]:
     """The node `environment` of a task file, with the turns of the published settings."""
     from omegaconf import OmegaConf
 
-    plain = OmegaConf.to_container(OmegaConf.load(conf_dir() / "task" / f"{task}.yaml").environment)
+    plain = OmegaConf.to_container(OmegaConf.load(conf_dir() / "task" / f"{task}.yaml").environment, resolve=True)
     assert isinstance(plain, dict)
     turns = {"navigation": 2}.get(task, 5)
     return {**{str(key): value for key, value in plain.items()}, "max_turns": turns, **changes}

@@ -19,13 +19,15 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from unify_posttrain.tasks.episodes import NODE, read_settings
-from unify_posttrain.tasks.turns import Step, TurnEnvironment
+from unify_posttrain.tasks.turns import Step
+from unify_posttrain.tasks.waiting import settled
 
 # environment.name -> module and class.
 ENVIRONMENTS: dict[str, str] = {
     "general_points": "unify_posttrain.tasks.general_points.environment:GeneralPoints",
     "matrices": "unify_posttrain.tasks.matrices:Matrices",
     "navigation": "unify_posttrain.tasks.navigation.environment:Navigation",
+    "vrag": "unify_posttrain.tasks.vrag.environment:Vrag",
 }
 
 
@@ -88,7 +90,7 @@ def compute_score(
     played = copy.copy(_prototype(json.dumps(_plain(environment), sort_keys=True)))
     row = {"data_source": data_source, "reward_model": {"ground_truth": ground_truth}, "extra_info": extra_info or {}}
     played.reset(row)
-    played.step(solution_str, True)
+    settled(played.step(solution_str, True))
     return played.fields()
 
 
@@ -106,12 +108,9 @@ def check_given(environment: Mapping[str, Any] | None) -> None:
 
 
 @lru_cache(maxsize=8)
-def _prototype(settings: str) -> TurnEnvironment:
+def _prototype(settings: str) -> Environment:
     """Reading the settings costs more than judging an answer."""
-    made = make_environment(json.loads(settings))
-    if not isinstance(made, TurnEnvironment):
-        raise TypeError(f"{NODE}.name={type(made).__name__} answers asynchronously, so that no reward function can play it")
-    return made
+    return make_environment(json.loads(settings))
 
 
 def _plain(value: Any) -> Any:
