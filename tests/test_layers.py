@@ -44,7 +44,7 @@ KNOWN: dict[str, set[str]] = {
     "algorithms": {"objective", "experience", "config"},  # the last for the arithmetic of episodes
     "output": {"text", "redaction"},
     "preparation": {"rewards", "untrusted", "output", "redaction", "chat"},
-    "tasks": {"preparation", "untrusted"},
+    "tasks": {"preparation", "untrusted", "config", "output"},  # the last two for the retrieval server, which is a command
     "runs": {"sweeps", "paths", "output", "redaction"},
     "rollout": {"chat", "cpu_compat", "untrusted", "experience", "rewards", "tasks"},  # the last three for what episodes are
     "analysis": {"measures", "runs", "untrusted", "output"},  # files, statistics and texts
