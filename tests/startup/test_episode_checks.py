@@ -71,6 +71,7 @@ def test_what_conf_has_passes(algorithm: str, task: str) -> None:
         (["reward.custom_reward_function.name=mine"], r"reward.custom_reward_function.name=mine .*set it to compute_score"),
         (["reward.reward_model.enable=true"], r"reward.reward_model.enable=true would never be asked.*set it to false"),
         (["reward.reward_manager.name=dapo"], r"reward.reward_manager.name=dapo would never be asked.*set it to naive"),
+        (["task=vrag"], r"environment.name=vrag answers with images, and the agent loop of environments takes text only"),
     ],
 )  # fmt: skip
 def test_contradictions_are_refused(overrides: list[str], message: str) -> None:

@@ -61,8 +61,8 @@ def check_episodes(config: DictConfig) -> None:
     settings, _ = read_settings(node)
     if getattr(make_environment(node), "shows_images", False):
         raise ValueError(
-            f"{NODE}.name={settings.name} answers with images, and the agent loop of environments takes text only; its data, server "
-            "and environment are a library (docs/environments.md): train another task"
+            f"{NODE}.name={settings.name} answers with images, and the agent loop of environments takes text only; its data, its "
+            "server and its environment are a library so far: train another task"
         )
     settings.check_estimator(str(config.algorithm.adv_estimator))
     if not _plays(config):
