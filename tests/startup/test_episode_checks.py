@@ -71,12 +71,18 @@ def test_what_conf_has_passes(algorithm: str, task: str) -> None:
         (["reward.custom_reward_function.name=mine"], r"reward.custom_reward_function.name=mine .*set it to compute_score"),
         (["reward.reward_model.enable=true"], r"reward.reward_model.enable=true would never be asked.*set it to false"),
         (["reward.reward_manager.name=dapo"], r"reward.reward_manager.name=dapo would never be asked.*set it to naive"),
-        (["task=vrag"], r"environment.name=vrag answers with images, and the agent loop of environments takes text only"),
     ],
 )  # fmt: skip
 def test_contradictions_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_episodes(composed(*overrides))
+
+
+def test_images_are_refused_while_no_loop_shows_them() -> None:
+    with pytest.raises(
+        ValueError, match=r"environment\.name=vrag answers with images, and the agent loop of environments takes text"
+    ):
+        check_episodes(base("grpo", "vrag"))
 
 
 def test_the_loop_is_known_by_its_name() -> None:
