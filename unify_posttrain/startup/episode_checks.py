@@ -58,8 +58,12 @@ def check_episodes(config: DictConfig) -> None:
             raise ValueError(f"{loop} plays {NODE}, which is not set; set it by a task file, e.g. task=general_points")
         return
     node = OmegaConf.to_container(config[NODE], resolve=True)
-    make_environment(node)
     settings, _ = read_settings(node)
+    if getattr(make_environment(node), "shows_images", False):
+        raise ValueError(
+            f"{NODE}.name={settings.name} answers with images, and the agent loop of environments takes text only; its data, its "
+            "server and its environment are a library so far: train another task"
+        )
     settings.check_estimator(str(config.algorithm.adv_estimator))
     if not _plays(config):
         raise ValueError(

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from unify_posttrain.experience.demonstrations import TARGET_COLUMNS, target_texts
+from unify_posttrain.experience.targets import TARGET_COLUMNS, targets_of
 from unify_posttrain.text import one_line
 
 logger = logging.getLogger(__name__)
@@ -83,4 +83,5 @@ def _texts(row: Mapping[str, Any], prompt_key: str) -> Iterator[str]:
         content = message["content"]
         yield from [content] if isinstance(content, str) else (part["text"] for part in content or () if part.get("text"))
     if any(column in row for column in TARGET_COLUMNS):
-        yield from target_texts(row, row["row_id"])
+        for target in targets_of(row, row["row_id"]):
+            yield from target.texts

@@ -9,6 +9,7 @@ from typing import Any
 from unify_posttrain.tasks import arithmetic, benchmarks, convert, countdown, dapo_math, matrix_rows, openr1_math, tldr
 from unify_posttrain.tasks.general_points import rows as point_rows
 from unify_posttrain.tasks.navigation import rows as navigation_rows
+from unify_posttrain.tasks.vrag import rows as vrag_rows
 
 GENERATED = ("arithmetic", "countdown")  # tasks that a tiny base model exists for
 
@@ -25,6 +26,7 @@ PREPARERS: dict[str, Callable[[Path, Mapping[str, Any]], dict[str, Path]]] = {
     "navigation": navigation_rows.write_splits,
     "openr1_math": openr1_math.write_splits,
     "tldr": tldr.write_splits,
+    "vrag": vrag_rows.write_splits,
 }
 
 __all__ = ["GENERATED", "PREPARERS"]

@@ -19,12 +19,14 @@ from typing import Any, Protocol
 
 from unify_posttrain.tasks.episodes import NODE, read_settings
 from unify_posttrain.tasks.turns import Step, TurnEnvironment
+from unify_posttrain.tasks.waiting import settled
 
 # environment.name -> module and class.
 ENVIRONMENTS: dict[str, str] = {
     "general_points": "unify_posttrain.tasks.general_points.environment:GeneralPoints",
     "matrices": "unify_posttrain.tasks.matrices:Matrices",
     "navigation": "unify_posttrain.tasks.navigation.environment:Navigation",
+    "vrag": "unify_posttrain.tasks.vrag.environment:Vrag",
 }
 
 
@@ -111,16 +113,11 @@ def play(node: Mapping[str, Any], row: Mapping[str, Any], answers: Sequence[str]
     """The fields of an episode with these answers, all of them complete; it may end before the last one.
 
     Raises:
-        TypeError: an environment that answers asynchronously.
-        ValueError: the row or the settings are at fault.
+        TypeError, ValueError: the row or the settings are at fault.
     """
     episode = begin(node, row)
     for answer in answers:
-        step = episode.step(answer, True)
-        if not isinstance(step, Step):
-            raise TypeError(
-                f"{NODE}.name={node['name']} answers asynchronously; neither a reward function nor a demonstration can play it"
-            )
+        step = settled(episode.step(answer, True))
         if step.done:
             break
     return episode.fields()
