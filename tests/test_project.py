@@ -101,7 +101,9 @@ def names(requirements: list[str]) -> set[str]:
 
 def test_what_is_installed_is_pinned() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"]
-    declared = names(PYPROJECT["project"]["dependencies"]).union(*(names(extras[extra]) for extra in ("vl", "vrag", "dev", "slurm")))
+    declared = names(PYPROJECT["project"]["dependencies"]).union(
+        *(names(extras[extra]) for extra in ("vl", "vrag", "dev", "slurm"))
+    )
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert declared - names(lines) == set()
 
