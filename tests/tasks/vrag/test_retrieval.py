@@ -75,6 +75,15 @@ def test_dense_vectors(corpus: Path, tmp_path: Path) -> None:
             ranked_corpus(retriever_settings(corpus, **{**dense, **wrong}), LARGEST)
 
 
+def test_vectors_are_read_as_numbers_alone(corpus: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "objects.npy", np.array([{"code": print}] * 5, dtype=object), allow_pickle=True)
+    dense = {"kind": "dense", "vectors": str(tmp_path / "objects.npy"), "embedder": f"{__name__}:embed"}
+    with pytest.raises(
+        ValueError, match=r"environment.retriever.vectors=.* cannot be read as .npy \(Object arrays cannot be loaded"
+    ):
+        ranked_corpus(retriever_settings(corpus, **dense), LARGEST)
+
+
 def test_vectors_that_do_not_fit() -> None:
     for matrix in (np.zeros((2, 3)), np.zeros(3), np.full((1, 3), np.nan)):
         with pytest.raises(ValueError, match="for 1 pages: give finite numbers, a row per page"):
