@@ -69,7 +69,7 @@ def test_images_and_other_datasets_are_read_by_the_run(
     assert len(reads) == 4
     monkeypatch.undo()
     monkeypatch.setattr(run_inputs, "load_processor", lambda config, folder: "of images")
-    monkeypatch.setattr(run_inputs, "create_rl_dataset", lambda *arguments, **options: "read")
+    monkeypatch.setattr(run_inputs, "data_builders", lambda: (lambda *arguments, **options: "read", None))
     assert RunInputs.load(config, report).train == "read"
 
 
