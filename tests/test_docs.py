@@ -239,3 +239,9 @@ def test_the_picture_is_drawn_from_readme_or_a_run(picture: ModuleType, tmp_path
     picture.draw(spans, tmp_path / "gate.svg")
     assert "rollouts solved" in (tmp_path / "gate.svg").read_text()
     assert (ROOT / "docs" / "images" / "gate.svg").is_file()
+
+
+def test_no_place_is_left_to_be_filled_in() -> None:
+    pages = [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md"))]
+    assert len(pages) > 10
+    assert [page.name for page in pages if re.search(r"@@\w+@@", page.read_text(encoding="utf-8"))] == []

@@ -1,7 +1,7 @@
 """What a batch costs the driver of a step: seconds and memory of every stage, from the engine's answers to the logged metrics.
 
     python -m tests.benchmarks.transport                                        # 1024 rows of 1024 + 8192 tokens
-    python -m tests.benchmarks.transport --size 1024x32768 --size 10240x32768   # the last one: 7 GB
+    python -m tests.benchmarks.transport --size 1024x32768 --size 10240x32768   # the last one: 6 GB, minutes
     python -m tests.benchmarks.transport --against CHECKOUT                     # and the same of another version of the package
 
 The stages are the trainer's own, with stand-ins for what answers them: engines that send responses in the order in which they end,
@@ -302,7 +302,7 @@ def main() -> None:
         return
     head = f"| rows x response | package | {' | '.join(STAGES)} | all | peak, GB | sent, GB |"
     sys.stdout.write(f"{head}\n|{'---|' * (len(STAGES) + 5)}\n")
-    variants = {"this": ROOT, **({"other": options.against.resolve()} if options.against else {})}
+    variants = {**({"before": options.against.resolve()} if options.against else {}), "after": ROOT}
     for size in sizes:
         for variant, folder in variants.items():
             flags = [f"--size={size}", f"--mean={options.mean}", f"--ranks={options.ranks}", f"--algorithm={options.algorithm}"]
