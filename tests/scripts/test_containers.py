@@ -154,7 +154,7 @@ def test_flash_attention_comes_after_everything_else(install) -> None:
     code, said, calls = install(nvcc="12.8")
     assert code == 0, said
     first, second, third = calls
-    assert "-c constraints-gpu.txt -e .[verl07,vllm,vl,slurm,dev] wheel ninja" in first and "flash-attn" not in first
+    assert "-c constraints-gpu.txt -e .[verl07,vllm,vl,vrag,slurm,dev] wheel ninja" in first and "flash-attn" not in first
     assert "--no-build-isolation --no-deps -c constraints-gpu.txt flash-attn" in second
     assert third.endswith("-c constraints-gpu.txt einops")  # what flash-attn asks for besides torch
     assert "python -m unify_posttrain.doctor" in said
