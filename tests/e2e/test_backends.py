@@ -18,6 +18,7 @@ RUN = (
     "algorithm=hpt",
     "actor_rollout_ref.actor.use_kl_loss=true",
     "trainer.n_gpus_per_node=2",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",  # of a rank
     "trainer.total_training_steps=4",
     "trainer.save_freq=2",
 )
