@@ -54,7 +54,7 @@ def test_a_test_session_on_a_machine_with_gpus_sees_none(visible_devices: str | 
 RAY = """
 import json, os, ray, torch
 from unify_posttrain.config import compose_config
-from unify_posttrain.trainer.task_runner import start_ray
+from unify_posttrain.trainer.cluster import start_ray
 
 start_ray(compose_config(["algorithm=grpo", "hardware=cpu", "trainer.n_gpus_per_node=2", "actor_rollout_ref.model.path=none"]))
 

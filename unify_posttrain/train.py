@@ -70,7 +70,7 @@ def _run(config: DictConfig, checked: DataReport | None) -> None:
 
     try:
         with stop_request(config).leaving() as stop:
-            from unify_posttrain.trainer.task_runner import run
+            from unify_posttrain.trainer.launch import run
 
             run(config, stop, checked)
     except PreemptedError as stopped:

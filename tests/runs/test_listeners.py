@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from ray._private import ray_constants
 
 from unify_posttrain.runs import listeners
-from unify_posttrain.trainer import task_runner
+from unify_posttrain.trainer import cluster
 
 ADDRESS, TOKEN = "RAY_ADDRESS", "RAY_AUTH_TOKEN"
 
@@ -23,7 +23,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
-    monkeypatch.setattr(task_runner.services, "find_bootstrap_address", lambda _: None)
+    monkeypatch.setattr(cluster.services, "find_bootstrap_address", lambda _: None)
 
 
 def config(nodes: int = 1, **ray_init: object) -> DictConfig:
@@ -36,22 +36,22 @@ def state() -> tuple[bool, str | None, str | None, bool]:
 
 
 def test_one_node_stays_on_loopback_with_a_token_of_its_own() -> None:
-    with task_runner.own_cluster(config()):
+    with cluster.own_cluster(config()):
         assert state() == (False, "0", "lo", True)
         token = os.environ[TOKEN]
     assert len(token) == 64 and int(token, 16)
     assert state() == (True, None, None, True), "the next run of a sweep shares the token, which Ray reads once"
-    with task_runner.own_cluster(config()):
+    with cluster.own_cluster(config()):
         assert os.environ[TOKEN] == token
 
 
 def test_several_nodes_listen_to_each_other() -> None:
-    with task_runner.own_cluster(config(nodes=2)):
+    with cluster.own_cluster(config(nodes=2)):
         assert state() == (True, None, None, True)
 
 
 def test_an_address_that_the_user_gives_is_obeyed() -> None:
-    with task_runner.own_cluster(config(_node_ip_address="10.0.0.7")):
+    with cluster.own_cluster(config(_node_ip_address="10.0.0.7")):
         assert state() == (True, None, None, True)
 
 
@@ -61,14 +61,14 @@ def test_a_cluster_that_is_there_is_joined_as_it_is(where: str, monkeypatch: pyt
     if where == "environment":
         monkeypatch.setenv(ADDRESS, "10.0.0.1:6379")
     if where == "left by ray start":
-        monkeypatch.setattr(task_runner.services, "find_bootstrap_address", lambda _: "10.0.0.1:6379")
-    with task_runner.own_cluster(config(**given)):
+        monkeypatch.setattr(cluster.services, "find_bootstrap_address", lambda _: "10.0.0.1:6379")
+    with cluster.own_cluster(config(**given)):
         assert state() == (True, None, None, False)
 
 
 def test_a_local_address_is_no_cluster_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ADDRESS, "10.0.0.1:6379")
-    assert not task_runner.joins_cluster({"address": "local"}) and task_runner.joins_cluster({"address": "auto"})
+    assert not cluster.joins_cluster({"address": "local"}) and cluster.joins_cluster({"address": "auto"})
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_the_users_way_of_authentication_stays(environment: dict[str, str], made
 def test_switches_that_the_user_has_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(listeners.GLOO_INTERFACE, "ib0")
     monkeypatch.setenv(listeners.RAY_BEYOND_LOOPBACK, "1")
-    with task_runner.own_cluster(config()):
+    with cluster.own_cluster(config()):
         assert state()[:3] == (True, "1", "ib0")
     assert os.environ[listeners.GLOO_INTERFACE] == "ib0"
 

@@ -73,13 +73,6 @@ def test_code_that_survives_faults_lets_a_request_pass() -> None:
             pytest.fail("swallowed")
 
 
-def test_handlers_that_a_library_has_replaced_are_put_back() -> None:
-    with pytest.raises(PreemptedError), StopRequest().leaving() as stop:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        stop.listen_again()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
 def test_an_ignored_signal_stays_ignored() -> None:
     """A script starts its background jobs with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl.utils import tracking
 
 from tests.hostile import HOSTILE, acting, assert_harmless
-from unify_posttrain.trainer import task_runner
+from unify_posttrain.trainer import cluster, launch
 
 TIMED_OUT = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
 
@@ -40,29 +41,29 @@ def config(**ray_init: Any) -> DictConfig:
 @pytest.fixture
 def starts(monkeypatch: pytest.MonkeyPatch) -> Starts:
     found = Starts()
-    monkeypatch.setattr(task_runner.ray, "init", found)
-    monkeypatch.setattr(task_runner.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(cluster.ray, "init", found)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
     return found
 
 
 def test_a_slow_start_is_tried_again(starts: Starts, caplog: pytest.LogCaptureFixture) -> None:
-    starts.errors = [Exception(TIMED_OUT)] * (task_runner.START_ATTEMPTS - 1)
-    task_runner.start_ray(config())
-    assert len(starts.given) == task_runner.START_ATTEMPTS
+    starts.errors = [Exception(TIMED_OUT)] * (cluster.START_ATTEMPTS - 1)
+    cluster.start_ray(config())
+    assert len(starts.given) == cluster.START_ATTEMPTS
     assert "Ray did not start in time" in caplog.text
 
 
 def test_not_for_ever(starts: Starts) -> None:
     starts.errors = [Exception(TIMED_OUT)] * 99
     with pytest.raises(Exception, match="timed out during startup"):
-        task_runner.start_ray(config())
-    assert len(starts.given) == task_runner.START_ATTEMPTS
+        cluster.start_ray(config())
+    assert len(starts.given) == cluster.START_ATTEMPTS
 
 
 def test_another_error_is_not_tried_again(starts: Starts) -> None:
     starts.errors = [ValueError("no such address")]
     with pytest.raises(ValueError, match="no such address"):
-        task_runner.start_ray(config(address="10.0.0.1:6379"))
+        cluster.start_ray(config(address="10.0.0.1:6379"))
     assert len(starts.given) == 1
 
 
@@ -71,7 +72,7 @@ def test_settings_reach_ray_and_none_of_them_the_output(
 ) -> None:
     monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
     variables = {"WANDB_API_KEY": "hush", "NCCL_DEBUG": "INFO"}
-    task_runner.start_ray(config(num_cpus=6, num_gpus=2, runtime_env={"env_vars": variables}))
+    cluster.start_ray(config(num_cpus=6, num_gpus=2, runtime_env={"env_vars": variables}))
     (given,) = starts.given
     assert given["num_cpus"] == 6 and given["num_gpus"] == 2
     environment = given["runtime_env"]["env_vars"]
@@ -84,10 +85,36 @@ def test_settings_reach_ray_and_none_of_them_the_output(
 
 
 def test_the_hook_of_workers_exists_and_the_users_own_stays(starts: Starts) -> None:
-    module, _, function = task_runner.SETUP_HOOK.rpartition(".")
+    module, _, function = cluster.SETUP_HOOK.rpartition(".")
     assert callable(getattr(importlib.import_module(module), function))
-    task_runner.start_ray(config(runtime_env={"worker_process_setup_hook": "mine.hook"}))
+    cluster.start_ray(config(runtime_env={"worker_process_setup_hook": "mine.hook"}))
     assert starts.given[0]["runtime_env"]["worker_process_setup_hook"] == "mine.hook"
+
+
+def test_something_else_goes_on_while_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    going_on = threading.Event()
+    monkeypatch.setattr(cluster.ray, "init", lambda **_: going_on.wait(60) or pytest.fail("Ray started first"))
+    with cluster.starting(config()) as started:
+        going_on.set()
+        started()
+
+
+def test_what_ray_says_is_raised_and_an_error_meanwhile_waits_for_it(starts: Starts) -> None:
+    starts.errors = [ValueError("no such address")]
+    with pytest.raises(ValueError, match="no such address"), cluster.starting(config()) as started:
+        started()
+    with pytest.raises(KeyError, match="mine"), cluster.starting(config()):
+        raise KeyError("mine")
+    assert len(starts.given) == 2, "Ray had started, so that it can be shut down"
+
+
+def test_a_start_leaves_the_handlers_of_signals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray sets one of its own for SIGTERM, if it starts in the main thread."""
+    threads = []
+    monkeypatch.setattr(cluster.ray, "init", lambda **_: threads.append(threading.current_thread()))
+    with cluster.starting(config()) as started:
+        started()
+    assert threads != [threading.main_thread()] and len(threads) == 1
 
 
 # Trackers
@@ -98,10 +125,8 @@ def test_trackers_are_given_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking.Tracking, "__init__", lambda self, **arguments: given.update(arguments, argv=sys.argv[1:]))
     monkeypatch.setattr(tracking.Tracking, "__del__", lambda self: None)
     monkeypatch.setattr(sys, "argv", ["train", "+env.HF_TOKEN=abc", "a=1"])
-    with task_runner.redacted_arguments():
-        task_runner.RedactedTracking(
-            project_name="p", experiment_name="e", config={"trainer": {}, "env": {"HF_TOKEN": "abc", "A": "1"}}
-        )
+    with launch.redacted_arguments():
+        launch.RedactedTracking(project_name="p", experiment_name="e", config={"trainer": {}, "env": {"HF_TOKEN": "abc", "A": "1"}})
     assert given["config"] == {"trainer": {}, "env": {"HF_TOKEN": "<redacted>", "A": "1"}} and given["project_name"] == "p"
     assert given["argv"] == ["+env.HF_TOKEN=<redacted>", "a=1"] and sys.argv[1:] == ["+env.HF_TOKEN=abc", "a=1"]
 
@@ -110,12 +135,12 @@ def test_a_proxy_with_a_password_is_used_and_not_uploaded(monkeypatch: pytest.Mo
     given: dict[str, Any] = {}
     monkeypatch.setattr(tracking.Tracking, "__init__", lambda self, **arguments: given.update(arguments))
     monkeypatch.setattr(tracking.Tracking, "__del__", lambda self: None)
-    monkeypatch.setenv(task_runner.WANDB_PROXY, "x")
-    monkeypatch.delenv(task_runner.WANDB_PROXY)
-    task_runner.RedactedTracking(config={"trainer": {"wandb_proxy": "http://me:hunter2@proxy:3128"}})
+    monkeypatch.setenv(launch.WANDB_PROXY, "x")
+    monkeypatch.delenv(launch.WANDB_PROXY)
+    launch.RedactedTracking(config={"trainer": {"wandb_proxy": "http://me:hunter2@proxy:3128"}})
     assert given["config"] == {"trainer": {"wandb_proxy": None}}
-    assert wandb.Settings().https_proxy is None and os.environ[task_runner.WANDB_PROXY] == "http://me:hunter2@proxy:3128"
-    task_runner.RedactedTracking(config={"trainer": {"wandb_proxy": "http://proxy:3128"}})
+    assert wandb.Settings().https_proxy is None and os.environ[launch.WANDB_PROXY] == "http://me:hunter2@proxy:3128"
+    launch.RedactedTracking(config={"trainer": {"wandb_proxy": "http://proxy:3128"}})
     assert given["config"] == {"trainer": {"wandb_proxy": "http://proxy:3128"}}
 
 
@@ -124,7 +149,7 @@ def test_names_of_data_sources_are_printed_harmlessly(
 ) -> None:
     """verl's console logger prints a line of all metrics; those of a validation are named after the data's sources."""
     monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "metrics.jsonl"))
-    tracker = task_runner.RedactedTracking(
+    tracker = launch.RedactedTracking(
         project_name="p", experiment_name="e", default_backend=["console", "file"], config={"trainer": {}}
     )
     tracker.log(data={f"val-core/{HOSTILE}/acc/mean@1": 0.5, "actor/loss": 1.0}, step=3)
@@ -139,10 +164,10 @@ def test_a_real_tracker_writes_no_secret(tmp_path: Path) -> None:
     """wandb without a network and tensorboard, told what a run tells them, from a process with a secret on its command line."""
     secret = "nobody-guesses-this-1"
     code = (
-        "from unify_posttrain.trainer import task_runner\n"
+        "from unify_posttrain.trainer import launch\n"
         f"config = {{'trainer': {{'x': 'https://me:{secret}@h'}}, 'env': {{'MY_PASSWORD': '{secret}'}}}}\n"
-        "with task_runner.redacted_arguments():\n"
-        "    t = task_runner.RedactedTracking("
+        "with launch.redacted_arguments():\n"
+        "    t = launch.RedactedTracking("
         "project_name='p', experiment_name='e', default_backend=['wandb', 'tensorboard'], config=config)\n"
         "    t.log({'a': 1.0}, step=1)\n"
         "    t.logger['wandb'].finish()\n"

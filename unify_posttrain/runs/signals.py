@@ -88,11 +88,6 @@ class StopRequest:
         with self._handling(self._raise), _as_it_was_raised(PreemptedError):
             yield self
 
-    def listen_again(self) -> None:
-        """Within `leaving`: put the handlers back that another library has replaced."""
-        for number in self._before:
-            signal.signal(number, self._handler)
-
     @contextmanager
     def _handling(self, first: Callable[[], None]) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
@@ -109,7 +104,6 @@ class StopRequest:
             elif now - self._asked > SAME_REQUEST_SECONDS:
                 self._end_at_once(signal.Signals(number))
 
-        self._handler = handler
         # A signal that whoever started the process has it ignore (SIGINT, in the background of a script) stays ignored.
         heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         self._before = {number: signal.signal(number, handler) for number in heeded}

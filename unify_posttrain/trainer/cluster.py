@@ -1,0 +1,86 @@
+"""The Ray cluster of a run: joined or started, and where it listens.
+
+A cluster takes some two seconds to start, of which this process only waits. It imports verl's trainer meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from omegaconf import DictConfig, OmegaConf
+from ray._private import ray_constants, services
+from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
+
+from unify_posttrain.runs import listeners
+from unify_posttrain.trainer.sessions import own_sessions
+
+logger = logging.getLogger(__name__)
+
+START_ATTEMPTS = 3
+RAY_TIMED_OUT = "timed out during startup"
+# Every worker guards its logs as this process does.
+SETUP_HOOK = "unify_posttrain.output.guard_logs"
+# Ray remembers 100,000 calls, a few hundred MB after a thousand steps, for a dashboard that nobody has open.
+RAY_REMEMBERED_CALLS = ("RAY_task_events_max_num_task_in_gcs", "10000")
+
+
+@contextmanager
+def own_cluster(config: DictConfig) -> Iterator[None]:
+    """What a cluster that this run starts itself may listen to (`runs.listeners`). One that is there is joined as it is."""
+    given = config.ray_kwargs.get("ray_init", {})
+    if joins_cluster(given):
+        yield
+        return
+    listeners.ensure_token()
+    loopback = listeners.stays_on_loopback(config.trainer.nnodes, given)
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    try:
+        with listeners.variables(listeners.loopback_variables() if loopback else {}):
+            # Ray has read its variable when it was imported; the processes that it starts read it themselves.
+            ray_constants.ENABLE_RAY_CLUSTER = before and os.environ.get(listeners.RAY_BEYOND_LOOPBACK) != "0"
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def joins_cluster(ray_init: Mapping[str, Any]) -> bool:
+    """Whether `ray.init` would join a cluster: the user's, RAY_ADDRESS, or one that `ray start` left behind."""
+    address = ray_init.get("address") or os.environ.get("RAY_ADDRESS")
+    if address:
+        return bool(address != "local")
+    return services.find_bootstrap_address(ray_init.get("_temp_dir")) is not None
+
+
+def start_ray(config: DictConfig) -> None:
+    """What verl's `run_ppo` would do, which prints these settings, secrets included. Ray waits 30 s, not more, for its own node to
+    come up; on a busy laptop that is not enough every time."""
+    given = OmegaConf.to_container(config.ray_kwargs.get("ray_init", OmegaConf.create()), resolve=True)
+    runtime_env = OmegaConf.merge(get_ppo_ray_runtime_env(), given.pop("runtime_env", None) or {})
+    runtime_env.setdefault("worker_process_setup_hook", SETUP_HOOK)
+    os.environ.setdefault(*RAY_REMEMBERED_CALLS)
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            with own_sessions():
+                ray.init(**given, runtime_env=OmegaConf.to_container(runtime_env))
+            return
+        except Exception as error:
+            if RAY_TIMED_OUT not in str(error) or attempt == START_ATTEMPTS:
+                raise
+            logger.warning("Ray did not start in time (the machine is busy); trying again")
+            ray.shutdown()
+
+
+@contextmanager
+def starting(config: DictConfig) -> Iterator[Callable[[], None]]:
+    """Start Ray while something else goes on; what is yielded waits until it has started, and raises what went wrong.
+
+    An error in the meantime waits, too: nobody could shut down a cluster that is half there.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="start-ray") as thread:
+        yield thread.submit(start_ray, config).result
