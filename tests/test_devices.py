@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from tests.devices import NO_GPU, RANKS
+from unify_posttrain.config import compose_config
+from unify_posttrain.devices import hide_gpus
 from unify_posttrain.doctoring.gpus import Gpu, visible
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,6 +89,32 @@ def test_ray_accepts_as_many_ranks_as_tests_and_benchmarks_start(monkeypatch: py
     assert asked and max(asked) <= RANKS
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # what would be simpler, and leaves Ray no room for a single rank
     assert Manager.get_current_process_visible_accelerator_ids() == []
+
+
+def test_a_run_on_cpu_sees_no_gpu_of_the_machine_and_a_run_on_gpus_all() -> None:
+    """As many names as ranks, none of them a GPU's: torch finds nothing, and Ray has room."""
+    model = "actor_rollout_ref.model.path=none"
+    for overrides, names in ((["hardware=cpu", "trainer.n_gpus_per_node=2"], "-1,-1"), (["hardware=gpu_1"], "0,1"), ([], "-1")):
+        environment = {"CUDA_VISIBLE_DEVICES": "0,1"}
+        hide_gpus(compose_config(["algorithm=grpo", model, *overrides]), environment)
+        assert environment["CUDA_VISIBLE_DEVICES"] == names, overrides
+        seen = json.loads(run("-c", SEEN, environment=pretending(names)))
+        assert seen == [names, [0, 1] if names == "0,1" else []]
+
+
+@pytest.mark.slow
+def test_the_command_hides_them() -> None:
+    """What a data set's class finds, which the checks import: every GPU of the machine, or none."""
+    code = (
+        "import os, sys; from unify_posttrain import train; from unify_posttrain.startup import checks\n"
+        "checks.check_config = lambda config: sys.exit(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+        "train.main()"
+    )
+    command = [sys.executable, "-c", code, "algorithm=grpo", "actor_rollout_ref.model.path=none"]
+    for hardware, names in (("cpu", "-1"), ("gpu_1", "0,1")):
+        on = [*command, f"hardware={hardware}"]
+        done = subprocess.run(on, env=pretending("0,1"), capture_output=True, text=True, timeout=600)
+        assert done.stderr.strip().splitlines()[-1] == names
 
 
 def test_benchmarks_on_cpu_hide_the_gpus() -> None:

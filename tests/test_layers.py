@@ -19,7 +19,7 @@ COMMANDS = ("train", "prepare", "export", "evaluate", "report", "explain", "quic
 # Rooms (folders and single modules) from low to high. A module imports its own room and rooms of lower layers, nothing else: two
 # rooms of one layer do not know each other, commands excepted.
 LAYERS = (
-    ("text", "redaction"),
+    ("text", "redaction", "devices"),
     ("output", "chat"),
     ("objective", "experience", "typos", "sweeps", "cpu_compat", "paths", "untrusted", "hydra_records"),
     ("backend",),

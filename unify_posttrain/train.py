@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.config import conf_dir, expand, register_resolvers, run_command
+from unify_posttrain.devices import hide_gpus
 
 if TYPE_CHECKING:
     from unify_posttrain.startup.data_checks import DataReport
@@ -40,6 +41,7 @@ def _main(config: DictConfig) -> None:
     dry_run = bool(OmegaConf.select(config, "dry_run", default=False))
     try:
         expand(config, HydraConfig.get().overrides.task)
+        hide_gpus(config)
         check_config(config)
         check_nodes(config)
         check_outputs(config)

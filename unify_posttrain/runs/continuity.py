@@ -78,6 +78,7 @@ HARMLESS = (
     "prepare.*",
     "shape*",
     "accelerator*",
+    "hide_gpus",
     "ray_kwargs.*",
     "global_profiler.*",
     "transfer_queue.*",
