@@ -29,20 +29,6 @@ case $model in
     llama*) end=1100 ;; # last step of the published fine-tuning
     *) end=800 ;;
 esac
-ppo=(
-    algorithm=ppo
-    environment.score=sum
-    environment.credit=turn
-    environment.gae=turn
-    algorithm.gamma=0.9
-    algorithm.lam=0.95
-    actor_rollout_ref.actor.clip_ratio_low=0.1
-    actor_rollout_ref.actor.clip_ratio_high=0.1
-    actor_rollout_ref.actor.ppo_epochs=4
-    actor_rollout_ref.actor.optim.lr_scheduler_type=cosine
-    actor_rollout_ref.actor.optim.min_lr_ratio=0.001
-    critic.cliprange_value=0.1
-)
 recovery=(
     'mode=[vector,direction,values,aligned]'
     'top=[0.1,0.25,1.0]'
@@ -89,5 +75,5 @@ exec "${PYTHON:-python}" -m unify_posttrain.healing \
     rl.trainer.save_freq=20 \
     "evaluation=[$(quoted likelihood=true 'environment={max_turns: 5}')]" \
     "recovery=[$(quoted "${recovery[@]}")]" \
-    "define.methods.ppo=[$(quoted "${ppo[@]}")]" \
+    'define.methods.ppo=["algorithm=ppo_heals"]' \
     "$@"
