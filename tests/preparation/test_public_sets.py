@@ -130,20 +130,20 @@ def test_openr1_verdicts_must_match_the_traces(values: Any) -> None:
 
 
 def test_gold_that_the_grader_cannot_parse_is_dropped(prepared: Callable, write: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, int]] = []
+    asked: list[tuple[list[str], int]] = []
     limits = {"workers": 1, "timeout_seconds": 5.0, "memory_mb": 1024}  # conf/prepare/common.yaml
 
-    def fake(truth: str, version: int, **given: Any) -> bool:
+    def fake(truths: list[str], version: int, **given: Any) -> list[bool]:
         assert given == limits
-        asked.append((truth, version))
-        return truth != "see figure"
+        asked.append((truths, version))
+        return [truth != "see figure" for truth in truths]
 
     monkeypatch.setattr("unify_posttrain.rewards.math.gradable", fake)
     source = write([verl_row("a"), verl_row("b", truth="see figure"), verl_row("c", truth="see figure"), verl_row("d")])
     rows, manifest = prepared("openr1_math", source, gold_version=6, max_bad_share=0.5)
     assert [row["prompt"][-1]["content"] for row in rows] == ["a", "d"]
     assert manifest["report"]["train"]["dropped"] == {"gold": 2}
-    assert asked == [("2", 6), ("see figure", 6)]  # each answer once
+    assert asked == [(["2", "see figure"], 6)], "each answer once, and all of a chunk together"
 
 
 # --- DAPO, TLDR --------------------------------------------------------------------------------------------------------

@@ -20,15 +20,14 @@ LIMITS = {"workers": 1, "timeout_seconds": 20.0, "memory_mb": 1024}
     ("gold", "version", "verdict"), [("42", 6, True), ("", 6, False), ("", 3, False), (r"\frac{1}{2}", 4, True)]
 )
 def test_verdicts(gold: str, version: int, verdict: bool) -> None:
-    assert math.gradable(gold, version, **LIMITS) is verdict
+    assert math.gradable([gold], version, **LIMITS) == [verdict]
 
 
 @pytest.mark.parametrize("gold", ["spin", "segfault"])
 def test_what_takes_the_grader_down_cannot_be_graded(gold: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(math, "GRADE", "tests.rewards.mischief:act_on_gold")
     limits = {**LIMITS, "timeout_seconds": 1.0}
-    assert math.gradable(gold, 3, **limits) is False
-    assert math.gradable("fine", 3, **limits) is True
+    assert math.gradable(["fine", gold, "fine"], 3, **limits) == [True, False, True]
 
 
 SHORT = {"workers": 1, "timeout_seconds": 2.0, "memory_mb": 1024}
@@ -62,7 +61,7 @@ def test_what_cannot_be_computed_is_found_out_once(gold: str, counting: Counting
     scored = [math.compute_score("s", rf"\boxed{{{answer}}}", gold, version=4, **SHORT) for answer in ("x+1", "10^9", "2")]
     assert [(each["score"], each["gold_ok"], each["grader_fault"]) for each in scored] == [(0.0, 0.0, 0.0)] * 3
     assert counting.asked == ["gold"], "one question, no answer was graded"
-    assert math.gradable(gold, 4, **SHORT) is False, "so prepare drops it"
+    assert math.gradable([gold], 4, **SHORT) == [False], "so prepare drops it"
 
 
 @pytest.mark.parametrize("gold", UNCOMPUTABLE)

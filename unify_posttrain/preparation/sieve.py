@@ -54,7 +54,9 @@ class Sieve:
             ValueError: a faulty row under `on_bad_row=error`, or a prompt that the chat template does not take; names source, row
                 and column.
         """
-        read = [(place, self._read(place, row, reader)) for place, row in chunk]
+        outcomes = [(place, self._read(row, reader)) for place, row in chunk]
+        self._ask_about_golds([each for _, each in outcomes if isinstance(each, Candidate)])
+        read = [(place, self._taken(place, outcome)) for place, outcome in outcomes]
         places = [f"{self.name}, {place}" for place, candidate in read if candidate is not None]
         candidates = [candidate for _, candidate in read if candidate is not None]
         self._count_media(row for (_, row), (_, candidate) in zip(chunk, read, strict=True) if candidate is not None)
@@ -75,29 +77,35 @@ class Sieve:
             if not isinstance(row, RowFault):
                 self.report.media.update(media_columns(row))
 
-    def _read(self, place: str, row: Line, reader: Reader) -> Candidate | None:
+    def _read(self, row: Line, reader: Reader) -> Candidate | RowFault:
         self.report.read += 1
         try:
             if isinstance(row, RowFault):
-                raise row
+                return row
             candidate = reader.read(row)
             check_texts(candidate)
             candidate = replace(candidate, prompt=self.style.apply(candidate.prompt))
-            if reader.has_targets and not candidate.targets and self.options.missing_target == "drop":
-                raise RowFault(EMPTY_TARGET, "target", "holds no text (prepare.task.missing_target=keep keeps such rows)")
-            if self._is_repeated(candidate.prompt):
-                raise RowFault(DUPLICATE, "prompt", "has been seen")
-            self._check_gold(candidate)
         except RowFault as fault:
-            self._drop(fault, place)
-            return None
-        except RecursionError:  # of whatever looked at it: a reader, the style, the grader
-            self._drop(RowFault(MALFORMED, WHOLE_ROW, "is nested too deeply"), place)
-            return None
+            return fault
+        except RecursionError:  # of whatever looked at it: a reader, the style
+            return RowFault(MALFORMED, WHOLE_ROW, "is nested too deeply")
         except UnicodeError as error:  # half of a pair of UTF-16, which JSON can write and no file can hold
-            self._drop(RowFault(MALFORMED, WHOLE_ROW, f"holds text that is no Unicode ({error.reason})"), place)  # type: ignore[attr-defined]
-            return None
+            return RowFault(MALFORMED, WHOLE_ROW, f"holds text that is no Unicode ({error.reason})")  # type: ignore[attr-defined]
+        if reader.has_targets and not candidate.targets and self.options.missing_target == "drop":
+            return RowFault(EMPTY_TARGET, "target", "holds no text (prepare.task.missing_target=keep keeps such rows)")
+        if self._is_repeated(candidate.prompt):
+            return RowFault(DUPLICATE, "prompt", "has been seen")
         return candidate
+
+    def _taken(self, place: str, outcome: Candidate | RowFault) -> Candidate | None:
+        """The row if it stays; the others are counted, or end the preparation."""
+        if isinstance(outcome, Candidate):
+            if outcome.style == "model" or self._gradable.get(outcome.ground_truth, True):
+                return outcome
+            version, truth = self.options.gold_version, outcome.ground_truth
+            outcome = RowFault(GOLD, "ground_truth", f"version {version} of the reward cannot parse {truth[:60]!r}")
+        self._drop(outcome, place)
+        return None
 
     def _drop(self, fault: RowFault, place: str) -> None:
         if fault.reason in FAULTS:
@@ -111,16 +119,16 @@ class Sieve:
     def _is_repeated(self, prompt: Sequence[Message]) -> bool:
         return self.options.deduplicate and _digest(prompt) in self._kept
 
-    def _check_gold(self, candidate: Candidate) -> None:
-        version, truth = self.options.gold_version, candidate.ground_truth
-        if version is None or candidate.style == "model":
+    def _ask_about_golds(self, candidates: Sequence[Candidate]) -> None:
+        """Whether their ground truths can be graded: those of a chunk at once, each of which is a call of another process."""
+        if self.options.gold_version is None:
             return
-        if truth not in self._gradable:
+        new = {item.ground_truth for item in candidates if item.style != "model"} - self._gradable.keys()
+        if new:
             from unify_posttrain.rewards.math import gradable
 
-            self._gradable[truth] = gradable(truth, version, **self.options.grader)
-        if not self._gradable[truth]:
-            raise RowFault(GOLD, "ground_truth", f"version {version} of the reward cannot parse {truth[:60]!r}")
+            truths = sorted(new)
+            self._gradable.update(zip(truths, gradable(truths, self.options.gold_version, **self.options.grader), strict=True))
 
     def _keep(self, candidate: Candidate, prompt_length: int, target_lengths: Sequence[int]) -> dict[str, Any] | None:
         """The record, unless a row of the same chunk had this prompt or something is too long."""

@@ -180,10 +180,10 @@ def compute_scores(
     return [_result(next(outcomes), "") if fine else _nothing(gold_ok=0.0) for fine in usable]
 
 
-def gradable(ground_truth: Any, version: int, *, workers: int, timeout_seconds: float, memory_mb: int) -> bool:
-    """Whether responses can be graded against a ground truth; one that hangs or kills the grader cannot be."""
+def gradable(ground_truths: Sequence[Any], version: int, *, workers: int, timeout_seconds: float, memory_mb: int) -> list[bool]:
+    """Whether responses can be graded against each ground truth; one that hangs or kills the grader cannot be."""
     with pool(GRADE, workers, timeout_seconds, memory_mb) as graders:
-        return _verdicts.usable(graders, [plain_ground_truth(ground_truth)], int(version))[0]
+        return _verdicts.usable(graders, [plain_ground_truth(each) for each in ground_truths], int(version))
 
 
 def plain_ground_truth(ground_truth: Any) -> Any:

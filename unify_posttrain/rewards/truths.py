@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,8 +96,10 @@ def check_truths(node: Mapping[str, Any], truths: Iterable[tuple[str, Any]]) -> 
     if any(key not in options for key in POOL):
         return None  # the function cannot be called, which the trial says
     version = int(options.get("version", SYMBOLIC)) if node["name"] == "compute_score" else SYMBOLIC
-    gradable = _gradable([truth for _, truth in rows], version, {key: options[key] for key in POOL})
-    out = [row for row, fine in enumerate(gradable) if not fine]
+    from unify_posttrain.rewards.math import gradable
+
+    fine = gradable([truth for _, truth in rows], version, **{key: options[key] for key in POOL})
+    out = [row for row, usable in enumerate(fine) if not usable]
     if not out:
         return None
     place, truth = rows[out[0]]
@@ -108,13 +109,3 @@ def check_truths(node: Mapping[str, Any], truths: Iterable[tuple[str, Any]]) -> 
             f"{place}: {KEY} {found.first} cannot be graded, nor can any of the {len(rows)}; see docs/rewards.md for what can"
         )
     return found
-
-
-def _gradable(truths: Sequence[Any], version: int, pool: Mapping[str, Any]) -> list[bool]:
-    from unify_posttrain.rewards.math import gradable
-
-    keys = [repr(truth) for truth in truths]
-    distinct = dict(zip(keys, truths, strict=True))
-    with ThreadPoolExecutor(int(pool["workers"])) as threads:
-        known = dict(zip(distinct, threads.map(lambda truth: gradable(truth, version, **pool), distinct.values()), strict=True))
-    return [known[key] for key in keys]
