@@ -14,8 +14,9 @@ import torch
 
 from tests.devices import NO_GPU, RANKS
 from unify_posttrain.config import compose_config
-from unify_posttrain.devices import hide_gpus
+from unify_posttrain.devices import hide_gpus, set_openmp
 from unify_posttrain.doctoring.gpus import Gpu, visible
+from unify_posttrain.evaluate import compose_evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
 EIGHT = [Gpu(str(index), f"GPU-{index}", "H100", 81559, 4) for index in range(8)]
@@ -115,6 +116,20 @@ def test_the_command_hides_them() -> None:
         on = [*command, f"hardware={hardware}"]
         done = subprocess.run(on, env=pretending("0,1"), capture_output=True, text=True, timeout=600)
         assert done.stderr.strip().splitlines()[-1] == names
+
+
+def test_openmp_is_told_how_to_wait_unless_the_user_has() -> None:
+    environment = {"OMP_WAIT_POLICY": "active"}
+    set_openmp(compose_evaluation().openmp, environment)
+    assert environment == {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "1000"}
+    with pytest.raises(ValueError, match=r"openmp.LD_PRELOAD is no variable of OpenMP"):
+        set_openmp({"LD_PRELOAD": "x"}, environment)
+
+
+def test_no_command_imports_torch_before_it_is_told() -> None:
+    """OpenMP and CUDA read their variables once."""
+    code = "import sys; from unify_posttrain import evaluate, train; print(sorted({'torch', 'verl', 'numpy'} & sys.modules.keys()))"
+    assert run("-c", code).strip() == "[]"
 
 
 def test_benchmarks_on_cpu_hide_the_gpus() -> None:

@@ -1,13 +1,14 @@
-"""Which GPUs of the machine a run may see: all, or none of them. Imports no torch."""
+"""What a process may see of the machine's GPUs, and how it waits for its threads. Both before torch is imported; imports none."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 from omegaconf import DictConfig
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+OPENMP = ("OMP_", "GOMP_", "KMP_")
 NOBODYS = "-1"  # an index that no GPU has, where CUDA stops reading
 
 
@@ -19,3 +20,15 @@ def hide_gpus(config: DictConfig, environment: MutableMapping[str, str] = os.env
     """
     if config.hide_gpus:
         environment[VISIBLE] = ",".join([NOBODYS] * config.trainer.n_gpus_per_node)
+
+
+def set_openmp(variables: Mapping[str, str], environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set OpenMP's variables where the user has not; it reads them once, when torch is imported.
+
+    Raises:
+        ValueError: not OpenMP's.
+    """
+    for name, value in variables.items():
+        if not name.startswith(OPENMP):
+            raise ValueError(f"openmp.{name} is no variable of OpenMP; their names begin with {' or '.join(OPENMP)}")
+        environment.setdefault(name, str(value))

@@ -21,6 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.config import conf_dir, register_resolvers, run_command
+from unify_posttrain.devices import set_openmp
 
 CONFIG = "evaluate"
 
@@ -44,6 +45,10 @@ def compose_evaluation(overrides: Sequence[str] = ()) -> DictConfig:
 
 @hydra.main(config_path=None, config_name=CONFIG, version_base=None)
 def _main(config: DictConfig) -> None:
+    try:
+        set_openmp(config.openmp)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     from unify_posttrain.evaluation.conduct import conduct
     from unify_posttrain.evaluation.settings import Evaluation
     from unify_posttrain.evaluation.tables import show
