@@ -23,9 +23,15 @@ STOPS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP]
 
 @pytest.fixture(autouse=True)
 def handlers_are_restored() -> Iterator[None]:
+    """What `nohup` or a script's background has this process ignore is heeded here, as it is in a terminal."""
+    ignored = [number for number in STOPS if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     before = {number: signal.getsignal(number) for number in (*STOPS, signal.SIGALRM)}
     yield
     assert {number: signal.getsignal(number) for number in before} == before
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def test_the_exit_codes_are_those_for_try_again_and_for_ctrl_c() -> None:

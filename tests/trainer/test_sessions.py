@@ -66,13 +66,14 @@ def test_a_loader_apart_is_where_it_was_after_a_resume() -> None:
 def test_a_signal_to_the_group_does_not_end_the_loading(number: signal.Signals) -> None:
     """torch takes a loading process that dies for an error of the run. Signalled at once, while the processes come up."""
     code = f"""
-import os
+import os, signal
 from torch.utils.data import DataLoader
 from unify_posttrain.runs.signals import StopRequest
 from unify_posttrain.trainer.sessions import apart
 class Rows:
     def __len__(self): return 8
     def __getitem__(self, row): return row
+signal.signal({int(number)}, signal.SIG_DFL)  # a background of scripts has it ignored
 with StopRequest().listening() as stop:
     rows = iter(apart(DataLoader(Rows(), batch_size=1, num_workers=2)))
     os.killpg(0, {int(number)})

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,29 +93,34 @@ def test_the_hook_of_workers_exists_and_the_users_own_stays(starts: Starts) -> N
 
 
 def test_something_else_goes_on_while_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    going_on = threading.Event()
-    monkeypatch.setattr(cluster.ray, "init", lambda **_: going_on.wait(60) or pytest.fail("Ray started first"))
-    with cluster.starting(config()) as started:
+    """The thread that has started Ray is there until Ray is shut down, or the kernel would end Ray's daemons with it. It is not the
+    main thread, in which Ray would replace our handler of SIGTERM."""
+    going_on, threads, down = threading.Event(), [], []
+
+    def init(**_: Any) -> None:
+        assert going_on.wait(60), "Ray started first"
+        threads.append(threading.current_thread())
+
+    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: down.append(threads[0].is_alive()))
+    with cluster.running(config()) as started:
         going_on.set()
         started()
+        assert threads[0].is_alive() and threads[0] is not threading.main_thread()
+    assert down == [True] and len(threads) == 1
 
 
-def test_what_ray_says_is_raised_and_an_error_meanwhile_waits_for_it(starts: Starts) -> None:
-    starts.errors = [ValueError("no such address")]
-    with pytest.raises(ValueError, match="no such address"), cluster.starting(config()) as started:
-        started()
-    with pytest.raises(KeyError, match="mine"), cluster.starting(config()):
+def test_what_ray_says_is_raised_and_an_error_meanwhile_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: happened.append("down"))
+    monkeypatch.setattr(cluster, "start_ray", lambda _: time.sleep(0.2) or happened.append("up"))
+    with pytest.raises(KeyError, match="mine"), cluster.running(config()):
         raise KeyError("mine")
-    assert len(starts.given) == 2, "Ray had started, so that it can be shut down"
-
-
-def test_a_start_leaves_the_handlers_of_signals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray sets one of its own for SIGTERM, if it starts in the main thread."""
-    threads = []
-    monkeypatch.setattr(cluster.ray, "init", lambda **_: threads.append(threading.current_thread()))
-    with cluster.starting(config()) as started:
+    assert happened == ["up", "down"]
+    monkeypatch.setattr(cluster, "start_ray", lambda given: given.no_such_address)
+    with pytest.raises(AttributeError), cluster.running(DictConfig({}, flags={"struct": True})) as started:
         started()
-    assert threads != [threading.main_thread()] and len(threads) == 1
+    assert happened == ["up", "down", "down"]
 
 
 # Trackers

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -77,10 +77,17 @@ def start_ray(config: DictConfig) -> None:
 
 
 @contextmanager
-def starting(config: DictConfig) -> Iterator[Callable[[], None]]:
-    """Start Ray while something else goes on; what is yielded waits until it has started, and raises what went wrong.
+def running(config: DictConfig) -> Iterator[Callable[[], None]]:
+    """Start Ray while something else goes on, and shut it down at the end; what is yielded waits until it has started, and raises
+    what went wrong.
 
-    An error in the meantime waits, too: nobody could shut down a cluster that is half there.
+    The thread that starts Ray lives as long as Ray: the kernel ends Ray's daemons when the thread that started them ends. An error
+    in the meantime waits until Ray has started: nobody could shut down a cluster that is half there.
     """
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="start-ray") as thread:
-        yield thread.submit(start_ray, config).result
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray") as thread:
+        start = thread.submit(start_ray, config)
+        try:
+            yield start.result
+        finally:
+            wait([start])
+            ray.shutdown()  # a sweep goes on in this process, with a cluster of its own for every run

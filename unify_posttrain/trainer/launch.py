@@ -29,7 +29,7 @@ from unify_posttrain.runs.signals import StopRequest
 from unify_posttrain.runs.trackers import goes_on_in_mlflow, note_runs, tracker_runs
 from unify_posttrain.startup.data_checks import DataReport
 from unify_posttrain.text import one_line
-from unify_posttrain.trainer.cluster import own_cluster, starting
+from unify_posttrain.trainer.cluster import own_cluster, running
 
 WANDB_PROXY = "WANDB_HTTPS_PROXY"  # its own variable for the setting `https_proxy`
 
@@ -88,27 +88,24 @@ def run(config: DictConfig, stop: StopRequest | None = None, checked: DataReport
     state.write_json(run_dir / "environment.json", environment())
     cpu_compat.install()
     tracking.Tracking = RunTracking  # verl's trainer looks it up when it begins
-    try:
-        with (
-            logger_folders(config),
-            tracker_runs(run_dir, lineage.run),
-            own_cluster(config),
-            redacted_arguments(),
-            show_progress(config) as shown,
-        ):
-            with starting(shown) as started:
-                from unify_posttrain.trainer.run_inputs import RunInputs
-                from unify_posttrain.trainer.task_runner import FusionTaskRunner
+    with (
+        logger_folders(config),
+        tracker_runs(run_dir, lineage.run),
+        own_cluster(config),
+        redacted_arguments(),
+        show_progress(config) as shown,
+        running(shown) as started,
+    ):
+        from unify_posttrain.trainer.run_inputs import RunInputs
+        from unify_posttrain.trainer.task_runner import FusionTaskRunner
 
-                inputs, runner = RunInputs.load(shown, checked), FusionTaskRunner()
-                started()
-            torch.set_num_threads(1)  # what Ray gives an actor of one CPU; more would spin beside the workers
-            runner.start_engine(shown)
-            runner.run(shown, inputs)
-            if shown.ray_kwargs.get("timeline_json_file"):
-                ray.timeline(filename=shown.ray_kwargs.timeline_json_file)
-    finally:
-        ray.shutdown()  # a sweep goes on in this process, with a cluster of its own for every run
+        inputs, runner = RunInputs.load(shown, checked), FusionTaskRunner()
+        started()
+        torch.set_num_threads(1)  # what Ray gives an actor of one CPU; more would spin beside the workers
+        runner.start_engine(shown)
+        runner.run(shown, inputs)
+        if shown.ray_kwargs.get("timeline_json_file"):
+            ray.timeline(filename=shown.ray_kwargs.timeline_json_file)
 
 
 @contextmanager
