@@ -26,8 +26,12 @@ START_ATTEMPTS = 3
 RAY_TIMED_OUT = "timed out during startup"
 # Every worker guards its logs as this process does.
 SETUP_HOOK = "unify_posttrain.output.guard_logs"
-# Ray remembers 100,000 calls, a few hundred MB after a thousand steps, for a dashboard that nobody has open.
-RAY_REMEMBERED_CALLS = ("RAY_task_events_max_num_task_in_gcs", "10000")
+RAY_VARIABLES = {
+    # Ray remembers 100,000 calls, a few hundred MB after a thousand steps, for a dashboard that nobody has open.
+    "RAY_task_events_max_num_task_in_gcs": "10000",
+    # Processes that Ray starts before anybody asks for one. All that a run asks for have variables of their own, which these lack.
+    "RAY_prestart_worker_first_driver": "0",
+}
 
 
 @contextmanager
@@ -63,7 +67,8 @@ def start_ray(config: DictConfig) -> None:
     given = OmegaConf.to_container(config.ray_kwargs.get("ray_init", OmegaConf.create()), resolve=True)
     runtime_env = OmegaConf.merge(get_ppo_ray_runtime_env(), given.pop("runtime_env", None) or {})
     runtime_env.setdefault("worker_process_setup_hook", SETUP_HOOK)
-    os.environ.setdefault(*RAY_REMEMBERED_CALLS)
+    for name, value in RAY_VARIABLES.items():
+        os.environ.setdefault(name, value)
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             with own_sessions():

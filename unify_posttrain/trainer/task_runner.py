@@ -22,7 +22,7 @@ class FusionTaskRunner(base_task_runner()):
 
     def add_workers(self, config: DictConfig) -> type:
         """The workers of the backend; verl's trainer starts those of them that the run needs. Returns the class of their group."""
-        from verl.single_controller.ray import RayWorkerGroup
+        from unify_posttrain.trainer.worker_group import FusionWorkerGroup
 
         if config.trainer.backend == ENGINE:
             from unify_posttrain.workers.engine_worker import EngineCriticWorker as Critic
@@ -40,7 +40,7 @@ class FusionTaskRunner(base_task_runner()):
             self.mapping[role] = "global_pool"
         if actor == Role.ActorRollout:
             self.add_ref_policy_worker(config, Actor)
-        return RayWorkerGroup
+        return FusionWorkerGroup
 
     def start_engine(self, config: DictConfig) -> None:
         """Let servers begin, if they can do so before the workers whose weights they get; held until the trainer holds them."""
