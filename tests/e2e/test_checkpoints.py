@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -12,6 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from unify_posttrain.runs import state
 
 from .conftest import World
 
@@ -70,6 +73,24 @@ def test_finished_run_trains_no_further(whole: World) -> None:
     done = whole.train("whole", *RUN)
     assert "nothing to train" in done.stdout + done.stderr
     assert whole.metrics("whole") == before
+
+
+def test_a_resume_with_moments_that_are_none_names_the_checkpoint_before(whole: World) -> None:
+    import torch
+
+    shutil.copytree(whole.home / "runs" / "whole", whole.home / "runs" / "moments")
+    folder = whole.checkpoints("moments") / "global_step_6"
+    path = folder / "actor" / "optim_world_size_1_rank_0.pt"
+    saved = torch.load(path, weights_only=False)
+    moment = next(iter(saved["state"].values()))["exp_avg"]
+    (moment.to_local() if hasattr(moment, "to_local") else moment).view(-1)[0] = math.nan
+    torch.save(saved, path)
+    state.mark_complete(folder)
+    done = whole.train("moments", *RUN, "trainer.total_training_steps=7", check=False)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert f"{path} holds NaN or infinite numbers, first in exp_avg of " in last, last
+    assert f"trainer.resume_from_path={whole.checkpoints('moments') / 'global_step_3'}" in last
 
 
 def test_other_settings_do_not_continue_this_run(whole: World) -> None:
