@@ -15,6 +15,22 @@ from unify_posttrain.untrusted.documents import read_object
 MIB = 1 << 20
 # config.json's names for ours; models that see hold their language model's numbers in `text_config`.
 NAMES = {"layers": "num_hidden_layers", "hidden": "hidden_size", "vocabulary": "vocab_size"}
+SIGHT = {"layers": "depth", "hidden": "hidden_size", "intermediate": "intermediate_size", "merge": "spatial_merge_size"}
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Numbers of the part of a model that sees.
+
+    Attributes:
+        layers, hidden, intermediate: of its transformer over patches.
+        merge: patches of an image token's side.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    merge: int
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,7 @@ class Shape:
         intermediate: width of its feed-forward part.
         tied: whether the output head is the embedding.
         vision: weights of the part that sees, which are among `parameters`.
+        sight: further numbers of that part; None: the model sees nothing, or its numbers have other names.
     """
 
     parameters: int | None
@@ -36,6 +53,7 @@ class Shape:
     intermediate: int
     tied: bool = False
     vision: int = 0
+    sight: Sight | None = None
 
     @property
     def embedding(self) -> int:
@@ -63,7 +81,7 @@ def model_shape(path: str, declared: Mapping[str, Any] | None = None) -> Shape |
     if declared is None or Path(str(path)).name != Path(str(declared["name"])).name:
         return found
     public = _declared_shape(declared)
-    if found is None or replace(found, parameters=public.parameters, vision=public.vision) == public:
+    if found is None or replace(found, parameters=public.parameters, vision=public.vision, sight=public.sight) == public:
         return public if found is None or found.parameters is None else replace(found, vision=public.vision)
     return found
 
@@ -78,6 +96,7 @@ def _declared_shape(declared: Mapping[str, Any]) -> Shape:
         intermediate=declared["intermediate"],
         tied=declared["tied"],
         vision=vision["parameters"] if vision else 0,
+        sight=Sight(*(vision[name] for name in SIGHT)) if vision else None,
     )
 
 
@@ -101,8 +120,14 @@ def _shape_on_disk(path: str) -> Shape | None:
         parameters=None if weights is None else weights // stored,
         intermediate=text.get("intermediate_size") or 4 * numbers["hidden"],
         tied=bool(text.get("tie_word_embeddings", False)),
+        sight=_sight(description.get("vision_config")),
         **numbers,
     )
+
+
+def _sight(described: Mapping[str, Any] | None) -> Sight | None:
+    numbers = [described.get(theirs) for theirs in SIGHT.values()] if described else [None]
+    return None if None in numbers else Sight(*numbers)
 
 
 def _cached_description(name: str) -> Path | None:

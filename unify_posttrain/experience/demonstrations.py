@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from unify_posttrain.chat import TemplateRefusedError, joined, target_ids
+from unify_posttrain.experience.pictures import Reference, picture_references
 
 OVERLONG_POLICIES = ("drop", "truncate", "error")
 SELECTIONS = ("first", "random")
@@ -29,6 +30,7 @@ class Demonstration:
         prompt_ids: rendered prompt.
         response_ids: target tokens, then EOS if the target is complete.
         probabilities: a teacher's probability of each of them, for the `target_prob` shape; empty if not asked for.
+        pictures: what the prompt shows; its ids hold as many pads as the model sees tokens of them.
     """
 
     row_id: int
@@ -36,6 +38,7 @@ class Demonstration:
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     probabilities: tuple[float, ...] = ()
+    pictures: tuple[Reference, ...] = ()
 
     @property
     def key(self) -> tuple[int, int]:
@@ -49,7 +52,7 @@ class DemonstrationReader:
 
     Attributes:
         encode: text -> token ids, adding no special tokens.
-        render: prompt messages -> (text, token ids) with the generation prompt.
+        render: prompt messages -> (text, token ids) with the generation prompt; pads of pictures among the ids.
         eos_id: ends every complete target, once.
         max_length: longest response in tokens, EOS included (T).
         overlong: what happens to a longer one: `drop` (as if missing), `truncate` (first T ids; EOS is *not* forced in, the
@@ -115,7 +118,8 @@ class DemonstrationReader:
             return Reading(None, overlong=True)
         probabilities = teacher_probabilities(row, row_id, len(ids)) if self.with_probabilities else ()
         kept = slice(self.max_length)
-        demonstration = Demonstration(row_id, index, tuple(prompt_ids), tuple(ids[kept]), probabilities[kept])
+        shown = picture_references(prompt)
+        demonstration = Demonstration(row_id, index, tuple(prompt_ids), tuple(ids[kept]), probabilities[kept], pictures=shown)
         return Reading(demonstration, overlong=overlong)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from unify_posttrain.experience.pictures import Reference
+
 ORDERS = ("newest", "oldest", "random")
 
 
@@ -24,12 +26,14 @@ class ReplayEntry:
         row_id: position of the prompt in the concatenated training files.
         prompt_ids, response_ids: tokens of the rendered prompt, and of the target with its EOS.
         step: training step at which the prompt was found hard.
+        pictures: what the prompt shows: where it is, not its pixels.
     """
 
     row_id: int
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     step: int
+    pictures: tuple[Reference, ...] = ()
 
 
 @dataclass
@@ -118,6 +122,7 @@ class ReplayBuffer:
                     "prompt_ids": [int(token) for token in entry.prompt_ids],
                     "response_ids": [int(token) for token in entry.response_ids],
                     "step": int(entry.step),
+                    **({"pictures": [dict(shown) for shown in entry.pictures]} if entry.pictures else {}),
                 }
                 for entry in self._entries
             ]
@@ -127,6 +132,12 @@ class ReplayBuffer:
     def state(self, state: Mapping[str, Any]) -> None:
         self._entries = []
         self.add(
-            ReplayEntry(entry["row_id"], tuple(entry["prompt_ids"]), tuple(entry["response_ids"]), entry["step"])
+            ReplayEntry(
+                entry["row_id"],
+                tuple(entry["prompt_ids"]),
+                tuple(entry["response_ids"]),
+                entry["step"],
+                pictures=tuple(entry.get("pictures", ())),
+            )
             for entry in state["entries"]
         )

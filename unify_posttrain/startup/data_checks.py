@@ -23,14 +23,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DataReport:
-    """What the data check found: rows of each split, rows left out, rows without a usable target (None: not asked), and rows of
-    both splits whose ground truth cannot be graded against."""
+    """What the data check found: rows of each split, rows left out, rows without a usable target (None: not asked), rows of
+    both splits whose ground truth cannot be graded against, and the most pictures and tokens of them that a prompt shows."""
 
     train_rows: int
     train_dropped: int
     val_rows: int
     without_target: int | None
     masked_truths: int = 0
+    pictures: int = 0
+    picture_tokens: int = 0
 
 
 def check_data_if_there(config: DictConfig) -> tuple[DataReport | None, list[Missing]]:
@@ -61,13 +63,15 @@ def check_data(config: DictConfig) -> DataReport:
             demo.overlong=error) demonstrations over their limit, targets of a wrong type, fewer prompts than a batch, more steps
             than the data has, a reward function that cannot score them, ground truths that no reward can use.
     """
+    from verl.utils.fs import copy_to_local
+
     from unify_posttrain.startup.dataset import FusionDataset
-    from unify_posttrain.startup.tokenizers import load_tokenizer
+    from unify_posttrain.startup.tokenizers import load_processor, load_tokenizer
 
     algorithm = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
     tokenizer = load_tokenizer(config)
 
-    processor = _processor(config)
+    processor = load_processor(config, copy_to_local(config.actor_rollout_ref.model.path))
 
     def load(split: str) -> Any:
         limit = config.data.get(f"{split}_max_samples", -1)
@@ -95,25 +99,19 @@ def check_data(config: DictConfig) -> DataReport:
     without_target = None
     if any(rule.needs_target for rule in rules):
         without_target = check_targets(config, algorithm, train, template)
-    return DataReport(len(train), train.dropped_prompts, len(val), without_target, masked)
+    shown = [split.pictures for split in (train, val)]
+    pictures, tokens = max(each.most for each in shown), max(each.tokens for each in shown)
+    _check_picture_limit(config, pictures)
+    return DataReport(len(train), train.dropped_prompts, len(val), without_target, masked, pictures, tokens)
 
 
-def _processor(config: DictConfig) -> Any:
-    """Of a multimodal model, if the data has images or videos for one; None: nothing would read them."""
-    from verl.utils.fs import copy_to_local
-
-    from unify_posttrain.startup.dataset import names_of
-    from unify_posttrain.startup.tokenizers import load_processor
-
-    columns = {config.data.get("image_key", "images"), config.data.get("video_key", "videos")}
-    files = [file for key in ("train_files", "val_files") for file in _list(config.data[key])]
-    if not any(columns & set(names_of(file)) for file in files):
-        return None
-    return load_processor(config, copy_to_local(config.actor_rollout_ref.model.path))
-
-
-def _list(files: Any) -> list[str]:
-    return [files] if isinstance(files, str) else list(files)
+def _check_picture_limit(config: DictConfig, pictures: int) -> None:
+    """vLLM refuses a prompt of more pictures than it keeps memory for, in the middle of the first batch."""
+    limit = config.actor_rollout_ref.rollout.get("limit_images")
+    if limit is not None and pictures > limit:
+        raise ValueError(
+            f"actor_rollout_ref.rollout.limit_images={limit}: a prompt of the data shows {pictures} pictures; raise it"
+        )
 
 
 def _check_truths(config: DictConfig, splits: Sequence[Any]) -> int:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from unify_posttrain.algorithms import Algorithm
 from unify_posttrain.chat import THINKING_FAULTS, ChatTemplate, joined, thinking_fault
 from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN, TARGET_COLUMNS, target_texts
+from unify_posttrain.rollout.pictures import PictureReader
 from unify_posttrain.startup.reader import make_reader
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def check_targets(config: DictConfig, algorithm: Algorithm, train: Any, template
         texts = _named(train, row, target_texts)
         usable += bool(texts)
         if texts:
-            prompt = template.text(row[train.prompt_key], train.place(row["row_id"]))
+            prompt = template.text(row[train.prompt_key], train.place(row["row_id"]))  # marks of pictures do not open thinking
             for fault in dict.fromkeys(fault for text in texts if (fault := thinking_fault(prompt, text)) is not None):
                 faults.setdefault(fault, []).append(row["row_id"])
     for fault, rows in faults.items():
@@ -58,8 +59,9 @@ def check_targets(config: DictConfig, algorithm: Algorithm, train: Any, template
         logger.warning("the targets of %d of %d rows (first: %s) %s; %s", len(rows), len(frame), train.place(rows[0]), what, remedy)
     demo = algorithm.fusion.demo
     if demo.overlong == "error" or demo.missing == "error":
-        reader = make_reader(template.tokenizer, algorithm.fusion, template.options)
-        readings = [reader.read(row["row_id"], row[train.prompt_key], row, step=0) for row in frame]
+        pictures = None if train.processor is None else PictureReader(train.processor, template.options)
+        reader = make_reader(train.tokenizer, algorithm.fusion, template.options, pictures)
+        readings = [reader.read(row["row_id"], train.messages(row), row, step=0) for row in frame]
         without = [row for row, reading in enumerate(readings) if reading.demonstration is None]
         if without and demo.missing == "error":
             raise ValueError(
