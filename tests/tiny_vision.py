@@ -12,6 +12,7 @@ SETTINGS = {
     "kv_heads": 1,
     "intermediate_size": 48,
     "max_position_embeddings": 256,
+    "rope_theta": 100.0,
     "vision": {
         "layers": 2,
         "hidden_size": 16,

@@ -15,7 +15,13 @@ from unify_posttrain.untrusted.documents import read_object
 MIB = 1 << 20
 # config.json's names for ours; models that see hold their language model's numbers in `text_config`.
 NAMES = {"layers": "num_hidden_layers", "hidden": "hidden_size", "vocabulary": "vocab_size"}
-SIGHT = {"layers": "depth", "hidden": "hidden_size", "intermediate": "intermediate_size", "merge": "spatial_merge_size"}
+SIGHT = {
+    "layers": "depth",
+    "hidden": "hidden_size",
+    "intermediate": "intermediate_size",
+    "merge": "spatial_merge_size",
+    "patch": "patch_size",
+}
 
 
 @dataclass(frozen=True)
@@ -25,12 +31,19 @@ class Sight:
     Attributes:
         layers, hidden, intermediate: of its transformer over patches.
         merge: patches of an image token's side.
+        patch: pixels of a patch's side.
     """
 
     layers: int
     hidden: int
     intermediate: int
     merge: int
+    patch: int
+
+    @property
+    def largest(self) -> int:
+        """Weights of its largest tensor: of a patch's numbers (3 colours in 2 pictures, as of a video), or of a token's patches."""
+        return self.hidden * max(3 * 2 * self.patch**2, self.merge**4 * self.hidden)
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,8 @@ class Shape:
     @property
     def largest(self) -> int:
         """Weights of the largest tensor: the embedding, or with few words a matrix of a layer (GPT-NeoX has q, k and v in one)."""
-        return self.hidden * max(self.vocabulary, self.intermediate, 3 * self.hidden)
+        language = self.hidden * max(self.vocabulary, self.intermediate, 3 * self.hidden)
+        return language if self.sight is None else max(language, self.sight.largest)
 
 
 def model_shape(path: str, declared: Mapping[str, Any] | None = None) -> Shape | None:

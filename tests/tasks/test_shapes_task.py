@@ -31,10 +31,10 @@ def score(text: str, truth: str = "3") -> float:
 
 
 def test_worked_solution_by_hand() -> None:
-    assert SCENE.question == "<image>How many red circles?" and SCENE.count == 3
-    assert SCENE.worked_solution() == ".x. 1\n... 1\nxx. 3\nanswer 3"
+    assert SCENE.question == "How many red circles?<image>" and SCENE.count == 3
+    assert SCENE.worked_solution() == ".rb r1 1\n... r0 1\nrrR r2 3\nanswer 3"
     # every row by itself: the last one's two are taken for all
-    assert SCENE.worked_solution(careless=True) == ".x. 1\n... 0\nxx. 2\nanswer 2"
+    assert SCENE.worked_solution(careless=True) == ".rb r1 1\n... r0 0\nrrR r2 2\nanswer 2"
 
 
 def test_neither_colour_nor_shape_alone_gives_the_answer() -> None:
@@ -57,7 +57,7 @@ def test_every_answer_is_equally_likely_and_careless_solutions_are_mostly_wrong(
     ("text", "expected"),
     [
         ("answer 3", 1.0),
-        ("... 0\nanswer 3", 1.0),  # an outcome reward: the rows are not checked
+        ("gB. r0 0\nanswer 3", 1.0),  # an outcome reward: the rows are not checked
         ("answer 03", 0.0),
         ("answer 3 ", 0.0),
         ("answer 3\nanswer 3", 0.0),
@@ -77,8 +77,8 @@ def test_verifier_refuses_defective_data() -> None:
 
 
 def test_number_of_scenes_is_that_of_an_enumeration() -> None:
-    # side 2, at most one of 4 cells a hit: 12 kinds x (12^4 without, 4 x 12^3 with one)
-    assert scenes.count_scenes(2, 1) == 12 * (12**4 + 4 * 12**3)
+    # side 2, at most one of 4 cells a hit: 8 kinds x (8^4 without, 4 x 8^3 with one)
+    assert scenes.count_scenes(2, 1) == 8 * (8**4 + 4 * 8**3)
 
 
 def test_pictures_show_their_scenes() -> None:
@@ -109,7 +109,7 @@ def test_splits_are_pure_seeded_and_disjoint() -> None:
         ({"cell": 7}, "cell=7"),
         ({"hits": 10}, "hits=10"),
         ({"splits": {"hard": {"side": [1], "train": 1, "test": 1}}}, "use integers from 2 to 9"),
-        ({"splits": {"hard": {"side": [2], "train": 10**7, "test": 1}}}, "distinct problems of side=2"),
+        ({"splits": {"hard": {"side": [2], "train": 400_000, "test": 1}}}, "distinct problems of side=2"),
         ({"surplus": 1}, "give exactly seed and cell and hits and splits"),
     ],
 )
@@ -136,6 +136,6 @@ def test_files_name_pictures_that_are_there_and_missing_ones_are_drawn_again(tmp
 def test_the_longest_rows_fit_the_limits_of_the_conf_file() -> None:
     conf = OmegaConf.load(CONF / "task" / "shapes.yaml")
     side = conf.prepare.task.splits.ood.side[0]
-    scene = Scene(("yellow", "triangle"), (None,) * side**2)
-    prompt = side**2 + 2 + len(scene.question.removeprefix("<image>")) + 8
-    assert prompt <= conf.data.max_prompt_length and len(scene.worked_solution()) + 1 == 49 <= conf.data.max_response_length
+    scene = Scene(("yellow", "circle"), (None,) * side**2)
+    prompt = side**2 + 2 + len(scene.question.removesuffix("<image>")) + 8
+    assert prompt <= conf.data.max_prompt_length and len(scene.worked_solution()) + 1 == 64 <= conf.data.max_response_length

@@ -35,7 +35,7 @@ def test_the_folder_is_an_ordinary_qwen2_5_vl(folder: Path, processor: Qwen2_5_V
     assert model.config.text_config.vocab_size == len(tokenizer) == 280
     shape = model_shape(str(folder))
     assert shape is not None and shape.parameters == sum(p.numel() for p in model.parameters())
-    assert shape.sight == Sight(layers=2, hidden=16, intermediate=32, merge=2)
+    assert shape.sight == Sight(layers=2, hidden=16, intermediate=32, merge=2, patch=14)
 
 
 def test_bytes_are_tokens_and_roles_are_one_token_each(processor: Qwen2_5_VLProcessor) -> None:
@@ -90,7 +90,7 @@ def test_pretraining_lowers_the_loss_and_moves_the_tower_that_sees(tmp_path: Pat
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda s: s.pop("vision"), "pretraining.task='shapes': pictures need node `vision`"),
+        (lambda s: (s.pop("vision"), s.pop("rope_theta")), "pretraining.task='shapes': pictures need node `vision`"),
         (lambda s: s["vision"].pop("patch"), r"missing \['vision.patch'\]"),
         (lambda s: s["pretraining"].update(cell=5), "pretraining.cell=5"),
         (lambda s: s.update(max_position_embeddings=30), "max_position_embeddings=30: the longest problem"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
@@ -67,12 +68,10 @@ def rows(folder: Path, shown: Sequence[int]) -> DataProto:
     mask = tensors["response_mask"]
     tensors["old_log_probs"] = -4 + torch.randn(mask.shape, generator=generator)
     tensors["advantages"] = torch.randn(len(found), 1, generator=generator) * mask
-    for name in ("rl_weight", "sft_weight"):
-        tensors[f"{name}"] = torch.rand(len(found), generator=generator) + 0.5
+    for name in ("rl_weight", "off_weight", "sft_weight"):
+        tensors[name] = torch.rand(len(found), generator=generator) + 0.5
     demo = torch.arange(len(found)) % 2 == 0
     tensors["prefix_mask"] = mask.bool() & demo.unsqueeze(-1)
-    import numpy as np
-
     uids = np.array([f"group-{row}" for row in range(len(found))], dtype=object)
     meta = {"temperature": 1.0, "mini_batches": 1, "pad_token_id": processor.tokenizer.pad_token_id}
     return DataProto.from_dict(tensors=tensors, non_tensors={"uid": uids, INPUTS_COLUMN: inputs}, meta_info=meta)

@@ -71,7 +71,7 @@ def encode_examples(tokenizer: PreTrainedTokenizerFast, examples: Sequence[tuple
 
 def encode_pictures(processor: ProcessorMixin, examples: Sequence[tuple[str, str, Any]]) -> tuple[dict[str, Any], torch.Tensor]:
     """The same of B examples (question, solution, picture): a model's inputs, and labels."""
-    chats = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}] for question, _, _ in examples]
+    chats = [[{"role": "user", "content": [{"type": "text", "text": question}, {"type": "image"}]}] for question, _, _ in examples]
     texts = [processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
     seen = processor(text=texts, images=[picture for _, _, picture in examples])
     ids, labels = pack(processor.tokenizer, seen["input_ids"], [solution for _, solution, _ in examples])

@@ -58,7 +58,7 @@ def _check(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A plain copy without ``name`` and ``folder``; ValueError (key, value, remedy) if a key is missing or unknown."""
     checked = {key: value for key, value in plain(settings).items() if key not in _IGNORED_KEYS}
     sees = "vision" in checked
-    _check_keys(checked, {*_SHAPE_KEYS, "seed", "pretraining", *(("vision",) if sees else ())}, "")
+    _check_keys(checked, {*_SHAPE_KEYS, "seed", "pretraining", *(("vision", "rope_theta") if sees else ())}, "")
     training = checked["pretraining"]
     _check_keys(training, pretraining_keys(training), "pretraining.")
     if sees:

@@ -56,7 +56,7 @@ def new_model(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -
             "max_position_embeddings": settings["max_position_embeddings"],
             # Of the rotary frequencies a quarter is time's, the others are height's and width's in equal parts, as in Qwen2.5-VL.
             "rope_scaling": {"type": "default", "mrope_section": [head // 8, 3 * head // 16, 3 * head // 16]},
-            "rope_theta": 10_000.0,
+            "rope_theta": settings["rope_theta"],
             "tie_word_embeddings": True,
             "use_sliding_window": False,
             "bos_token_id": None,

@@ -41,10 +41,8 @@ def draw(scene: Scene, cell: int) -> Image:
         box = (x, y, x + size, y + size)
         if shape == "circle":
             pen.ellipse(box, fill=RGB[colour])
-        elif shape == "square":
-            pen.rectangle(box, fill=RGB[colour])
         else:
-            pen.polygon([(x, y + size), (x + size, y + size), (x + size / 2, y)], fill=RGB[colour])
+            pen.rectangle(box, fill=RGB[colour])
     return image
 
 

@@ -120,7 +120,7 @@ class PretrainingExamples:
     def longest(self) -> tuple[str, str]:
         """A question and a worked solution of as many characters as any has."""
         largest = max(self.shares)
-        scene = Scene(("yellow", "triangle"), (None,) * largest**2)
+        scene = Scene(("yellow", "circle"), (None,) * largest**2)
         return scene.question, scene.worked_solution()
 
     @property
@@ -134,6 +134,6 @@ class PretrainingExamples:
         scenes = [draw_scene(generator, side, self.hits) for side in sides]
         slips = [generator.random() < self.careless.get(side, 0.0) for side in sides]
         return [
-            (scene.question.removeprefix(IMAGE), scene.worked_solution(careless=slip), draw(scene, self.cell))
+            (scene.question.removesuffix(IMAGE), scene.worked_solution(careless=slip), draw(scene, self.cell))
             for scene, slip in zip(scenes, slips, strict=True)
         ]

@@ -1,13 +1,13 @@
 """Pictures as data: a square grid of coloured shapes, the question about it, and its worked solution.
 
 Simplified on purpose: a cell is as large as one image token of Qwen2.5-VL and holds at most one shape, and the solution reads the
-grid row by row, so that a vision tower of a few thousand weights can learn it. What is asked for has one colour *and* one shape, so
-neither alone gives the answer.
+grid row by row, a letter per cell, so that a vision tower of a few thousand weights can learn it. What is asked for has one colour
+*and* one shape, so neither alone gives the answer.
 
     question          How many red circles?
-    worked solution   .x. 1           a row of the picture: x what is asked for, . anything else; then how many so far
-                      ... 1
-                      xx. 3
+    worked solution   gr. r1 1        a row of the picture: the first letter of a colour, large for a square; what is asked for
+                      .R. r0 1        and how many of it are in this row; how many so far
+                      rrb r2 3
                       answer 3
 
 Difficulty is the side of the grid; files and splits are described in `unify_posttrain.tasks.files`.
@@ -27,9 +27,9 @@ from unify_posttrain.tasks.answer import MARKER, final_answer, outcome
 
 IMAGE = "<image>"  # verl's mark in a text for the next picture of its row
 COLOURS = ("red", "green", "blue", "yellow")
-SHAPES = ("circle", "square", "triangle")
+SHAPES = ("circle", "square")
 KINDS = tuple(product(COLOURS, SHAPES))
-HIT, MISS = "x", "."
+EMPTY = "."
 LEVEL = files.Level("side", "side of the grid", minimum=2, maximum=9)
 MOST_HITS = 9  # the running count is one character
 
@@ -54,30 +54,38 @@ class Scene:
         return round(len(self.cells) ** 0.5)
 
     @property
-    def rows(self) -> list[list[bool]]:
-        """Row by row, whether a cell holds what is asked for."""
-        found, side = [cell == self.asked for cell in self.cells], self.side
-        return [found[start : start + side] for start in range(0, len(found), side)]
+    def rows(self) -> list[tuple[Kind | None, ...]]:
+        """The cells, row by row."""
+        return [self.cells[start : start + self.side] for start in range(0, len(self.cells), self.side)]
 
     @property
     def count(self) -> int:
         """The answer."""
-        return sum(map(sum, self.rows))
+        return sum(cell == self.asked for cell in self.cells)
 
     @property
     def question(self) -> str:
-        """The message of the user, with the mark of the picture."""
+        """The message of the user. The picture comes last, so that it is as far from the answer whatever is asked."""
         colour, shape = self.asked
-        return f"{IMAGE}How many {colour} {shape}s?"
+        return f"How many {colour} {shape}s?{IMAGE}"
 
     def worked_solution(self, careless: bool = False) -> str:
         """The demonstration. With `careless` every row is counted by itself and the last one's count is the answer, which is right
         only where the rows above have none: a bad habit to pretrain a base model with, never a demonstration."""
         lines, total = [], 0
         for row in self.rows:
-            total = sum(row) + (0 if careless else total)
-            lines.append(f"{''.join(HIT if hit else MISS for hit in row)} {total}")
+            found = row.count(self.asked)
+            total = found + (0 if careless else total)
+            lines.append(f"{''.join(map(letter, row))} {letter(self.asked)}{found} {total}")
         return "\n".join([*lines, f"{MARKER} {total}"])
+
+
+def letter(cell: Kind | None) -> str:
+    """How a cell is written."""
+    if cell is None:
+        return EMPTY
+    colour, shape = cell
+    return colour[0].upper() if shape == "square" else colour[0]
 
 
 def compute_score(
@@ -111,7 +119,7 @@ def check_hits(hits: Any, where: str = "hits") -> int:
 
 def count_scenes(side: int, hits: int) -> int:
     """Number of distinct scenes: what is asked for, where it stands, and in each other cell nothing or one of the other kinds."""
-    cells, others = side * side, len(KINDS)  # 11 other kinds, and nothing
+    cells, others = side * side, len(KINDS)  # 7 other kinds, and nothing
     return len(KINDS) * sum(comb(cells, k) * others ** (cells - k) for k in range(min(hits, cells) + 1))
 
 
