@@ -143,7 +143,7 @@ def _show(bar: Progress, task: int, metrics: Metrics, steps: int) -> None:
 def report(console: Console, runs: dict[str, Metrics], overrides: Sequence[str]) -> None:
     """One table: accuracy before and after, and how the gate moved."""
     task = task_name(overrides)
-    table = Table(title=f"Accuracy on held-out {PROBLEMS.get(task, task)} (greedy)", title_justify="left")
+    table = Table(title=cell(f"Accuracy on held-out {PROBLEMS.get(task, task)} (greedy)"), title_justify="left")
     table.add_column("split")
     table.add_column("before", justify="right")
     for name in runs:

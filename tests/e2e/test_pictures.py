@@ -42,7 +42,8 @@ def test_relift_sees_replays_paths_freezes_the_tower_and_resumes_exactly(seeing:
     """Nothing is solved, so that the buffer fills: it holds paths, and a resume in its middle makes the same rows of them."""
     flags = (
         *FLAGS, "algorithm=relift", "fusion.relift.sft_data_size=12", "actor_rollout_ref.actor.freeze_vision_tower=true",
-        "trainer.test_freq=4", "trainer.old_log_prob_freq=1", "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]",
+        "trainer.test_freq=4", "trainer.old_log_prob_freq=1",
+        "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]",
     )  # fmt: skip
     seeing.train("relift-pictures", *flags)
     metrics = seeing.metrics("relift-pictures")
@@ -53,6 +54,6 @@ def test_relift_sees_replays_paths_freezes_the_tower_and_resumes_exactly(seeing:
     assert before == after
     saved = next((seeing.checkpoints("relift-pictures") / "global_step_4").rglob("huggingface"))
     base, trained = weights(seeing.home / "models" / "tiny_qwen2_5_vl"), weights(saved)
-    assert set(base) == set(trained)
+    assert set(trained) - set(base) <= {"lm_head.weight"} and set(base) <= set(trained)  # verl writes the tied head out
     moved = {name for name in base if not torch.equal(base[name], trained[name])}
     assert moved and not [name for name in moved if "visual" in name]

@@ -13,6 +13,7 @@ from tests.tiny_vision import picture
 from unify_posttrain.config import compose_config
 from unify_posttrain.startup.data_checks import DataReport, check_data
 from unify_posttrain.startup.dry_run import describe_run
+from unify_posttrain.startup.model_checks import check_weights
 from unify_posttrain.startup.picture_paths import PictureError, placed_picture
 from unify_posttrain.startup.tokenizers import load_processor
 from unify_posttrain.tasks.shapes import rows as shapes
@@ -158,3 +159,10 @@ def test_what_is_no_picture(root: Path) -> None:
     assert placed_picture({"bytes": b"abc", "path": "/home/them/a.png"}, root, "row 4") == {"bytes": b"abc"}
     inline = {"image": "data:image/png;base64,AAAA"}
     assert placed_picture(inline, root, "row 4") == inline
+
+
+def test_a_model_that_sees_has_no_critic(compose: Callable) -> None:
+    with pytest.raises(
+        ValueError, match=r"critic\.model\.path=.*no critic of the architecture qwen2_5_vl .*use an algorithm without"
+    ):
+        check_weights(compose("algorithm=ppo"), needs_critic=True)
