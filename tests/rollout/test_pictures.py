@@ -105,6 +105,13 @@ def test_pads_are_as_many_as_features(processor, reader, model, name: str) -> No
     assert pads == features == (sum(seen.inputs["images_seqlens"]).item() // 4 if seen.inputs else 0)
 
 
+@pytest.mark.parametrize("name", PROMPTS)
+def test_lengths_are_those_of_what_is_read(processor, reader, name: str) -> None:
+    seen = reader.read(PROMPTS[name])
+    pictures = [count // 4 for count in seen.inputs["images_seqlens"].tolist()] if seen.inputs else []
+    assert reader.lengths(PROMPTS[name]) == (len(seen.ids), pictures)
+
+
 def test_references_are_json_and_give_the_same_pixels(reader, tmp_path) -> None:
     image = picture(84, 56)
     image.save(tmp_path / "a.png")

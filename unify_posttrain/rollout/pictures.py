@@ -82,6 +82,19 @@ class PictureReader:
             self._known.popitem(last=False)
         return seen
 
+    def lengths(self, messages: Messages, where: str = "") -> tuple[int, list[int]]:
+        """Tokens of a prompt, its pictures' included, and of each picture, as `read` would give them.
+
+        Pictures are opened and made as large as the model sees them, so that one that cannot be read is noticed, but no pixel
+        becomes a number of a tensor: a data set is looked at row by row, and torch's threads spin beside other processes.
+        """
+        text = ChatTemplate(self.processor, self.options).text(messages, where)
+        maker = self.processor.image_processor
+        pictures = open_pictures(picture_references(messages), self.patch)
+        patches = [maker.get_number_of_image_patches(each.height, each.width, {}) for each in pictures]
+        tokens = [count // maker.merge_size**2 for count in patches]
+        return len(self.processor.tokenizer(text)["input_ids"]) - len(tokens) + sum(tokens), tokens
+
     def inputs(self, shown: Sequence[Reference]) -> Inputs:
         """What the model needs of some pictures; see `Seen`."""
         pictures = open_pictures(shown, self.patch)

@@ -20,7 +20,7 @@ from unify_posttrain.chat import ChatTemplate, TemplateRefusedError
 from unify_posttrain.experience.pictures import picture_references
 from unify_posttrain.preparation.local_rows import rows_of
 from unify_posttrain.preparation.rows import RowFault
-from unify_posttrain.rollout.pictures import GRIDS, PictureReader, open_pictures
+from unify_posttrain.rollout.pictures import PictureReader, open_pictures
 from unify_posttrain.startup.arrow_types import plain_type
 from unify_posttrain.startup.picture_paths import PictureError, placed_parts, placed_picture
 from unify_posttrain.tasks.columns import REQUIRED_COLUMNS, check_columns, check_row
@@ -189,9 +189,8 @@ class FusionDataset(RLHFDataset):
         from verl.utils.dataset.vision_utils import process_video
 
         if not row.get(self.video_key):
-            seen = PictureReader(self.processor, template.options).read(self.messages(row), where)
-            pads = seen.ids.count(self.processor.image_token_id) if seen.inputs else 0
-            return {"tokens": len(seen.ids), "pictures": len(seen.inputs.get(GRIDS, ())), "picture_tokens": pads}
+            tokens, shown = PictureReader(self.processor, template.options).lengths(self.messages(row), where)
+            return {"tokens": tokens, "pictures": len(shown), "picture_tokens": sum(shown)}
         size = self.image_patch_size
         videos = [process_video(video, image_patch_size=size, return_video_metadata=True) for video in row[self.video_key]]
         messages = self.messages(row)
