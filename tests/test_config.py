@@ -17,7 +17,8 @@ from unify_posttrain.algorithms import ALGORITHMS, build_algorithm
 from unify_posttrain.config import compose_config, conf_dir, passive_threads_per_rank, run_command, threads_per_rank
 
 GROUPS = {
-    name: sorted(path.stem for path in (conf_dir() / name).glob("*.yaml")) for name in ("algorithm", "model", "hardware", "task")
+    name: sorted(path.stem for path in (conf_dir() / name).glob("*.yaml"))
+    for name in ("backend", "algorithm", "model", "hardware", "task")
 }
 PATHS = {
     "tiny_qwen2": "outputs/models/tiny_qwen2",
@@ -30,7 +31,10 @@ PATHS = {
     "qwen3_4b": "Qwen/Qwen3-4B-Base",
     "qwen3_8b": "Qwen/Qwen3-8B-Base",
     "llama3_1_8b": "meta-llama/Llama-3.1-8B",
+    "llama3_1_8b_instruct": "meta-llama/Llama-3.1-8B-Instruct",
     "tiny_qwen2_countdown": "outputs/models/tiny_qwen2_countdown",
+    "tiny_qwen2_points": "outputs/models/tiny_qwen2_points",
+    "tiny_llama_points": "outputs/models/tiny_llama_points",
     "pythia_1b": "cleanrl/EleutherAI_pythia-1b-deduped__sft__tldr",
 }
 

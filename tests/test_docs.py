@@ -124,7 +124,7 @@ def test_commands_exist(path: Path) -> None:
     for command in set(re.findall(r"python -m (unify_posttrain[\w.]*|tests\.[\w.]*\w)", read(path))):
         module = ROOT / command.rstrip(".").replace(".", "/")
         assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), f"{path.name}: python -m {command}"
-    for target in set(re.findall(r"\bmake ([a-z-]+)", code(path))):
+    for target in set(re.findall(r"\bmake ([a-z0-9-]+)", code(path))):
         assert re.search(rf"^{target}:", read(ROOT / "Makefile"), flags=re.MULTILINE), f"{path.name}: make {target}"
     for script in set(re.findall(r"\b((?:exp|eval)_scripts/[\w/.]+\.\w+)", code(path))):
         assert (ROOT / script).is_file() or "NAME" in script, f"{path.name}: {script}"
@@ -133,7 +133,7 @@ def test_commands_exist(path: Path) -> None:
 def test_readme_names_commands() -> None:
     """Else the test before could not fail."""
     assert {"train", "prepare", "explain", "export"} <= set(re.findall(r"python -m unify_posttrain\.(\w+)", read(README)))
-    assert {"quickstart", "test"} <= set(re.findall(r"\bmake ([a-z-]+)", code(README)))
+    assert {"quickstart", "test"} <= set(re.findall(r"\bmake ([a-z0-9-]+)", code(README)))
 
 
 @pytest.mark.parametrize("path", MANUAL, ids=relative)
@@ -239,3 +239,9 @@ def test_the_picture_is_drawn_from_readme_or_a_run(picture: ModuleType, tmp_path
     picture.draw(spans, tmp_path / "gate.svg")
     assert "rollouts solved" in (tmp_path / "gate.svg").read_text()
     assert (ROOT / "docs" / "images" / "gate.svg").is_file()
+
+
+def test_no_place_is_left_to_be_filled_in() -> None:
+    pages = [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md"))]
+    assert len(pages) > 10
+    assert [page.name for page in pages if re.search(r"@@\w+@@", page.read_text(encoding="utf-8"))] == []

@@ -22,6 +22,7 @@ LAYERS = (
     ("text", "redaction"),
     ("output", "chat"),
     ("objective", "experience", "typos", "sweeps", "cpu_compat", "paths", "untrusted", "hydra_records"),
+    ("backend",),
     ("phase_files", "shapes"),
     ("config",),
     ("algorithms", "provenance"),
@@ -32,7 +33,7 @@ LAYERS = (
     ("startup", "workers"),
     ("trainer", "doctoring"),
     ("evaluation", "study", "reporting", "analysis"),
-    ("auditing",),
+    ("auditing", "healing"),
     COMMANDS,
 )
 # Rooms that know even less than their layer would let them.
@@ -43,18 +44,27 @@ KNOWN: dict[str, set[str]] = {
     "rewards": set(),
     "algorithms": {"objective", "experience", "config"},  # the last for the arithmetic of episodes
     "output": {"text", "redaction"},
+    "backend": {"cpu_compat"},
     "preparation": {"rewards", "untrusted", "output", "redaction", "chat"},
-    "tasks": {"preparation", "untrusted"},
+    "tasks": {"preparation", "untrusted", "config", "output"},  # the last two for the retrieval server, which is a command
     "runs": {"sweeps", "paths", "output", "redaction"},
-    "rollout": {"chat", "cpu_compat", "untrusted", "experience"},  # the last for columns of objects
+    "rollout": {
+        "chat",
+        "cpu_compat",
+        "untrusted",
+        "experience",
+        "rewards",
+        "tasks",
+        "backend",
+    },  # before the last: what episodes are
     "analysis": {"measures", "runs", "untrusted", "output"},  # files, statistics and texts
 }
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-BESIDE_TRAINING = ("evaluation", "study", "reporting", "auditing", "analysis")  # they read what a run has left behind
+BESIDE_TRAINING = ("evaluation", "study", "reporting", "auditing", "analysis", "healing")  # they read what a run has left behind
 TRAINING = ("startup", "workers", "trainer")
 HEAVY = ("verl", "ray", "vllm")
-PURE = ("objective", "experience", "algorithms", "rewards", "tasks", "measures", "study", "analysis")
-ENGINE_ROOMS = {"rollout", "startup", "workers", "trainer", "evaluation"}  # the others run without verl, ray and vllm
+PURE = ("objective", "experience", "algorithms", "rewards", "tasks", "measures", "study", "analysis", "healing")
+ENGINE_ROOMS = {"backend", "rollout", "startup", "workers", "trainer", "evaluation"}  # the others run without verl, ray and vllm
 
 Import = tuple[str, str]  # (what, file:line)
 
@@ -157,6 +167,7 @@ OTHER_MEANINGS = {
     "startup/critic_checks.py": {"grpo"},
     "startup/target_checks.py": {"grpo"},  # `algorithm=grpo`, recommended to whoever has no demonstrations
     "startup/reward_checks.py": {"dapo"},  # verl's reward manager
+    "workers/reward_manager.py": {"dapo"},
     "algorithms/base.py": {"ppo"},  # fusion.clip=ppo
     "algorithms/parts.py": {"ppo", "grpo", "sft", "dft", "psft"},  # fusion.clip, adv_estimator, the term, fusion.sft_form
     "trainer/replayer.py": {"sft"},  # the term

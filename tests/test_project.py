@@ -101,9 +101,19 @@ def names(requirements: list[str]) -> set[str]:
 
 def test_what_is_installed_is_pinned() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"]
-    declared = names(PYPROJECT["project"]["dependencies"]).union(*(names(extras[extra]) for extra in ("vl", "dev", "slurm")))
+    chosen = (names(extras[extra]) for extra in ("verl07", "vl", "vrag", "dev", "slurm"))
+    declared = names(PYPROJECT["project"]["dependencies"]).union(*chosen)
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert declared - names(lines) == set()
+
+
+def test_the_newer_verl_is_pinned_within_its_bounds() -> None:
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    wanted = [*PYPROJECT["project"]["dependencies"], *extras["verl09"], *extras["dev"]]
+    lines = (ROOT / "constraints-verl09.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.lower().replace("_", "-").split("==") for line in lines if line and not line.startswith("#"))
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(pins[requirement.name.lower()]), str(requirement)
 
 
 def test_hooks_use_the_tools_of_the_project() -> None:
@@ -130,7 +140,7 @@ def test_ray_is_new_enough_for_tokens() -> None:
     """SECURITY.md: a cluster that a run starts asks for a token by itself from Ray 2.59; the bound and the pins say so."""
     wanted = next(Requirement(each) for each in PYPROJECT["project"]["dependencies"] if each.startswith("ray"))
     assert wanted.specifier.contains("2.59.0") and not wanted.specifier.contains("2.58.0")
-    for name in ("constraints.txt", "constraints-gpu.txt", "constraints-vllm.txt"):
+    for name in ("constraints.txt", "constraints-gpu.txt", "constraints-vllm.txt", "constraints-verl09.txt"):
         (pinned,) = re.findall(r"^ray(?:\[\w+\])?==(\S+)", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert wanted.specifier.contains(pinned), name
 

@@ -61,10 +61,12 @@ def prepare_model(config: DictConfig, progress: Progress | None = None) -> Path 
 
 
 def wants_base_model(config: DictConfig) -> bool:
-    """Whether a base model belongs to this task: tiny ones are made for generated tasks, public data sets have real ones."""
+    """Whether a base model belongs to this task: the quick start's two have tiny ones, every other task has one if it is pretrained
+    on that very task; public data sets have real ones."""
     from unify_posttrain.tasks import GENERATED
 
-    return OmegaConf.select(config, "prepare.task.name") in GENERATED
+    task = OmegaConf.select(config, "prepare.task.name")
+    return task in GENERATED or (task is not None and task == OmegaConf.select(config, "prepare.model.pretraining.task"))
 
 
 def _settings(config: DictConfig, part: str) -> dict[str, Any] | None:

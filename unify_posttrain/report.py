@@ -2,6 +2,7 @@
 
     python -m unify_posttrain.report outputs/runs/hpt                          # outputs/runs/hpt/report.html
     python -m unify_posttrain.report outputs/runs/hpt outputs/runs/grpo        # outputs/runs/report.html
+    python -m unify_posttrain.report outputs/runs/gp-sft --evaluation outputs/evaluations/gp-sft   # with its checkpoints' curve
 
 The page is one file that loads nothing: it can be opened anywhere, mailed and archived. Runs in progress are welcome.
 """
@@ -40,7 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _write_page(options: argparse.Namespace) -> None:
     try:
         settings = load_settings(**{name: getattr(options, name) for name in LIMITS})
-        page = build_report(options.runs, settings=settings, rollouts=options.rollouts)
+        page = build_report(
+            options.runs,
+            settings=settings,
+            rollouts=options.rollouts,
+            evaluations=options.evaluation,
+            forgetting=options.forgetting,
+        )
     except ValueError as error:
         sys.exit(f"error: {error}")
     output = options.output or default_output(options.runs)
@@ -65,6 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rollouts", metavar="FOLDER", type=Path,
         help="the run's trainer.rollout_data_dir, if it lies outside of RUN (with one run only)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--evaluation", metavar="FOLDER", type=Path, action="append", default=[],
+        help="output of unify_posttrain.evaluate, e.g. of the run's checkpoints; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--forgetting", metavar="FOLDER", type=Path, action="append", default=[],
+        help="output of unify_posttrain.analyze forgetting; may be repeated",
     )  # fmt: skip
     limits = parser.add_argument_group("how much the page holds (defaults in conf/report.yaml)")
     defaults: dict[str, int] = asdict(load_settings().limits)

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.config import conf_dir, expand, register_resolvers, run_command
+
+if TYPE_CHECKING:
+    from unify_posttrain.startup.data_checks import DataReport
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +58,12 @@ def _main(config: DictConfig) -> None:
             if finished:  # said before Ray starts, which takes a minute
                 logger.warning(finished)
                 return
-            _run(config)
+            _run(config, data)
     except FolderInUseError as error:
         sys.exit(f"error: {error}")
 
 
-def _run(config: DictConfig) -> None:
+def _run(config: DictConfig, checked: DataReport | None) -> None:
     """Train; end with the exit code that a scheduler reads, and a last line that says what to do."""
     from unify_posttrain.runs.failures import explain, stop_request
     from unify_posttrain.runs.signals import PreemptedError
@@ -68,7 +72,7 @@ def _run(config: DictConfig) -> None:
         with stop_request(config).leaving() as stop:
             from unify_posttrain.trainer.task_runner import run
 
-            run(config, stop)
+            run(config, stop, checked)
     except PreemptedError as stopped:
         logger.warning(stopped)
         sys.exit(stopped.exit_code)

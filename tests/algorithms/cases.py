@@ -140,8 +140,8 @@ WITHOUT_ROLLOUTS = {name for name, case in CASES.items() if not any(case.rollout
 
 
 def method(name: str) -> str:
-    """The method that a name with the balance of its published runs belongs to."""
-    return name.removesuffix("_released")
+    """The method that a name with the settings of published runs belongs to."""
+    return name.removesuffix("_released").removesuffix("_heals")
 
 
 def by_likelihood(name: str) -> bool:

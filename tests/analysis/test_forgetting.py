@@ -184,6 +184,42 @@ def test_a_report_of_evaluations(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "forgetting.png").stat().st_size > 1000
 
 
+def test_what_evaluations_say_of_answers_stands_in_the_report(tmp_path: Path) -> None:
+    """Episodes and losses of results.json, and the published row of the same benchmark."""
+    write_sweep(tmp_path / "sft", {"gp_ood": {20: scores(180), 400: scores(80)}})
+    write_sweep(tmp_path / "rl-400", {"gp_ood": {50: scores(150)}})
+    outcomes = {"illegal_formula": 0.25, "no_solution": 0.5}
+    episodes = {"first_acc": 0.2, "turns": 3.5, "other_rule": 0.125, "outcomes": outcomes}
+    for name, step, part in (
+        ("sft", 20, {"episodes": episodes, "loss": {"per_token": 0.0312}}),
+        ("rl-400", 50, {"loss": {"per_token": 0.5}}),
+    ):
+        path = tmp_path / name / "results.json"
+        content = json.loads(path.read_text())
+        for model in content["models"]:
+            model["sources"] = [{"benchmark": "gp_ood", **part}] if model["step"] == step else []
+        path.write_text(json.dumps(content))
+    published = (
+        {
+            "benchmark": "gp_ood",
+            "model": "Big",
+            "origin": "a paper",
+            "peak": 17.52,
+            "end": 6.92,
+            "rl": 16.24,
+            "id": [24.79, 68.38, 71.79],
+        },
+        {"benchmark": "nav_ood", "model": "Other", "origin": "a paper", "peak": 2.0, "end": 1.0, "rl": 1.0, "id": [1.0, 1.0, 1.0]},
+    )
+    results = report(settings(tmp_path, [("sft", {400: "rl-400"})], published=published))
+    found = results["seeds"][0]["answers"]
+    assert found["sft"] == {20: {"first_acc": 0.2, "turns": 3.5, "other_rule": 0.125, "unreadable": 0.25, "loss": 0.0312}}
+    assert found["rl"] == {400: {"first_acc": None, "turns": None, "other_rule": None, "unreadable": None, "loss": 0.5}}
+    text = (tmp_path / "out" / "forgetting.md").read_text()
+    assert "| SFT 20 | 20.0 | 12.5 | 25.0 | 3.50 | 0.0312 |" in text and "| end of RL from 400 | - | - | - | - | 0.5000 |" in text
+    assert "| Big | a paper | 17.52 | 6.92 | 16.24 | 0.88 |" in text and "Other" not in text
+
+
 def test_seeds_have_an_interval(tmp_path: Path) -> None:
     for seed, solved in (("a", 180), ("b", 170), ("c", 175)):
         write_sweep(tmp_path / seed, {"x_ood": {1: scores(solved), 2: scores(90)}})

@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 from tests.benchmarks.kill_drill import complete, differences  # noqa: E402
 from tests.e2e.conftest import World, build_world  # noqa: E402
 
-STEPS = 60
+STEPS = 150
 AT_THE_START = 0.25  # share of the strikes that meet a run before its first step
 REWARD = """
 import os, zlib

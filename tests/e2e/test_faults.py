@@ -34,7 +34,7 @@ def whole(world: World) -> World:
 
 
 def processes(run: subprocess.Popen, name: str) -> list[psutil.Process]:
-    """Ray workers of a run whose title contains a word, e.g. `HFServer`."""
+    """Ray workers of a run whose title contains a word, e.g. `HFServer`; there must be one, or the fault would be done to nobody."""
     found = []
     for process in psutil.Process(run.pid).children(recursive=True):
         try:
@@ -43,6 +43,7 @@ def processes(run: subprocess.Popen, name: str) -> list[psutil.Process]:
             continue
         if title.startswith("ray::") and name in title:
             found.append(process)
+    assert found, f"the run has no worker {name}"
     return found
 
 
@@ -182,6 +183,7 @@ def test_one_rank_computes_nan_and_a_reward_process_hangs(whole: World) -> None:
         "trainer.n_gpus_per_node=2",
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
         "actor_rollout_ref.model.external_lib=tests.e2e.faulty",
+        "reward.num_workers=2",
         "trainer.step_timeout=20",
         UNIFY_TEST_NAN="1:2",
         PYTHONPATH=str(ROOT),

@@ -116,3 +116,25 @@ def test_what_vllm_is_asked(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [(output.token_ids, output.truncated) for output in outputs] == [([1, 2, 0], False), ([1, 2, 1], True)]
     with pytest.raises(ValueError, match="no room"):
         engine.generate([request(0, tuple(range(20)))])
+
+
+def test_vllm_scores_answers_as_prompts(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    class LLM:
+        def __init__(self, **_: Any) -> None: ...
+
+        def generate(self, prompts: list[Any], params: Any, use_tqdm: bool) -> list[Any]:
+            asked.append(params)
+            tables = [[None, *({token: SimpleNamespace(logprob=-float(token))} for token in each["prompt_token_ids"][1:])]
+                      for each in prompts]  # fmt: skip
+            return [SimpleNamespace(prompt_logprobs=table) for table in tables]
+
+    module = ModuleType("vllm")
+    module.LLM, module.SamplingParams = LLM, SimpleNamespace  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    engine = start_engine(tiny_model, VLLM)
+    assert engine.log_probs([([5, 6], [7, 8]), ([9], [1])]) == [[-7.0, -8.0], [-1.0]]
+    assert (asked[0].max_tokens, asked[0].prompt_logprobs) == (1, 0)
+    with pytest.raises(ValueError, match="prompt and worked answer of 20 tokens exceed max_context=20"):
+        engine.log_probs([([1] * 15, [1] * 5)])

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from unify_posttrain.evaluation.benchmarks import files_digest, read_problems
+from unify_posttrain.evaluation.likelihood import check_targets
 from unify_posttrain.evaluation.models import Model, named_models, safe_name
 from unify_posttrain.evaluation.prompts import PromptSettings, load_tokenizer, prompts_digest, render
 from unify_posttrain.untrusted.weights import fingerprint
@@ -39,6 +40,23 @@ def test_rows_are_numbered_through_all_files(tmp_path: Path) -> None:
     ]
     assert problems[2].messages == [{"role": "user", "content": "2+2="}]
     assert problems[2].extra_info == {"index": 0, "split": "test"}
+
+
+def test_sources_are_picked_and_keep_their_rows(tmp_path: Path) -> None:
+    file = write_benchmark(tmp_path / "a.parquet", [("x", "1+1=", "2"), ("y", "1+2=", "3"), ("x", "1+3=", "4")])
+    assert [problem.row for problem in read_problems([file], sources=["x"])] == [0, 2]
+    assert [problem.row for problem in read_problems([file], 1, sources=["y"])] == [1]
+    with pytest.raises(ValueError, match=r"a\.parquet has no rows of data_source=z \(it has x, y\)"):
+        read_problems([file], sources=["x", "z"])
+
+
+def test_worked_answers_are_read_if_asked_for(tmp_path: Path) -> None:
+    messages = [{"role": "assistant", "content": "2"}]
+    for given, expected in ((messages, messages), ("2", messages), ([], None)):
+        file = table(tmp_path / "t.parquet", target=given)
+        assert [read_problems([file], with_targets=flag)[0].target for flag in (True, False)] == [expected, None]
+    with pytest.raises(ValueError, match=r"benchmark b, row 0 \(and 0 more\) has no worked answer"):
+        check_targets(read_problems([table(tmp_path / "u.parquet")], with_targets=True), "b")
 
 
 def test_ground_truth_may_be_structured_and_extra_info_absent(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ BENCHMARKS = {
     "hpt": ["aime24", "aime25", "amc", "math500", "minerva", "olympiad"],
     "relift": ["aime24", "aime25", "amc", "math500", "mmlu_pro", "olympiad"],
     "uft": ["countdown"],
+    "heals": ["gp_id_seen", "gp_id", "gp_ood"],
     "ood": ["arc_c", "gpqa_diamond", "mmlu_pro"],
 }
 

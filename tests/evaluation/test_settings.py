@@ -123,6 +123,69 @@ def test_the_command_line_wins_over_the_run(run: Path) -> None:
     ]
 
 
+# Environments
+
+
+ENVIRONMENT = {"name": "general_points", "max_turns": 4, "score": "sum"}
+PLAYED = (
+    "gp_id",
+    "gp_id_seen",
+    "gp_ood",
+    "gp_ood_target",
+    "nav_id",
+    "nav_ood",
+    "nav_city",
+    "det_id",
+    "det_ood",
+    "rank_id",
+    "rank_ood",
+)
+
+
+def played_run(run: Path) -> Path:
+    """The run, trained on general points with settings and files of its own."""
+    OmegaConf.save(OmegaConf.create({**RUN, "environment": ENVIRONMENT}), run / "config.yaml")
+    return run
+
+
+def test_benchmarks_of_environments_have_the_settings_of_their_task_file() -> None:
+    found = evaluation("model=x", f"benchmarks=[{','.join(PLAYED)}]", "define.folder=/data")
+    by_name = {benchmark.name: benchmark for benchmark in found.benchmarks}
+    assert {name: each.environment["name"] for name, each in by_name.items() if each.environment} == {
+        name: {"gp": "general_points", "nav": "navigation"}.get(name.partition("_")[0], "matrices") for name in PLAYED
+    }
+    for name, each in by_name.items():
+        assert (each.sources, each.n, each.temperature) == ((name,), 1, 0.0)
+        assert each.files == (Path("/data") / str((each.environment or {})["name"]) / "test.parquet",)
+        assert each.reward["reward_kwargs"] == {"environment": each.environment}
+        assert (each.group == "ood") == name.endswith(("_ood", "_target", "_city"))
+    assert by_name["gp_ood"].split_by == ("seen_labels", "other_rule_playable") and by_name["nav_ood"].split_by == ()
+
+
+def test_a_run_of_the_same_environment_brings_settings_and_files(run: Path) -> None:
+    hands, routes = evaluation(f"run={played_run(run)}", "benchmarks=[gp_ood,nav_ood]", "define.folder=/data").benchmarks
+    assert (hands.environment, hands.files) == (ENVIRONMENT, (Path("val.parquet"),))
+    assert (routes.environment or {})["name"] == "navigation" and routes.files == (Path("/data/navigation/test.parquet"),)
+
+
+def test_the_validation_of_a_run_with_an_environment_is_played(run: Path) -> None:
+    played_run(run)
+    for name in ("validation", "x.parquet"):
+        (benchmark,) = evaluation(f"run={run}", f"benchmarks=[{name}]", "environment={max_turns: 1}").benchmarks
+        assert benchmark.environment == {**ENVIRONMENT, "max_turns": 1}
+    (scored,) = evaluation(f"run={run}", "benchmarks=[x.parquet]", "file.reward={path: r.py, name: f}").benchmarks
+    assert scored.environment is None, "a reward of one's own scores an answer"
+
+
+def test_environments_that_are_refused(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"environment=\{'max_turns': 5\}: none of benchmarks=\['amc'\] plays an environment"):
+        evaluation("model=x", "benchmarks=[amc]", "environment={max_turns: 5}")
+    with pytest.raises(
+        ValueError, match=r"benchmark gp_id: environment='poker' is unknown; choose one of general_points, matrices"
+    ):
+        evaluation("model=x", "benchmarks=[gp_id]", "define.benchmarks.gp_id.environment=poker")
+
+
 def test_a_file_takes_the_runs_reward(run: Path) -> None:
     (benchmark,) = evaluation(f"run={run}", "benchmarks=[x.parquet]").benchmarks
     assert benchmark.reward["path"].endswith("countdown")

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unify_posttrain.experience import Demonstration, DemonstrationReader, demonstration_tensors
-from unify_posttrain.experience.demonstrations import Reading, target_texts, teacher_probabilities
+from unify_posttrain.experience.demonstrations import Reading, teacher_probabilities
+from unify_posttrain.experience.targets import targets_of
+from unify_posttrain.experience.transcript import Transcript, TurnBudget, TurnFrame
 
 EOS, PAD = 2, 0
 PROMPT = [{"role": "user", "content": "p"}]
@@ -155,16 +157,20 @@ def test_missing_column_is_named() -> None:
 # --- several targets -------------------------------------------------------------------------------------------------
 
 
+def texts(row: Mapping[str, Any]) -> list[str]:
+    return [text for target in targets_of(row, 0) for text in target.texts]
+
+
 def test_first_takes_target_before_the_list() -> None:
     row = {"target": "t", "target_lst": ["a", "b"]}
-    assert target_texts(row, 0) == ["t", "a", "b"]
+    assert texts(row) == ["t", "a", "b"]
     assert response(read(row=row)) == "t$"
     assert response(read(row={"target_lst": ["a", "b"]})) == "a$"
     assert response(read(row={"target": None, "target_lst": np.array(["a", "b"], dtype=object)})) == "a$"
 
 
 def test_doubles_and_empty_ones_are_no_choice() -> None:
-    assert target_texts({"target": "a", "target_lst": ["", "a", None, "b"]}, 0) == ["a", "b"]
+    assert texts({"target": "a", "target_lst": ["", "a", None, "b"]}) == ["a", "b"]
 
 
 ROW = {"target_lst": ["a", "b", "c", "d"]}
@@ -287,3 +293,74 @@ def test_what_does_not_fit_is_refused(prompt_length: int, response_length: int) 
 def test_bad_settings_are_refused(keys: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         reader(**keys)
+
+
+# --- several turns -----------------------------------------------------------------------------------------------------
+
+FRAME = TurnFrame((91, 92), (93,))
+WORDS = st.text("abcd", min_size=1, max_size=6)
+
+
+def conversation(*texts: str) -> list[dict[str, str]]:
+    return [{"role": ("assistant", "user")[place % 2], "content": text} for place, text in enumerate(texts)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(WORDS, WORDS), max_size=4), WORDS)
+def test_a_demonstration_of_several_turns_is_the_rollout_with_these_answers(turns: list[tuple[str, str]], last: str) -> None:
+    recorded = Transcript(1, TurnBudget(9, 99, 1, 999))
+    for answer, said in turns:
+        recorded.answer([*map(ord, answer), EOS])
+        recorded.judged(-1, True, False, False)
+        recorded.feedback(FRAME.around([ord(character) for character in said]))
+    recorded.answer([*map(ord, last), EOS])
+    messages = conversation(*(text for turn in turns for text in turn), last)
+    for target in (messages, json.dumps(messages)):
+        found = reader(frame=lambda: FRAME, max_length=999).read(7, PROMPT, {"target": target}, 1).demonstration
+        assert found is not None and list(found.response_ids) == recorded.ids
+        assert (list(found.mask) or [1] * len(found.response_ids)) == recorded.mask
+        assert [list(ids) for ids in found.answers] == [recorded.ids[begin:end] for begin, end in recorded.spans]
+        tensors = demonstration_tensors([found], 4, 400, PAD)
+        padded = recorded.mask + [0] * (400 - len(recorded.mask))
+        assert tensors["response_mask"][0].tolist() == padded and tensors["prefix_mask"][0].long().tolist() == padded
+        assert tensors["attention_mask"][0, 4:].sum() == len(recorded.ids)
+
+
+def test_turns_that_do_not_fit_end_with_an_answer() -> None:
+    """a b end, 3 tokens of frame around 1 of the user, c d end: cut in what the user says, nothing of it is kept."""
+    target = conversation("ab", "x", "cd")
+    whole = reader(frame=lambda: FRAME, max_length=10).read(7, PROMPT, {"target": target}, 1).demonstration
+    assert whole is not None and len(whole.response_ids) == 10
+    for length, kept in ((9, 9), (8, 8), (7, 3), (5, 3), (3, 3), (2, 2)):
+        found = reader(frame=lambda: FRAME, max_length=length, overlong="truncate").read(7, PROMPT, {"target": target}, 1)
+        assert found.overlong and found.demonstration is not None
+        assert (found.demonstration.response_ids, found.demonstration.mask) == (whole.response_ids[:kept], whole.mask[:kept])
+        assert found.demonstration.mask[-1] == 1
+    assert reader(frame=lambda: FRAME, max_length=9).read(7, PROMPT, {"target": target}, 1).demonstration is None, "dropped"
+
+
+def response_of(ids: tuple[int, ...]) -> str:
+    return "".join("$" if token == EOS else chr(token) for token in ids)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (conversation("a", "b"), r"'target' holds 2 messages \(assistant, user\); those of several turns are assistant, user, …"),
+        (conversation("a", "b", "c")[1:], r"\(user, assistant\)"),
+        ([*conversation("a"), {"role": "tool", "content": "b"}, *conversation("c")], r"\(assistant, tool, assistant\)"),
+        ([*conversation("a", "b"), {"role": "assistant", "content": ["c"]}], r"must hold messages with text content, not list"),
+        ([*conversation("a", "b"), {"role": "assistant", "content": None}], r"must hold messages with text content, not NoneType"),
+    ],
+)
+def test_messages_that_are_no_turns_name_the_row(target: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"training row 7: column {message}" if message.startswith("'") else message):
+        reader(frame=lambda: FRAME).read(7, PROMPT, {"target": target}, 1)
+
+
+def test_turns_need_a_frame_and_the_prompt_opens_the_first() -> None:
+    with pytest.raises(TypeError, match="needs a frame"):
+        read(conversation("a", "b", "c"))
+    opened = reader(frame=lambda: FRAME, max_length=99, rendered="p<think>")
+    found = opened.read(7, PROMPT, {"target": conversation("<think>ab", "x", "<think>cd")}, 1).demonstration
+    assert found is not None and response_of(found.answers[0]) == "ab$" and response_of(found.answers[1]) == "<think>cd$"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,16 @@ def test_entries_come_back_unchanged() -> None:
     replay = buffer(1)
     replay.add([entry(7, 3)])
     assert replay.take(3) == [entry(7, 3)]
+
+
+def test_the_mask_of_several_turns_survives_a_resume() -> None:
+    turns, restored = replace(entry(7, 3), mask=(1, 0, 1)), buffer(2)
+    restored.add([turns, entry(8, 3)])
+    state = json.loads(json.dumps(restored.state))
+    assert [stored.get("mask") for stored in state["entries"]] == [[1, 0, 1], None], "as before where there are no turns"
+    again = buffer(2, "oldest")
+    again.state = state
+    assert again.take(4) == [turns, entry(8, 3)]
 
 
 def test_dedup_keeps_the_newest_of_a_prompt() -> None:

@@ -158,3 +158,5 @@ def test_the_command_says_in_one_line_what_is_wrong(monkeypatch: pytest.MonkeyPa
 def test_generated_tasks_still_have_a_base_model() -> None:
     assert prepare.wants_base_model(compose_config(["task=arithmetic"]))
     assert not prepare.wants_base_model(compose_config(["task=tldr"]))
+    assert not prepare.wants_base_model(compose_config(["task=general_points_small"])), "a model of sums"
+    assert prepare.wants_base_model(compose_config(["task=general_points_small", "model=tiny_llama_points"]))

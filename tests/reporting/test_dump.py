@@ -21,7 +21,7 @@ from unify_posttrain.experience.rows import object_column
 from unify_posttrain.reporting.run import Run
 from unify_posttrain.reporting.samples import rollout_steps
 from unify_posttrain.reporting.settings import load_settings
-from unify_posttrain.trainer.dump import RolloutDump, row_fields
+from unify_posttrain.trainer.dump import RolloutDump, dropped_rows, row_fields
 from unify_posttrain.trainer.fusion_trainer import FusionTrainer
 from unify_posttrain.trainer.mixed_batch import KIND_COLUMN
 from unify_posttrain.trainer.prompts import Prompts
@@ -113,6 +113,18 @@ def test_a_plain_batch_of_a_critic() -> None:
 def test_observations_of_an_environment_are_untrained() -> None:
     fields = row_fields(batch(["askANSdo"], [[1, 1, 1, 0, 0, 0, 1, 1]], [[1, 1, 1, 0, 0, 0, 1, 1]], ["a"]), ByteTokenizer(), {})
     assert fields["segments"] == [[["on", "ask"], ["untrained", "ANS"], ["on", "do"]]] and fields["advantage"] == [1.0]
+    assert "turn_scores" not in fields, "no batch of episodes"
+
+
+def test_turns_of_episodes_have_their_rewards_and_verdicts() -> None:
+    rows = batch(["askANSdo", "x"], [[1, 1, 1, 0, 0, 0, 1, 1], [1]], [[1, 1, 1, 0, 0, 0, 1, 1], [1]], ["a", "b"])
+    rows.non_tensor_batch["turn_scores"] = object_column([[-1.0, 5.0], None])  # the second is a demonstration
+    rows.non_tensor_batch["turn_outcomes"] = object_column([["wrong", "right"], None])
+    fields = row_fields(rows, ByteTokenizer(), {})
+    assert fields["turn_scores"] == [[-1.0, 5.0], None] and fields["turn_outcomes"] == [["wrong", "right"], None]
+    rows.batch["rm_scores"], rows.meta_info = torch.zeros(rows.batch["responses"].shape), {"reward_extra_keys": []}
+    lines = list(dropped_rows(rows, ByteTokenizer()))
+    assert [line["turn_outcomes"] for line in lines] == [["wrong", "right"], None] and json.dumps(lines)
 
 
 @given(st.data())

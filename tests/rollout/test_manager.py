@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,43 +27,12 @@ from unify_posttrain.rollout.hf_server import HFServer
 from unify_posttrain.rollout.manager import RolloutManager
 from unify_posttrain.rollout.rows import Requests
 from unify_posttrain.tasks.tiny_model import build_tokenizer
+from unify_posttrain.workers.transport import travelling
+
+from .handles import Balancer, Handle
 
 PROMPT, RESPONSE, GROUP = 16, 24, 4
 cpu_compat.install()
-
-
-class Called:
-    """A method as a Ray handle has it: `handle.method.remote(...)`; arguments and results are pickled on the way."""
-
-    def __init__(self, method: Callable[..., Any]) -> None:
-        self.method = method
-
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = pickle.loads(pickle.dumps((args, kwargs)))
-        made = self.method(*args, **kwargs)
-        return self._streamed(made) if hasattr(made, "__aiter__") else made
-
-    async def _streamed(self, made: Any) -> Any:
-        async for each in made:
-            reference = asyncio.get_running_loop().create_future()
-            reference.set_result(pickle.loads(pickle.dumps(each)))
-            yield reference
-
-
-class Handle:
-    def __init__(self, actor: Any) -> None:
-        self.actor = actor
-
-    def __getattr__(self, name: str) -> Called:
-        return Called(getattr(self.actor, name))
-
-
-class Balancer:
-    async def acquire_server(self, request_id: str) -> str:
-        return "only"
-
-    def release_server(self, server_id: str) -> None:
-        return None
 
 
 class Judge:
@@ -188,6 +156,11 @@ CASES = {
 }
 
 
+def at_a_worker(batch: DataProto) -> DataProto:
+    """What becomes of the driver's batch on the way to the workers of the actor."""
+    return pickle.loads(pickle.dumps(travelling(batch)))
+
+
 @pytest.mark.parametrize("validate", [False, True], ids=["train", "validate"])
 @pytest.mark.parametrize("case", CASES)
 def test_rows_are_those_of_the_agent_loops(config: Any, server: HFServer, case: str, validate: bool) -> None:
@@ -196,11 +169,14 @@ def test_rows_are_those_of_the_agent_loops(config: Any, server: HFServer, case: 
     ours = manager.generate_sequences(requests(validate, **CASES[case]))
     theirs = by_agent_loops(config, server, [Judge()], requests(validate, **CASES[case]))
     assert manager.agent_loop_workers == [], "nothing of the other way was started"
-    assert set(ours.batch.keys()) == set(theirs.batch.keys())
+    arrived = at_a_worker(ours).batch
+    assert set(arrived.keys()) == set(theirs.batch.keys())
     for name, value in theirs.batch.items():
-        assert ours.batch[name].dtype == value.dtype, name
+        assert arrived[name].dtype == value.dtype, name
         # To the last bit, the engine's log-probabilities too: it decodes the same rows in the same order.
-        assert torch.equal(ours.batch[name], value), name
+        assert torch.equal(arrived[name], value), name
+        assert name == "position_ids" or torch.equal(ours.batch[name], value.to(ours.batch[name].dtype)), name
+    assert all(value.dtype != torch.int64 for value in ours.batch.values()), "more bits than they need"
     assert case == "limited" or ours.batch["response_mask"].sum(dim=-1).unique().numel() > 1
     assert set(ours.non_tensor_batch) == set(theirs.non_tensor_batch)
     for name, column in theirs.non_tensor_batch.items():
@@ -216,9 +192,18 @@ def test_without_reward_workers_the_requests_stay_in_the_batch(config: Any, serv
     """A reward model on the same accelerators scores later, and reads them."""
     ours = manager_of(config, server, judges=None).generate_sequences(requests())
     theirs = by_agent_loops(config, server, None, requests())
-    assert set(ours.batch.keys()) == set(theirs.batch.keys()) and "rm_scores" not in ours.batch
+    assert set(at_a_worker(ours).batch.keys()) == set(theirs.batch.keys()) and "rm_scores" not in ours.batch
     assert set(theirs.non_tensor_batch) - set(ours.non_tensor_batch) == {"agent_name"}, "verl names the loop in the batch"
     assert set(ours.meta_info) == set(theirs.meta_info)
+
+
+def test_long_rows_are_scored_in_several_messages(config: Any, server: HFServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = manager_of(config, server, judges=[Judge()]).generate_sequences(requests())
+    monkeypatch.setattr("unify_posttrain.rollout.rows.CELLS", 2 * (PROMPT + RESPONSE))
+    judge = Judge()
+    parts = manager_of(config, server, judges=[judge]).generate_sequences(requests())
+    assert max(judge.batches) == 2 and sum(judge.batches) == 3 * GROUP
+    assert torch.equal(whole.batch["rm_scores"], parts.batch["rm_scores"])
 
 
 def test_no_log_probs_if_nobody_asks(config: Any, server: HFServer) -> None:
@@ -402,8 +387,9 @@ def test_through_such_a_server_rows_are_the_agent_loops(config: Any) -> None:
     columns = prefixes(True)
     ours = manager_of(config, Engine(), judges=[Judge()]).generate_sequences(requests(**columns))
     theirs = by_agent_loops(config, Engine(), [Judge()], requests(**columns))
+    arrived = at_a_worker(ours).batch
     for name, value in theirs.batch.items():
-        assert torch.equal(ours.batch[name], value), name
+        assert torch.equal(arrived[name], value), name
     assert ours.non_tensor_batch["global_steps"].tolist() == theirs.non_tensor_batch["global_steps"].tolist() == [4] * 12
     told = [each["told"] for each in ours.non_tensor_batch["seen"]]
     assert told == [each["told"] for each in theirs.non_tensor_batch["seen"]] and told[0]["global_steps"] == 4

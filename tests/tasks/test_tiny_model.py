@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from unify_posttrain.tasks import pretraining, tiny_model
 
@@ -203,7 +203,23 @@ def test_bad_settings(tmp_path: Path, settings: dict, message: str) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("name", "task"), [("tiny_qwen2", "arithmetic"), ("tiny_qwen2_countdown", "countdown")])
+def test_two_architectures(tmp_path: Path) -> None:
+    built = tiny_model.build_base_model(tmp_path / "m", {**SETTINGS, "architecture": "llama"})
+    model = AutoModelForCausalLM.from_pretrained(built)
+    assert isinstance(model, LlamaForCausalLM) and model.config.eos_token_id is not None
+    with pytest.raises(ValueError, match="architecture='gpt' is unknown; choose one of llama, qwen2"):
+        tiny_model.build_base_model(tmp_path / "m", {**SETTINGS, "architecture": "gpt"})
+
+
+SHIPPED = [
+    ("tiny_qwen2", "arithmetic"),
+    ("tiny_qwen2_countdown", "countdown"),
+    ("tiny_qwen2_points", "general_points"),
+    ("tiny_llama_points", "general_points"),
+]
+
+
+@pytest.mark.parametrize(("name", "task"), SHIPPED)
 def test_the_shipped_configurations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, task: str) -> None:
     """The shipped models have the size they claim, and one step of them trains."""
     monkeypatch.setenv("UNIFY_HOME", str(tmp_path))

@@ -85,3 +85,9 @@ def test_chat_template_tokenizes_one_token_per_mark(tokenizer: PreTrainedTokeniz
 def test_chat_template_refuses_unknown_roles(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(Exception, match="unknown role robot; use one of system, user, assistant, tool"):
         tokenizer.apply_chat_template([{"role": "robot", "content": "1"}])
+
+
+def test_written_byte_level(tokenizer: PreTrainedTokenizerFast) -> None:
+    """As transformers 5 reads the folder of any Qwen2 model, whose tokenizer it replaces by Qwen's own class."""
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a \n", add_special_tokens=False)["input_ids"]) == ["a", "Ġ", "Ċ"]
+    assert [tokenizer.convert_tokens_to_ids(each) for each in ("Ċ", "Ġ", "!", "~")] == [7, 8, 9, 102]  # where they always stood

@@ -20,7 +20,8 @@ from unify_posttrain.experience.demonstrations import Demonstration, Demonstrati
 from unify_posttrain.experience.plan import BatchPlan
 from unify_posttrain.experience.rows import DEMONSTRATION, PADDING, ROLLOUT, object_column
 from unify_posttrain.experience.rules import NO_PREFIX
-from unify_posttrain.objective import compute_loss, token_class
+from unify_posttrain.experience.transcript import TurnFrame
+from unify_posttrain.objective import compute_loss, count_members, token_class
 from unify_posttrain.trainer.advantages import set_advantages
 from unify_posttrain.trainer.batch_mixer import BatchMixer
 from unify_posttrain.trainer.demonstrator import Demonstrator
@@ -49,7 +50,7 @@ def small(settings: Callable[..., Settings]) -> Callable[..., Algorithm]:
     return build
 
 
-def prompts(targets: Sequence[str | None] = (TARGET, None), hints: bool = False) -> DataProto:
+def prompts(targets: Sequence[Any] = (TARGET, None), hints: bool = False) -> DataProto:
     rows = len(targets)
     columns = {
         "uid": object_column(list("abcd"[:rows])),
@@ -78,19 +79,26 @@ class Step:
     def __init__(self, built: Algorithm, step: int = 1, ranks: int = 1, mini_batches: int = 1) -> None:
         self.built, self.step, self.ranks, self.mini_batches = built, step, ranks, mini_batches
         reader = DemonstrationReader(
-            encode, lambda messages: ("1", [1]), EOS, RESPONSE, with_probabilities=built.fusion.shaping.name == "target_prob"
-        )
+            encode, lambda messages: ("1", [1]), EOS, RESPONSE, with_probabilities=built.fusion.shaping.name == "target_prob",
+            frame=lambda: TurnFrame((3,), (4,)),
+        )  # fmt: skip
         needs_target = built.experience.needs_target
         self.demonstrator = Demonstrator(reader, score_rows, 1, PROMPT, RESPONSE, PAD) if needs_target else None
         self.mixer = BatchMixer(self.demonstrator, 1.0, log_probs=True)
 
-    def mix(self, batch: DataProto, solved: dict[str, list[float]]) -> DataProto:
-        """`solved`: uid -> scores of its rollouts, as many as the rule asks for (or more: the rest is not needed)."""
+    def mix(
+        self, batch: DataProto, solved: dict[str, list[float]], changed: Callable[[DataProto], None] | None = None
+    ) -> DataProto:
+        """`solved`: uid -> scores of its rollouts, as many as the rule asks for (or more: the rest is not needed); `changed` may
+        make others of them."""
         found = self.demonstrator.read(self.built.fusion, batch, self.step)[0] if self.demonstrator else {}
         prefixes = draw_response_prefixes(self.built.experience, batch, found, encode, self.step)
         for name in ("target", "target_probs"):
             batch.non_tensor_batch.pop(name, None)
-        self.mix_rollouts(Prompts(batch, found, prefixes), generated(batch, prefixes, solved))
+        rollouts = generated(batch, prefixes, solved)
+        if changed is not None and rollouts is not None:
+            changed(rollouts)
+        self.mix_rollouts(Prompts(batch, found, prefixes), rollouts)
         return self.mixed.batch
 
     def mix_rollouts(self, drawn: Prompts, rollouts: DataProto | None) -> None:
@@ -519,3 +527,68 @@ def test_a_demonstration_without_a_score_counts_as_missing(small: Callable[..., 
     found, metrics = step.demonstrator.read(built.fusion, prompts(), 1)
     assert found == {} and metrics["fusion/demo_missing"] == 2.0, "one has none, the other's has no score"
     assert step.demonstrator.state["scores"][0][2]["unscored"] == 1.0
+
+
+# --- several turns -----------------------------------------------------------------------------------------------------
+
+# 5 6 end | 3 7 4, what the user says with what is around it | 8 end
+CONVERSATION = [{"role": role, "content": text} for role, text in (("assistant", "56"), ("user", "7"), ("assistant", "8"))]
+
+
+def two_turns(rollouts: DataProto) -> None:
+    """The fourth and fifth token of every second rollout was said by the user."""
+    rollouts.batch["response_mask"][::2, 3:5] = 0
+
+
+@pytest.mark.parametrize("name", sorted(filter(one_phase, ALGORITHMS)))
+def test_feedback_has_no_gradient_and_no_share(small: Callable[..., Algorithm], name: str) -> None:
+    """A batch of rows of one and two turns, demonstrations as well: the same loss in one micro-batch and in several."""
+    ratios = {"min_ratio": 0.5, "max_ratio": 0.5} if name == "prefix_rft" else {}
+    built = small(name, **({"prefix": ratios} if ratios else {}))
+    step = Step(built)
+    batch = step.mix(prompts((CONVERSATION, CONVERSATION), hints=built.experience.needs_hint), SCORES, two_turns)
+    if step.mixed.plan.mean_weight("sft") and KIND_COLUMN in batch.non_tensor_batch:
+        demonstrations = batch.non_tensor_batch[KIND_COLUMN] == DEMONSTRATION
+        masks = batch.batch["response_mask"][torch.from_numpy(demonstrations)]
+        assert masks.tolist() == [[1, 1, 1, 0, 0, 0, 1, 1]] * int(demonstrations.sum())
+    step.advantages(batch, old=-1.0, reference=-1.2)
+    generator = torch.Generator().manual_seed(0)
+    log_probs = (-1.1 + 0.1 * torch.rand(len(batch), RESPONSE, generator=generator)).requires_grad_()
+    tensors = {**batch.batch, "log_probs": log_probs, "entropys": torch.ones(len(batch), RESPONSE)}
+    loss, _ = compute_loss(built.terms, tensors)
+    gradient = torch.autograd.grad(loss, log_probs)[0]
+    said = ~tensors["response_mask"].bool()
+    if "prefix_mask" in tensors:
+        said &= ~token_class(tensors, "hint")
+    assert said.any() and gradient.any() and not gradient[said].any()
+    counts = count_members(built.terms, tensors)
+    parts = [{key: value[rows] for key, value in tensors.items()} for rows in torch.arange(len(batch)).split(3)]
+    split = sum(compute_loss(built.terms, part, counts)[0] for part in parts)
+    torch.testing.assert_close(split, loss, atol=1e-6, rtol=1e-5)
+
+
+def test_what_rollouts_begin_with_is_of_the_first_answer(small: Callable[..., Algorithm]) -> None:
+    """The first answer is 5 6 end: half of it is 5, and no part reaches what the user said."""
+    built = small("luffy", prefix={"n_prefix": -1, "strategy": "fixed", "min_ratio": 0.5, "max_ratio": 0.9})
+    step, batch = Step(built), prompts((CONVERSATION, None))
+    found = step.demonstrator.read(built.fusion, batch, 1)[0]
+    prefixes = draw_response_prefixes(built.experience, batch, found, encode, 1)
+    assert {prefix.ids for prefix in prefixes[0]} <= {(5,), (5, 6)} and len(prefixes[0]) == 4
+
+
+def test_without_an_environment_the_last_answer_of_a_demonstration_is_scored(small: Callable[..., Algorithm]) -> None:
+    seen: list[list[int]] = []
+
+    def scored(data: DataProto) -> DataProto:
+        seen.extend(
+            ids[mask.bool()].tolist() for ids, mask in zip(data.batch["responses"], data.batch["response_mask"], strict=True)
+        )
+        return score_rows(data)
+
+    step = Step(small("sft"))
+    step.demonstrator.score_rows = scored
+    batch = step.mix(prompts((CONVERSATION, TARGET)), SCORES)
+    assert seen == [[8, EOS], [5, 6, 7, 8, 5, EOS]]
+    row = batch.non_tensor_batch["uid"].tolist().index("a")
+    assert batch.batch["rm_scores"][row].tolist() == [0] * 7 + [1], "on its last token, whatever the mask sums to"
+    assert batch.non_tensor_batch["__num_turns__"][row] == 4

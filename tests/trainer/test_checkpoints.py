@@ -87,7 +87,7 @@ def config(home: Path, **trainer: Any) -> DictConfig:
     settings = {
         "run_dir": str(home), "default_local_dir": str(home / "checkpoints"), "resume_mode": "auto", "resume_from_path": None,
         "val_only": False, "val_before_train": True, "test_freq": 2, "max_actor_ckpt_to_keep": None,
-        "max_critic_ckpt_to_keep": None, "nnodes": 1, "n_gpus_per_node": 1, **trainer,
+        "max_critic_ckpt_to_keep": None, "nnodes": 1, "n_gpus_per_node": 1, "backend": "legacy", **trainer,
     }  # fmt: skip
     return OmegaConf.create(
         {

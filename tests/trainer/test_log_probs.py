@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,9 +25,9 @@ from unify_posttrain.trainer.log_probs import (
     mini_batch_of,
 )
 from unify_posttrain.trainer.mixed_batch import KIND_COLUMN
-from unify_posttrain.trainer.port import LegacyPort
+from unify_posttrain.trainer.port import WorkerPort
 from unify_posttrain.trainer.step import Step
-from unify_posttrain.workers.forward import CALCULATE_ENTROPY
+from unify_posttrain.workers.micro_batches import CALCULATE_ENTROPY
 
 WIDTH = 4
 
@@ -58,9 +59,10 @@ class Stages(FusionTrainer):
         self.config, self.use_reference_policy, self.use_legacy_worker_impl = config, reference, "enable"
         self.metrics, self.timing_raw = {}, {}
         self.workers = Workers()
-        self.port = LegacyPort(self.workers, self.workers, ranks)
+        self.port = WorkerPort(self.workers, self.workers, ranks)
         self.log_probs = LogProbs.from_config(config, self.port, reference)
         self.step = Step(step, algorithm, mini_batches)
+        self.mixer = SimpleNamespace(turns=None)
 
     @property
     def asked(self) -> list[list[str]]:
@@ -265,9 +267,8 @@ def test_what_verl_compares_without_the_actors_numbers_is_not_reported(
     assert it.log_probs.complete is complete
     monkeypatch.setattr(SeparateRayPPOTrainer, "_fit_compute_advantage", lambda self, batch: batch)
     monkeypatch.setattr("unify_posttrain.trainer.fusion_trainer.set_advantages", lambda *_: {})
-    it.metrics |= {"rollout_corr/kl": 59.6, "critic/score/mean": 0.5}
     it._fit_compute_advantage(batch)
-    assert ("rollout_corr/kl" in it.metrics) == complete and "critic/score/mean" in it.metrics
+    assert ("rollout_corr/kl" in it.metrics) == complete
 
 
 # --- SRFT's batch entropy --------------------------------------------------------------------------------------------

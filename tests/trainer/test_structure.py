@@ -20,6 +20,7 @@ HOOK = re.compile(r"_fit_\w+")
 LINES = 265
 # Rooms that the trainer may know; commands, evaluation, reporting and the study are not among them.
 LOWER = (
+    "backend",
     "algorithms",
     "experience",
     "objective",
@@ -29,11 +30,13 @@ LOWER = (
     "startup",
     "rollout",
     "workers",
+    "tasks",
     "cpu_compat",
     "redaction",
     "text",
     "trainer",
 )
+COMMON = ("environment", "episodes", "turns")  # what all environments share; the trainer knows no task
 
 
 def defined(cls: type) -> list[str]:
@@ -73,14 +76,15 @@ def test_one_class_derives_from_verls_trainer() -> None:
 
 
 def test_workers_are_reached_through_the_port_alone() -> None:
-    """verl's name of the worker group stands where the port is built and nowhere else; nor does anyone else call its methods."""
+    """verl's names of worker groups stand where the port is built and nowhere else; nor does anyone else call their methods."""
     for path in MODULES:
-        lines = [line for line in path.read_text().splitlines() if re.search(r"\bactor_rollout_wg\b|\bref_policy_wg\b", line)]
-        if path.stem != "fusion_trainer":
+        name = r"\bactor_rollout_wg\b|\bref_policy_wg\b|\bcritic_wg\b"
+        lines = [line for line in path.read_text().splitlines() if re.search(name, line)]
+        if path.stem != "port":
             assert lines == [], path.name
             continue
-        source = inspect.getsource(FusionTrainer.init_workers)
-        assert lines and all(line in source for line in lines), "outside of init_workers"
+        source = inspect.getsource(port.WorkerPort.of)
+        assert len(lines) == 3 and all(line in source for line in lines), "outside of `of`"
     procedures = re.compile(r"\.(compute_log_prob|compute_ref_log_prob|update_actor|execute_all\w*)\(")
     assert [path.stem for path in MODULES if procedures.search(path.read_text())] == ["port"]
 
@@ -93,15 +97,16 @@ def test_imports_run_downwards(path: Path) -> None:
             continue
         parts = node.module.split(".")
         assert parts[1] in LOWER, f"{path.name}:{node.lineno}: {node.module}"
+        assert parts[1] != "tasks" or parts[2] in COMMON, f"{path.name}:{node.lineno} knows a task: {node.module}"
         if parts[1:] == ["trainer", "fusion_trainer"]:
             assert path.stem == "task_runner", f"{path.name}:{node.lineno} knows the trainer"
 
 
-def test_the_legacy_port_is_an_actor_port() -> None:
+def test_the_worker_port_is_an_actor_port() -> None:
     """A Protocol checks nothing by itself: the same methods with the same arguments."""
     wanted = [name for name, value in vars(port.ActorPort).items() if inspect.isfunction(value) and not name.startswith("_")]
     assert {"log_probs", "reference", "update", "update_replay", "start_phase"} <= set(wanted)
     for name in wanted:
-        ours, theirs = (inspect.signature(getattr(cls, name)) for cls in (port.LegacyPort, port.ActorPort))
+        ours, theirs = (inspect.signature(getattr(cls, name)) for cls in (port.WorkerPort, port.ActorPort))
         assert ours == theirs, name
-    assert port.LegacyPort(None, None, ranks=3).ranks == 3
+    assert port.WorkerPort(None, None, ranks=3).ranks == 3

@@ -17,7 +17,6 @@ from verl.utils.config import omega_conf_to_dataclass
 from unify_posttrain import cpu_compat
 from unify_posttrain.config import compose_config
 from unify_posttrain.experience.rows import object_column
-from unify_posttrain.workers.fusion_actor import FusionActor
 
 PROMPT, RESPONSE, VOCABULARY = 6, 10, 50
 BASE = (
@@ -33,7 +32,7 @@ BASE = (
 )
 
 
-class RecordingActor(FusionActor):
+class RecordingSteps:
     """Keeps the gradient of every optimizer step instead of taking it, so that each is a function of the batch alone."""
 
     def __init__(self, *args, **kwargs):
@@ -72,7 +71,7 @@ def make_model() -> Qwen2ForCausalLM:
 
 
 @cache
-def _composed(*overrides: str):
+def composed_actor(*overrides: str):
     return OmegaConf.to_container(compose_config([*BASE, *overrides]).actor_rollout_ref.actor, resolve=True)
 
 
@@ -80,12 +79,17 @@ def make_actor(*overrides: str, module=None, recording: bool = True, settings: M
     """`settings` are dotted keys of the actor's node from which nothing is derived: to compose them anew costs as much as ten
     updates."""
     start_group()
-    composed = OmegaConf.create(_composed(*overrides))
+    composed = OmegaConf.create(composed_actor(*overrides))
     for key, value in (settings or {}).items():
         OmegaConf.update(composed, key, value)
     actor_config = omega_conf_to_dataclass(composed)
     module = make_model() if module is None else module
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    from unify_posttrain.workers.fusion_actor import FusionActor  # verl 0.7.1 has it
+
+    class RecordingActor(RecordingSteps, FusionActor):
+        """On verl's DataParallelPPOActor."""
+
     return (RecordingActor if recording else FusionActor)(actor_config, module, optimizer)
 
 

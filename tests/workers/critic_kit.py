@@ -12,7 +12,6 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import FSDPCriticConfig
 
 from unify_posttrain.config import compose_config
-from unify_posttrain.workers.fusion_critic import FusionCritic
 
 from .actor_kit import RESPONSE, VOCABULARY, make_batch, start_group
 
@@ -29,7 +28,7 @@ FOLDER_FREE = (
 )
 
 
-def recording(critic_class: type) -> type:
+def recording(critic_class: type, module: str = "") -> type:
     """The critic, keeping the gradient of every optimizer step instead of taking it: each is a function of the batch alone."""
 
     class Recording(critic_class):
@@ -41,7 +40,8 @@ def recording(critic_class: type) -> type:
             def full(gradient):
                 return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient.clone()
 
-            named = {name: full(p.grad) for name, p in self.critic_module.named_parameters() if p.grad is not None}
+            owner = self.engine.module if module else self.critic_module
+            named = {name: full(p.grad) for name, p in owner.named_parameters() if p.grad is not None}
             self.gradients.append(named)
             return torch.sqrt(sum(g.double().square().sum() for g in named.values()))
 
@@ -58,17 +58,19 @@ def make_value_model() -> Qwen2ForTokenClassification:
 
 
 @cache
-def _composed(*overrides: str) -> dict:
+def composed_critic(*overrides: str) -> dict:
     return OmegaConf.to_container(compose_config([*FOLDER_FREE, *overrides]).critic, resolve=True)
 
 
 def critic_config(*overrides: str) -> FSDPCriticConfig:
     """`critic` as the worker gets it. Its model description, which would be read from disk, is left out."""
-    return omega_conf_to_dataclass(OmegaConf.create({**_composed(*overrides), "model_config": {}}))
+    return omega_conf_to_dataclass(OmegaConf.create({**composed_critic(*overrides), "model_config": {}}))
 
 
-def make_critic(*overrides: str, critic_class: type = FusionCritic, module=None, record: bool = True):
+def make_critic(*overrides: str, critic_class: type | None = None, module=None, record: bool = True):
     start_group()
+    if critic_class is None:
+        from unify_posttrain.workers.fusion_critic import FusionCritic as critic_class  # verl 0.7.1 has what it extends
     module = make_value_model() if module is None else module
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     return (recording(critic_class) if record else critic_class)(critic_config(*overrides), module, optimizer)

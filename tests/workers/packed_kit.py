@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from verl import DataProto
 
-from unify_posttrain.workers.fusion_actor import FusionActor
-
 from .actor_kit import PROMPT, gradient_distance, make_actor, make_batch, make_model
 
 TOLERANCE = 2e-6  # of a gradient's norm
@@ -60,7 +58,7 @@ def rows_of_every_kind() -> DataProto:
     return batch
 
 
-def updates(actor: FusionActor) -> Iterator[dict[str, float]]:
+def updates(actor: Any) -> Iterator[dict[str, float]]:
     """Metrics of an update by every objective that the algorithm has: its phases, its replayed step."""
     for phase in range(len(actor.phases)):
         actor.start_phase(phase)

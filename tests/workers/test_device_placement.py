@@ -86,10 +86,10 @@ def test_everything_is_on_the_device_and_the_host_waits_where_it_must(name: str,
     expected = {
         "update.py total _to_copy": 2 * (steps + numbers["empty"]) + numbers["updates"],
         "update.py _counts_for _to_copy": steps,
-        "fusion_actor.py _clip_and_step _local_scalar_dense": steps,
+        "actor_update.py clip_gradient _local_scalar_dense": steps,
     }
     if layout.chunk:
-        expected |= {"forward.py _in_layout nonzero": numbers["forward"], "forward.py on nonzero": numbers["forward"]}
+        expected |= {"forward.py _in_layout nonzero": numbers["forward"], "output_head.py on nonzero": numbers["forward"]}
         if numbers["entropies"]:
             expected["log_probs.py backward _local_scalar_dense"] = numbers["entropies"]
     assert dict(device.waits) == expected
@@ -119,7 +119,7 @@ def test_the_reference_policy_is_on_the_device(chunk: int | None, device: Device
     batch = for_log_probs(rows_of_every_kind(), dynamic=True)
     log_probs = policy.compute_log_prob(batch)["log_probs"]
     assert isinstance(log_probs, DeviceTensor) and bool((attended(batch, {"": log_probs})[""] < 0).all())
-    waits = {"forward.py _in_layout nonzero", "forward.py on nonzero"} if chunk else set()
+    waits = {"forward.py _in_layout nonzero", "output_head.py on nonzero"} if chunk else set()
     assert set(device.waits) == waits and len(set(device.waits.values())) <= 1
 
 
@@ -134,7 +134,7 @@ def test_the_critic_is_on_the_device() -> None:
         gradients = [{name: gradient.cpu() for name, gradient in step.items()} for step in critic.gradients]
         # Per mini-batch its counts to the ranks and back, and the norm; per update the metrics back; per micro-batch nothing.
         assert dict(device.waits) == {
-            "fusion_critic.py update_critic _local_scalar_dense": 2,
+            "critic_update.py update_critic _local_scalar_dense": 2,
             "update.py total _to_copy": 2 * 2 + 1,
         }
         stepping = make_critic(*flags, halves, module=make_value_model().to(NAME), record=False)

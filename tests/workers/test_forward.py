@@ -10,7 +10,8 @@ import verl.utils.ulysses as ulysses
 from transformers import Gemma2Config, Gemma2ForCausalLM
 from verl import DataProto
 
-from unify_posttrain.workers.forward import ChunkedForward, LogProbHead, labels_and_wanted, output_head
+from unify_posttrain.workers.forward import ChunkedForward
+from unify_posttrain.workers.output_head import LogProbHead, labels_and_wanted, output_head
 
 from .actor_kit import PROMPT, RESPONSE, VOCABULARY, gradient_distance, make_actor, make_batch, make_model, start_group
 

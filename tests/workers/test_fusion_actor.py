@@ -81,10 +81,13 @@ def test_order_of_rows_and_padding_rows_change_nothing(mode) -> None:
     assert gradient_distance(with_padding, reference) < TOLERANCE
 
 
+ONE_PASS = "actor_rollout_ref.actor.ppo_epochs=1"  # what these tests are about; a second pass reads old log-probs
+
+
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_no_algorithm_depends_on_micro_batches_order_or_padding(name) -> None:
     """Two mini-batches of seven rows, each with rollouts, hints and demonstrations."""
-    actor = make_actor(f"algorithm={name}")
+    actor = make_actor(f"algorithm={name}", ONE_PASS)
 
     def gradients(rows: list[int], micro: int, silent: tuple[int, ...] = ()):
         batch = make_batch(rows=14, demonstrations=5, hints=4).select_idxs(np.array(rows))
@@ -112,7 +115,7 @@ def test_old_log_probs_that_a_single_step_overwrites_are_read_by_nobody(name: st
     sampled tokens. With two it does, if the algorithm reads any in its loss."""
     computed, absent = (make_batch(rows=12, demonstrations=4, hints=4, padding=1) for _ in range(2))
     absent.batch["old_log_probs"] = torch.where(absent.batch["prefix_mask"], absent.batch["old_log_probs"], 0.0)
-    flags = (f"algorithm={name}", *(("actor_rollout_ref.actor.ppo_mini_batch_size=8",) if name == "online_sft" else ()))
+    flags = (f"algorithm={name}", ONE_PASS, *(("actor_rollout_ref.actor.ppo_mini_batch_size=8",) if name == "online_sft" else ()))
     for mini_batches in (1, 2):
         for batch in (computed, absent):
             batch.meta_info["mini_batches"] = mini_batches
@@ -129,7 +132,7 @@ def test_old_log_probs_that_a_single_step_overwrites_are_read_by_nobody(name: st
 def test_the_first_of_several_steps_may_take_its_own_for_old_ones(name: str) -> None:
     """`fusion.first_step_is_current`: nothing, to the last bit, depends on old log-probs of sampled tokens in the first mini-batch;
     its gradient is the one of old log-probs that were computed; the second mini-batch reads them as ever."""
-    flags = (f"algorithm={name}", *(("actor_rollout_ref.actor.ppo_mini_batch_size=8",) if name == "online_sft" else ()))
+    flags = (f"algorithm={name}", ONE_PASS, *(("actor_rollout_ref.actor.ppo_mini_batch_size=8",) if name == "online_sft" else ()))
 
     def batches(first: float, second: float) -> DataProto:
         batch = make_batch(rows=12, demonstrations=4, hints=4, padding=1)

@@ -9,7 +9,8 @@ import torch.multiprocessing as mp
 import verl.utils.model
 from verl.workers.critic import DataParallelPPOCritic
 
-from unify_posttrain.workers.fusion_critic import FusionCriticWorker, load_value_model
+from unify_posttrain.workers.fusion_critic import FusionCriticWorker
+from unify_posttrain.workers.value_model import load_value_model
 
 from .actor_kit import gradient_distance, make_model, start_group
 from .critic_kit import critic_config, make_critic, make_value_batch, make_value_model

@@ -30,7 +30,9 @@ METHODS: tuple[type[Algorithm], ...] = (
 )  # fmt: skip
 # Methods whose published runs have another balance of their terms than the papers' equations: the same class, another conf file.
 RELEASED = (HPT, LUFFY, ReLIFT, SRFT, RLWithSFTLoss, DrGRPO, UFT, CHORD)
-ALGORITHMS: dict[str, type[Algorithm]] = {cls.name: cls for cls in (*METHODS, *(each.released() for each in RELEASED))}
+# Settings of published experiments that are not the method's own paper's.
+PRESETS = (PPO.preset("heals", "PPO with the settings of arXiv 2509.12235, over the turns of an environment."),)
+ALGORITHMS: dict[str, type[Algorithm]] = {cls.name: cls for cls in (*METHODS, *(each.released() for each in RELEASED), *PRESETS)}
 
 
 def build_algorithm(actor: Any) -> Algorithm:
@@ -46,4 +48,4 @@ def build_algorithm(actor: Any) -> Algorithm:
     return ALGORITHMS[name](settings)
 
 
-__all__ = ["ALGORITHMS", "METHODS", "RELEASED", "Algorithm", "FusionConfig", "Phase", "Settings", "build_algorithm"]
+__all__ = ["ALGORITHMS", "METHODS", "PRESETS", "RELEASED", "Algorithm", "FusionConfig", "Phase", "Settings", "build_algorithm"]

@@ -200,5 +200,9 @@ class Algorithm(Parts, ABC):
     @classmethod
     def released(cls) -> type[Algorithm]:
         """The same class under the name of its published balance, which is configuration: conf/algorithm/NAME_released.yaml."""
-        documentation = f"{cls.name} with the balance of its published runs."
-        return type(f"{cls.__name__}Released", (cls,), {"name": f"{cls.name}_released", "__doc__": documentation})
+        return cls.preset("released", f"{cls.name} with the balance of its published runs.")
+
+    @classmethod
+    def preset(cls, suffix: str, documentation: str) -> type[Algorithm]:
+        """The same class under the name of another file of settings: conf/algorithm/NAME_SUFFIX.yaml."""
+        return type(f"{cls.__name__}{suffix.title()}", (cls,), {"name": f"{cls.name}_{suffix}", "__doc__": documentation})

@@ -11,7 +11,7 @@ from typing import Any
 from unify_posttrain.analysis.forgetting import Curve, analyse
 from unify_posttrain.analysis.plots import save, start
 from unify_posttrain.analysis.records import Records
-from unify_posttrain.analysis.sweeps import check_same_problems, find_column, open_sweep, scores
+from unify_posttrain.analysis.sweeps import Sweep, answers, check_same_problems, find_column, open_sweep, scores
 from unify_posttrain.analysis.tables import NONE, number, page, percent, table
 from unify_posttrain.measures.intervals import t_interval
 from unify_posttrain.measures.statistics import Bootstrap
@@ -33,6 +33,7 @@ class Forgetting:
         how: of intervals.
         output: folder of the results.
         overwrite: replace an analysis of other evaluations there.
+        published: rows {benchmark, model, origin, peak, end, rl, id: [at the peak, at the end, after RL]}, in %.
     """
 
     seeds: tuple[tuple[str, Mapping[int, str]], ...]
@@ -44,6 +45,7 @@ class Forgetting:
     how: Bootstrap
     output: Path
     overwrite: bool
+    published: tuple[Mapping[str, Any], ...] = ()
 
 
 def report(forgetting: Forgetting) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def report(forgetting: Forgetting) -> dict[str, Any]:
         ValueError: an evaluation that cannot be used, problems that differ, or an output folder that holds something else.
     """
     runs = [_seed(forgetting, sft, rl) for sft, rl in forgetting.seeds]
+    runs = [{**run, "verdict": verdict(run)} for run in runs]
     seeds = [[sft, {str(begin): name for begin, name in rl.items()}] for sft, rl in forgetting.seeds]
     how = {"select": forgetting.select, "end": forgetting.end, "id": forgetting.id, "ood": forgetting.ood, **asdict(forgetting.how)}
     Records(forgetting.output, {"what": "forgetting", "seeds": seeds, **how}, forgetting.overwrite)
@@ -62,6 +65,7 @@ def report(forgetting: Forgetting) -> dict[str, Any]:
         "confidence": forgetting.how.confidence,
         "seeds": runs,
         "over_seeds": over_seeds(runs, forgetting.how.confidence) if len(runs) > 1 else None,
+        "published": [dict(row) for row in forgetting.published if row["benchmark"] in {run["ood"] for run in runs}],
     }
     start()
     figure = save(_draw(runs), forgetting.output / FIGURE)
@@ -89,7 +93,17 @@ def _seed(forgetting: Forgetting, sft_name: str, rl_names: Mapping[int, str]) ->
         "ood": ood,
         "id_benchmark": inside,
         **found,
+        "answers": _answers(str(ood), sft, rl),
     }
+
+
+def _answers(ood: str, sft: Sweep, rl: Mapping[int, Sweep]) -> dict[str, dict[int, dict[str, float | None]]]:
+    """How checkpoints of fine-tuning, and the ends of RL runs by their start, answered out of distribution."""
+    found = {
+        "sft": {step: answers(sft, ood, step) for step in sorted(sft.steps)},
+        "rl": {begin: answers(sweep, ood, sweep.last) for begin, sweep in rl.items()},
+    }
+    return {name: {step: each for step, each in steps.items() if each is not None} for name, steps in found.items()}
 
 
 def over_seeds(runs: Sequence[Mapping[str, Any]], confidence: float) -> dict[str, Any]:
@@ -149,14 +163,52 @@ def _page(results: Mapping[str, Any], figures: Sequence[str]) -> str:
     parts = [LABELS[results["select"]]]
     for run in results["seeds"]:
         count = run["problems"]["reported_on"]
-        parts += [f"## {run['sft']}", *verdict(run), _noise(count, run), _table(run)]
+        parts += [f"## {run['sft']}", *run["verdict"], _noise(count, run), _table(run)]
+        parts += ["Answers out of distribution:", _answer_table(run)] if any(run["answers"].values()) else []
     if results["over_seeds"] is not None:
         rows = [
             [key.replace("_", " "), percent(value["mean"]), percent(value["half_width"]), str(value["n"])]
             for key, value in results["over_seeds"].items()
         ]
         parts += ["## Over seeds", table(["%", "mean", "±", "seeds"], rows)]
+    if results["published"]:
+        parts += ["## Published", _published(results["published"]), PUBLISHED_NOTE]
     return page("Forgetting and recovery", parts, figures)
+
+
+PUBLISHED_NOTE = (
+    "In %, on 234 hands or 48 routes, at the highest of all checkpoints: compare with `select: none`, and with the width of an "
+    "interval."
+)
+
+
+def _published(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Published rows, and the share that came back in each."""
+    return table(
+        ["model", "origin", "OOD peak", "SFT end", "RL end", "recovery", "ID at peak, end, RL"],
+        [
+            [row["model"], row["origin"], *(number(row[key], 2) for key in ("peak", "end", "rl")),
+             number((row["rl"] - row["end"]) / (row["peak"] - row["end"]), 2), ", ".join(number(each, 2) for each in row["id"])]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def _answer_table(run: Mapping[str, Any]) -> str:
+    rows = []
+    for name, title in (("sft", "SFT"), ("rl", "end of RL from")):
+        for step, found in sorted(run["answers"][name].items()):
+            shares = [percent(found[key]) for key in ("first_acc", "other_rule", "unreadable")]
+            rows.append([f"{title} {step}", *shares, number(found["turns"], 2), number(found["loss"], 4)])
+    head = [
+        "",
+        "first answer right %",
+        "right under the other rule, % of turns",
+        "unreadable, % of turns",
+        "turns",
+        "loss per token",
+    ]
+    return table(head, rows)
 
 
 def _noise(count: int, run: Mapping[str, Any]) -> str:

@@ -155,6 +155,7 @@ def forgetting(config: DictConfig) -> Forgetting:
         ),
         output=Path(str(config.output)),
         overwrite=bool(config.overwrite),
+        published=tuple(_plain(config.published)),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ class Sweep:
         folder: its folder.
         steps: step of a checkpoint -> its label; a model that is no checkpoint has step 0.
         benchmarks: names.
+        entries: (step, benchmark) -> what results.json says of the benchmark's first source.
     """
 
     name: str
     folder: Path
     steps: Mapping[int, str]
     benchmarks: tuple[str, ...]
+    entries: Mapping[tuple[int, str], Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def last(self) -> int:
@@ -58,7 +60,41 @@ def open_sweep(key: str, name: str, evaluations: Path) -> Sweep:
         raise ValueError(f"{folder / RESULTS} is no result of an evaluation ({type(error).__name__}: {error})") from error
     if len({step for step, _ in models}) != len(models):
         raise ValueError(f"{key}={name} compares models that are no checkpoints of one run; evaluate the run (run=FOLDER)")
-    return Sweep(name, folder, dict(models), benchmarks)
+    return Sweep(name, folder, dict(models), benchmarks, _entries(content["models"]))
+
+
+def _entries(models: Any) -> dict[tuple[int, str], Mapping[str, Any]]:
+    """What does not have the expected form is left out: the shares come from the samples."""
+    found: dict[tuple[int, str], Mapping[str, Any]] = {}
+    for model in models:
+        for entry in model.get("sources") or ():
+            if isinstance(entry, Mapping):
+                found.setdefault((int(model["step"] or 0), str(entry.get("benchmark"))), entry)
+    return found
+
+
+# Outcomes of a turn in which nothing was found that could be right or wrong, in the words of the environments.
+UNREADABLE = ("illegal_formula", "no_action", "no_answer")
+
+
+def answers(sweep: Sweep, benchmark: str, step: int) -> dict[str, float | None] | None:
+    """How a checkpoint answered, beside how often it was right: first_acc, turns, other_rule (share of turns that are right under
+    the rule that is not asked for), unreadable (share of turns) and loss (of the worked answers, per token).
+
+    Returns:
+        None if the evaluation has neither episodes nor losses.
+    """
+    entry = sweep.entries.get((step, benchmark), {})
+    episodes, loss = entry.get("episodes") or {}, entry.get("loss") or {}
+    if not episodes and not loss:
+        return None
+    outcomes = episodes.get("outcomes") or {}
+    known = [outcomes[name] for name in UNREADABLE if name in outcomes]
+    return {
+        **{key: episodes.get(key) for key in ("first_acc", "turns", "other_rule")},
+        "unreadable": sum(known) if known else None,
+        "loss": loss.get("per_token"),
+    }
 
 
 def find_column(key: str, value: str | None, ending: str, sweeps: Sequence[Sweep], required: bool) -> str | None:

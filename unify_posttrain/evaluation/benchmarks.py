@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from unify_posttrain.tasks.columns import REQUIRED_COLUMNS, check_columns, check_row
 
 OPTIONAL_COLUMNS = ("extra_info",)
+TARGET = "target"  # the worked answer; read only where its loss is asked for
 MEDIA_COLUMNS = ("images", "videos")  # verl's names
 
 
@@ -28,6 +29,7 @@ class Problem:
         messages: of the prompt, [{role, content}, …].
         ground_truth: as the reward function takes it.
         extra_info: likewise.
+        target: messages of the worked answer; None: the row has none, or nobody asked.
     """
 
     row: int
@@ -35,29 +37,51 @@ class Problem:
     messages: list[dict[str, Any]]
     ground_truth: Any
     extra_info: dict[str, Any]
+    target: list[dict[str, Any]] | None = None
 
 
-def read_problems(files: Sequence[Path], max_samples: int | None = None, sample_seed: int | None = None) -> list[Problem]:
+def read_problems(
+    files: Sequence[Path],
+    max_samples: int | None = None,
+    sample_seed: int | None = None,
+    sources: Sequence[str] | None = None,
+    with_targets: bool = False,
+) -> list[Problem]:
     """The problems of a benchmark, in the order of its files.
 
     Args:
         files: parquet files.
         max_samples: that many problems at most, chosen as training's `data.val_max_samples` chooses them; None or -1: all.
         sample_seed: of the choice; None takes the first ones.
+        sources: `data_source`s to keep; None: all. Rows keep their position in the files.
+        with_targets: read the worked answers, too.
 
     Raises:
-        ValueError: a file that is missing, unreadable or empty, a missing column, or a malformed row.
+        ValueError: a file that is missing, unreadable or empty, a missing column, a malformed row, or a source without rows.
     """
     rows: list[tuple[Path, int, Mapping[str, Any]]] = []
     for file in files:
-        rows += [(file, number, row) for number, row in enumerate(_read(file))]
+        rows += [(file, number, row) for number, row in enumerate(_read(file, with_targets))]
     problems = [_problem(position, *row) for position, row in enumerate(rows)]
+    if sources is not None:
+        problems = _of_sources(problems, sources, files)
     if max_samples is None or not 0 < max_samples < len(problems):
         return problems
     picked: Sequence[int] = range(max_samples)
     if sample_seed is not None:
         picked = np.random.default_rng(sample_seed).choice(len(problems), size=max_samples, replace=False).tolist()
     return [problems[position] for position in picked]
+
+
+def _of_sources(problems: Sequence[Problem], sources: Sequence[str], files: Sequence[Path]) -> list[Problem]:
+    there = list(dict.fromkeys(problem.source for problem in problems))
+    absent = [source for source in sources if source not in there]
+    if absent:
+        raise ValueError(
+            f"benchmark file {', '.join(map(str, files))} has no rows of data_source={absent[0]} (it has {', '.join(there)}); "
+            f"prepare it with some, e.g. prepare.task.rows.{absent[0]}, or leave the benchmark out"
+        )
+    return [problem for problem in problems if problem.source in sources]
 
 
 def files_digest(files: Sequence[Path]) -> str:
@@ -79,12 +103,13 @@ def _existing(file: Path) -> Path:
     return file
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
+def _read(file: Path, with_targets: bool = False) -> list[dict[str, Any]]:
     try:
         schema = pq.read_schema(_existing(file))
         check_columns(f"benchmark file {file}", schema.names)
         _refuse_media(file, schema.names)
-        wanted = [column for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if column in schema.names]
+        optional = (*OPTIONAL_COLUMNS, TARGET) if with_targets else OPTIONAL_COLUMNS
+        wanted = [column for column in (*REQUIRED_COLUMNS, *optional) if column in schema.names]
         rows = pq.read_table(file, columns=wanted).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"benchmark file {file} cannot be read as parquet: {error}") from error
@@ -111,4 +136,6 @@ def _refuse_media(file: Path, names: Sequence[str]) -> None:
 def _problem(position: int, file: Path, number: int, row: Mapping[str, Any]) -> Problem:
     check_row(f"benchmark file {file}, row {number}", row)
     extra = dict(row.get("extra_info") or {})
-    return Problem(position, row["data_source"], row["prompt"], row["reward_model"]["ground_truth"], extra)
+    target = row.get(TARGET)
+    messages = [{"role": "assistant", "content": target}] if isinstance(target, str) else target
+    return Problem(position, row["data_source"], row["prompt"], row["reward_model"]["ground_truth"], extra, messages or None)

@@ -7,27 +7,32 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unify_posttrain.chat import ChatTemplate
 from unify_posttrain.evaluation.benchmarks import Problem, files_digest, read_problems
 from unify_posttrain.evaluation.engines import Engine, EngineSettings, Output, Request, start_engine
 from unify_posttrain.evaluation.models import Model, check_folder, local_folder
-from unify_posttrain.evaluation.prompts import load_tokenizer, prompts_digest, render
+from unify_posttrain.evaluation.prompts import chat_template, load_tokenizer, prompts_digest, render
+from unify_posttrain.evaluation.protocols import Benchmark
 from unify_posttrain.evaluation.results import Measured, as_results
 from unify_posttrain.evaluation.rewards import Judge, check_ground_truths, check_reward, load_extractor, load_reward
-from unify_posttrain.evaluation.settings import Benchmark, Evaluation
+from unify_posttrain.evaluation.settings import Evaluation
 from unify_posttrain.evaluation.store import Sample, SampleStore
 from unify_posttrain.output import described
 from unify_posttrain.redaction import redacted
 from unify_posttrain.rollout.seeds import rollout_seeds
 from unify_posttrain.runs.files import write_text
 from unify_posttrain.untrusted.weights import fingerprint
+
+if TYPE_CHECKING:
+    from unify_posttrain.evaluation.episodes import EpisodePlayer
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +58,16 @@ def conduct(evaluation: Evaluation, start: Starter = start_engine) -> dict[str, 
     from unify_posttrain.evaluation.tables import markdown
 
     problems = {
-        benchmark.name: read_problems(benchmark.files, benchmark.max_samples, benchmark.sample_seed)
+        benchmark.name: read_problems(
+            benchmark.files, benchmark.max_samples, benchmark.sample_seed, benchmark.sources, evaluation.likelihood
+        )
         for benchmark in evaluation.benchmarks
     }
     for benchmark in evaluation.benchmarks:
+        if evaluation.likelihood:
+            from unify_posttrain.evaluation.likelihood import check_targets
+
+            check_targets(problems[benchmark.name], benchmark.name)
         check_ground_truths(benchmark.reward, benchmark.name, problems[benchmark.name])
         check_reward(benchmark.reward, evaluation.protection, problems[benchmark.name])
     measured = [part for model in evaluation.models for part in _evaluate_model(evaluation, model, problems, start)]
@@ -83,11 +94,16 @@ def _evaluate_model(evaluation: Evaluation, model: Model, problems: dict[str, li
                 _identity(evaluation, model, benchmark, print_of_model, prompts_digest(prompts)),
                 evaluation.overwrite,
             )
-            _fill(
-                evaluation, model, benchmark, rows, build_requests(evaluation, model, benchmark, prompts), store, engine, tokenizer
-            )
-            dropped = [problem.source for problem in rows if problem.row not in prompts]
-            measured.append(Measured(model, print_of_model, benchmark, store.ordered(), dropped))
+            template = chat_template(tokenizer, evaluation.prompts)
+            player = _player(evaluation, benchmark, tokenizer, template, prompts)
+            requests = build_requests(evaluation, model, benchmark, prompts)
+            _fill(evaluation, model, benchmark, rows, requests, store, engine, tokenizer, player)
+            losses = None
+            if evaluation.likelihood:
+                from unify_posttrain.evaluation.likelihood import measure
+
+                losses = measure(store.folder, rows, prompts, tokenizer, template, engine.get)
+            measured.append(Measured(model, print_of_model, benchmark, store.ordered(), rows, prompts.keys(), losses))
     finally:
         engine.close()
     return measured
@@ -99,6 +115,20 @@ def _model_folder(evaluation: Evaluation, model: Model) -> Path:
     from unify_posttrain.evaluation.exporting import cached_export
 
     return cached_export(evaluation.run, model.step, evaluation.export_dtype)
+
+
+def _player(
+    evaluation: Evaluation, benchmark: Benchmark, tokenizer: Any, template: ChatTemplate, prompts: dict[int, list[int]]
+) -> EpisodePlayer | None:
+    """What plays the benchmark in turns; None if its answers are scored one by one."""
+    if benchmark.environment is None:
+        return None
+    from unify_posttrain.evaluation.episodes import EpisodePlayer
+
+    limits = evaluation.max_response_length, evaluation.engine.max_context
+    player = EpisodePlayer(benchmark.environment, tokenizer, template, *limits)
+    player.check(prompts, benchmark.name)
+    return player
 
 
 def _identity(evaluation: Evaluation, model: Model, benchmark: Benchmark, model_digest: str, prompts: str) -> dict[str, Any]:
@@ -114,6 +144,8 @@ def _identity(evaluation: Evaluation, model: Model, benchmark: Benchmark, model_
             "seed": evaluation.seed,
             "step": model.step or 0,
         },
+        **({} if benchmark.environment is None else {"environment": benchmark.environment}),
+        **({} if benchmark.sources is None else {"sources": benchmark.sources}),
         "engine": {
             "name": evaluation.engine.name,
             "dtype": evaluation.engine.dtype,
@@ -153,6 +185,7 @@ def _fill(
     store: SampleStore,
     engine: _LazyEngine,
     tokenizer: Any,
+    player: EpisodePlayer | None,
 ) -> None:
     """Generate and judge what the store lacks, chunk by chunk. Chunks are cut from the whole list, so that a continued evaluation
     decodes the same batches as an uninterrupted one, but for the chunk in which it was killed."""
@@ -163,16 +196,23 @@ def _fill(
     if not total:
         return
     by_row = {problem.row: problem for problem in problems}
-    reward = load_reward(benchmark.reward, evaluation.protection, evaluation.threads)
-    extractor = partial(load_extractor, benchmark.answers)
-    judge = Judge(reward, extractor, evaluation.threads, evaluation.threshold, evaluation.protection)
     began, clock = datetime.now(timezone.utc), time.monotonic()
-    with closing(judge), _progress(f"{model.label} on {benchmark.name}", len(requests), len(requests) - total) as advance:
+    with ExitStack() as stack:
+        judge = None if player is not None else stack.enter_context(closing(_judge(evaluation, benchmark)))
+        advance = stack.enter_context(_progress(f"{model.label} on {benchmark.name}", len(requests), len(requests) - total))
         for chunk in filter(None, missing):
-            outputs = engine.get().generate(chunk)
-            store.append(_judged(chunk, outputs, by_row, tokenizer, judge))
+            if player is not None:
+                store.append(player.play(chunk, [by_row[request.row] for request in chunk], engine.get().generate))
+            elif judge is not None:
+                store.append(_judged(chunk, engine.get().generate(chunk), by_row, tokenizer, judge))
             advance(len(chunk))
     _note_duration(evaluation.output, model, benchmark, total, began.isoformat(timespec="seconds"), time.monotonic() - clock)
+
+
+def _judge(evaluation: Evaluation, benchmark: Benchmark) -> Judge:
+    reward = load_reward(benchmark.reward, evaluation.protection, evaluation.threads)
+    extractor = partial(load_extractor, benchmark.answers)
+    return Judge(reward, extractor, evaluation.threads, evaluation.threshold, evaluation.protection)
 
 
 def _judged(

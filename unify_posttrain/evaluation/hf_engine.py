@@ -64,6 +64,17 @@ class HFEngine:
             outputs += self._decode(requests[start : start + self.max_batch])
         return outputs
 
+    def log_probs(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """Row by row: no row sees another's padding, and memory for the logits is that of one."""
+        found = []
+        with torch.inference_mode():
+            for prompt, target in pairs:
+                ids = torch.tensor([[*prompt, *target]], device=self.model.device)
+                logits = self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]  # (target, V)
+                log_probs = logits.float().log_softmax(dim=-1).gather(1, ids[0, len(prompt) :, None])
+                found.append(log_probs[:, 0].tolist())
+        return found
+
     def _decode(self, batch: Sequence[Request]) -> list[Output]:
         params = [self._params(request) for request in batch]
         decoded = decode_batch(self.model, [request.prompt_ids for request in batch], params, self.eos_ids, self.pad_id)

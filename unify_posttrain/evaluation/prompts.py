@@ -57,6 +57,11 @@ def load_tokenizer(folder: Path, template: str | None) -> Any:
     return tokenizer
 
 
+def chat_template(tokenizer: Any, settings: PromptSettings) -> ChatTemplate:
+    """The template with the options of the evaluation; its messages name the keys of conf/evaluate.yaml."""
+    return ChatTemplate(tokenizer, settings.template_options, "custom_chat_template", ADVICE)
+
+
 def render(tokenizer: Any, problems: Sequence[Problem], settings: PromptSettings, name: str = "benchmark") -> dict[int, list[int]]:
     """Prompt ids by row; rows with too long a prompt are missing.
 
@@ -69,7 +74,7 @@ def render(tokenizer: Any, problems: Sequence[Problem], settings: PromptSettings
     Raises:
         ValueError: the chat template does not take a prompt, one is too long and may not be dropped, or none is left.
     """
-    template = ChatTemplate(tokenizer, settings.template_options, "custom_chat_template", ADVICE)
+    template = chat_template(tokenizer, settings)
     prompts = {problem.row: template.ids(problem.messages, f"{name}, row {problem.row}") for problem in problems}
     for warning in template.warnings(problems[0].messages) if problems else ():
         logger.warning("%s", warning)

@@ -53,6 +53,10 @@ class Engine(Protocol):
         """One output per request, in their order."""
         ...
 
+    def log_probs(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """Of (prompt ids, target ids): log p of every token of the target, in nats."""
+        ...
+
     def close(self) -> None:
         """Free the memory; the engine is of no use afterwards."""
         ...

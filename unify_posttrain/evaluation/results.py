@@ -6,15 +6,18 @@ Nothing here depends on when or in how many attempts the samples were made. Shar
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from unify_posttrain.evaluation.benchmarks import Problem
+from unify_posttrain.evaluation.episode_results import episode_entry, loss_entry
 from unify_posttrain.evaluation.models import Model
-from unify_posttrain.evaluation.settings import Benchmark, Evaluation
-from unify_posttrain.evaluation.store import Sample
+from unify_posttrain.evaluation.protocols import Benchmark
+from unify_posttrain.evaluation.settings import Evaluation
+from unify_posttrain.evaluation.store import Losses, Sample
 from unify_posttrain.measures.metrics import ProblemSamples, by_source, source_metrics
 from unify_posttrain.measures.statistics import Bootstrap, compare, estimate
 
@@ -23,13 +26,27 @@ FORMAT = 1  # raise it when the meaning of results.json changes
 
 @dataclass(frozen=True)
 class Measured:
-    """Samples of one model on one benchmark; `dropped` names the source of every problem that was left out for its length."""
+    """Samples of one model on one benchmark.
+
+    Attributes:
+        model, fingerprint, benchmark, samples: what they are.
+        problems: all of the benchmark.
+        rendered: rows that were asked; the others were left out for their length.
+        losses: of the worked answers; None: not measured.
+    """
 
     model: Model
     fingerprint: str
     benchmark: Benchmark
     samples: Sequence[Sample]
-    dropped: Sequence[str]
+    problems: Sequence[Problem]
+    rendered: Collection[int]
+    losses: Losses | None = None
+
+    @property
+    def dropped(self) -> list[str]:
+        """The source of every problem that was left out."""
+        return [problem.source for problem in self.problems if problem.row not in self.rendered]
 
 
 @dataclass(frozen=True)
@@ -88,6 +105,7 @@ def _settings(evaluation: Evaluation) -> dict[str, Any]:
             benchmark.name: {
                 **{key: getattr(benchmark, key) for key in ("n", "temperature", "top_p", "top_k", "group")},
                 "reward": dict(benchmark.reward),
+                **({} if benchmark.environment is None else {"environment": dict(benchmark.environment)}),
             }
             for benchmark in evaluation.benchmarks
         },
@@ -116,6 +134,11 @@ def _sources(part: Measured, how: Bootstrap) -> list[_Source]:
             "dropped_prompts": dropped[name],
             **_source_entry(list(problems.values()), excluded.get(name, 0), counted, how),
         }
+        of_source = [problem for problem in part.problems if problem.source == name]
+        if part.benchmark.environment is not None and counted:
+            entry["episodes"] = episode_entry(counted, of_source, part.benchmark.split_by, how)
+        if part.losses is not None:
+            entry["loss"] = loss_entry(part.losses, [problem.row for problem in of_source])
         found.append(_Source(part.benchmark.name, name, part.benchmark.group, accuracies, entry))
     return found
 

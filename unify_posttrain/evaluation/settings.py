@@ -11,12 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.evaluation.checkpoints import chosen_steps, load_run_config
 from unify_posttrain.evaluation.engines import EngineSettings
-from unify_posttrain.evaluation.models import Model, named_models, safe_name
+from unify_posttrain.evaluation.models import Model, named_models
 from unify_posttrain.evaluation.prompts import PromptSettings
+from unify_posttrain.evaluation.protocols import Benchmark, chosen_benchmarks
 from unify_posttrain.measures.statistics import Bootstrap
 from unify_posttrain.rewards.protection import Protection
 
-VALIDATION = "validation"  # name of the benchmark that a run's own validation files are
 # Keys of conf/evaluate.yaml that are null unless set, and where they stand in the configuration of a run.
 OF_THE_RUN = {
     "engine": "actor_rollout_ref.rollout.name",
@@ -34,43 +34,6 @@ OF_THE_RUN = {
 }
 MAY_BE_NULL = ("max_context", "custom_chat_template")
 EMPTY_IF_NULL = ("apply_chat_template_kwargs", "override_config")
-SAMPLING = ("n", "temperature", "top_p", "top_k")
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A benchmark with its protocol.
-
-    Attributes:
-        name: in tables and file names.
-        files: parquet files.
-        n, temperature, top_p, top_k: of its samples.
-        group: benchmarks whose mean is shown.
-        reward: node {path, name, reward_kwargs} of the reward function.
-        answers: node {path, name} of the function that finds the answer where the reward gives none.
-        max_samples, sample_seed: choice of problems as training's `data.val_max_samples`; None: all.
-    """
-
-    name: str
-    files: tuple[Path, ...]
-    n: int
-    temperature: float
-    top_p: float
-    top_k: int
-    group: str
-    reward: Mapping[str, Any]
-    answers: Mapping[str, Any]
-    max_samples: int | None = None
-    sample_seed: int | None = None
-
-    def __post_init__(self) -> None:
-        where = f"benchmark {self.name}"
-        if self.n < 1:
-            raise ValueError(f"{where}: n={self.n} must be at least 1")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"{where}: temperature={self.temperature} must be >= 0 and top_p={self.top_p} in (0, 1]")
-        if self.n > 1 and self.temperature == 0:
-            raise ValueError(f"{where}: n={self.n} samples at temperature=0 are all the same; set n=1 or a temperature above 0")
 
 
 @dataclass(frozen=True)
@@ -78,7 +41,7 @@ class Evaluation:
     """Everything that :func:`unify_posttrain.evaluation.conduct.conduct` needs; see conf/evaluate.yaml for the meanings.
 
     `run` is the folder whose checkpoints `models` are, if any; `export_dtype` that of their weights; `allow_pickle` whether
-    models may come as files of torch.save.
+    models may come as files of torch.save; `likelihood` whether the loss of the worked answers is measured, too.
     """
 
     output: Path
@@ -95,6 +58,7 @@ class Evaluation:
     threshold: float
     chunk_size: int
     threads: int
+    likelihood: bool
     protection: Protection
     bootstrap: Bootstrap
     published: tuple[Mapping[str, Any], ...]
@@ -121,7 +85,7 @@ class Evaluation:
             models=tuple(_models(config, run, trained)),
             run=run,
             export_dtype=str(config.export.dtype),
-            benchmarks=tuple(_benchmarks(config, trained)),
+            benchmarks=tuple(chosen_benchmarks(config, trained)),
             prompts=PromptSettings(
                 max_length=settings["max_prompt_length"],
                 drop_overlong=settings["filter_overlong_prompts"],
@@ -141,6 +105,7 @@ class Evaluation:
             threshold=float(settings["correct_threshold"]),
             chunk_size=config.chunk_size,
             threads=config.threads,
+            likelihood=bool(config.likelihood),
             protection=_protection(config, trained),
             bootstrap=Bootstrap(**_plain(config.statistics)),
             published=tuple(_plain(config.published)),
@@ -191,64 +156,3 @@ def _models(config: DictConfig, run: Path | None, trained: DictConfig | None) ->
     steps = chosen_steps(run, _plain(config.steps))
     base = str(trained.actor_rollout_ref.model.path)
     return [Model(f"step_{step}", str(run) if step else base, step) for step in steps]
-
-
-def _benchmarks(config: DictConfig, trained: DictConfig | None) -> list[Benchmark]:
-    wanted = _plain(config.benchmarks)
-    wanted = [wanted] if isinstance(wanted, str) else wanted
-    if not wanted:
-        if trained is None:
-            known = ", ".join(config.define.benchmarks)
-            raise ValueError(f"benchmarks={wanted}: give names ({known}) or parquet files, e.g. benchmarks=[math500]")
-        wanted = [VALIDATION]
-    found = [_benchmark(config, str(name), trained) for name in wanted]
-    names = [benchmark.name for benchmark in found]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ValueError(
-            f"benchmarks={list(wanted)}: {repeated[0]} is there twice; name each once, and rename files of equal names"
-        )
-    return found
-
-
-def _benchmark(config: DictConfig, name: str, trained: DictConfig | None) -> Benchmark:
-    if name in config.define.benchmarks:
-        node = _plain(config.define.benchmarks[name])
-    elif name == VALIDATION and trained is not None:
-        node = _validation(config, trained)
-    elif name.endswith(".parquet"):
-        node = {**_plain(config.file), "files": [name]}
-        name = safe_name(Path(name).stem)
-    else:
-        known = ", ".join([*config.define.benchmarks, *([] if trained is None else [VALIDATION])])
-        raise ValueError(f"benchmarks: {name!r} is unknown; choose among {known}, or give a .parquet file")
-    if node["reward"] is None and trained is not None:
-        node["reward"] = _plain(trained.reward.custom_reward_function)
-    if node["reward"] is None:
-        raise ValueError(
-            f"benchmark {name} has no reward function; set file.reward={{path: …, name: …}} (as in define.rewards), or give "
-            "run=FOLDER"
-        )
-    given = {key: config[key] for key in SAMPLING if config[key] is not None}
-    return Benchmark(name=safe_name(name), **{**node, **given, "files": tuple(Path(file) for file in node["files"])})
-
-
-def _validation(config: DictConfig, trained: DictConfig) -> dict[str, Any]:
-    """A run's own validation: its files, its sampling, its reward."""
-    files, values = _plain(trained.data.val_files), trained.actor_rollout_ref.rollout.val_kwargs
-    reward = _plain(trained.reward.custom_reward_function)
-    alike = (
-        benchmark.answers
-        for benchmark in config.define.benchmarks.values()
-        if (benchmark.reward.path, benchmark.reward.name) == (reward.get("path"), reward.get("name"))
-    )
-    most = OmegaConf.select(trained, "data.val_max_samples")
-    return {
-        "files": [files] if isinstance(files, str) else files,
-        **{key: values[key] for key in SAMPLING},
-        "group": VALIDATION,
-        "reward": reward,
-        "answers": _plain(next(alike, config.file.answers)),
-        "max_samples": None if most is None or most < 0 else most,
-        "sample_seed": trained.data.seed if OmegaConf.select(trained, "data.shuffle") else None,
-    }

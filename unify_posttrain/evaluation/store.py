@@ -22,6 +22,7 @@ from unify_posttrain.redaction import redacted
 logger = logging.getLogger(__name__)
 
 SETTINGS, SAMPLES = "settings.json", "samples.jsonl"
+Losses = dict[int, tuple[float, int]]  # of worked answers: row -> (loss in nats, tokens)
 FORMAT = 1  # raise it when the meaning of a sample changes
 
 
@@ -41,6 +42,10 @@ class Sample:
         correct: 1 or 0.
         answer: canonical answer, "" if none was found.
         gold_ok: 0 if the ground truth cannot be used.
+        turns: of an episode: {text, feedback, reward, solved, tokens} of each answer; None: there is one answer, `response`.
+        prompt: of an episode: the message of the user that it began with.
+        stop: why the episode ended (`unify_posttrain.experience.transcript`).
+        fields: numbers that the environment gives for the episode.
     """
 
     row: int
@@ -54,13 +59,18 @@ class Sample:
     correct: int
     answer: str
     gold_ok: int
+    turns: list[dict[str, Any]] | None = None
+    prompt: str | None = None
+    stop: str | None = None
+    fields: dict[str, float] | None = None
 
     @property
     def key(self) -> tuple[int, int]:
         return self.row, self.number
 
 
-KEYS = {field.name for field in fields(Sample)}
+OF_EPISODES = ("turns", "prompt", "stop", "fields")
+KEYS = {field.name for field in fields(Sample)} - set(OF_EPISODES)
 
 
 class SampleStore:
@@ -136,7 +146,7 @@ class SampleStore:
     def append(self, samples: Iterable[Sample]) -> None:
         """Add samples; they are on disk when this returns."""
         samples = list(samples)
-        text = "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
+        text = "".join(json.dumps(_line(sample), ensure_ascii=False) + "\n" for sample in samples)
         with open(self.path, "ab") as file:
             file.write(text.encode("utf-8", errors="surrogatepass"))
             file.flush()
@@ -156,12 +166,17 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for name, child in node.items() for key, value in flat(child, f"{prefix}.{name}".lstrip(".")).items()}
 
 
+def _line(sample: Sample) -> dict[str, Any]:
+    """Without the keys of episodes where there was one answer."""
+    return {key: value for key, value in asdict(sample).items() if sample.turns is not None or key not in OF_EPISODES}
+
+
 def _parse(line: bytes, where: str) -> Sample:
     try:
         entry = json.loads(line.decode("utf-8", errors="surrogatepass"))
     except ValueError as error:
         raise ValueError(f"{where} is damaged ({error}); delete the line, its sample is then generated again") from None
-    if not isinstance(entry, dict) or set(entry) != KEYS:
+    if not isinstance(entry, dict) or set(entry) not in (KEYS, KEYS | set(OF_EPISODES)):
         raise ValueError(f"{where} is no sample of this format; delete the folder, or give another output=…")
     return Sample(**entry)
 

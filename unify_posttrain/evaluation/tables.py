@@ -51,6 +51,12 @@ def markdown(results: Mapping[str, Any], figures: Sequence[str] = ()) -> str:
     if results["comparisons"]:
         parts += ["## Against the first model", _table(*comparison_table(results)), COMPARISON_NOTE]
     parts += ["## Details", _table(*detail_table(results))]
+    for title, (head, rows), note in (
+        ("## Episodes", episode_table(results), EPISODE_NOTE),
+        ("## Splits", split_table(results), SPLIT_NOTE),
+        ("## Loss of the worked answers", loss_table(results), LOSS_NOTE),
+    ):
+        parts += [title, _table(head, rows), note] if rows else []
     parts += [f"![{name}]({name})" for name in figures]
     return "\n\n".join(parts) + "\n"
 
@@ -64,8 +70,7 @@ COMPARISON_NOTE = (
 def _protocol(results: Mapping[str, Any]) -> str:
     settings = results["settings"]
     lines = [
-        f"- {clean_line(name)}: n = {each['n']}, temperature {each['temperature']:g}, top-p {each['top_p']:g}, "
-        f"reward {_reward(each['reward'])}"
+        f"- {clean_line(name)}: n = {each['n']}, temperature {each['temperature']:g}, top-p {each['top_p']:g}, {_judged_by(each)}"
         for name, each in settings["benchmarks"].items()
     ]
     head = (
@@ -73,6 +78,14 @@ def _protocol(results: Mapping[str, Any]) -> str:
         f"{settings['max_prompt_length']} and responses up to {settings['max_response_length']} tokens."
     )
     return "\n".join([head, "", *lines])
+
+
+def _judged_by(benchmark: Mapping[str, Any]) -> str:
+    environment = benchmark.get("environment")
+    if environment is None:
+        return f"reward {_reward(benchmark['reward'])}"
+    turns = environment["max_turns"]
+    return clean_line(f"environment {environment['name']}, up to {turns} turn{'s' if turns != 1 else ''}")
 
 
 def _reward(node: Mapping[str, Any]) -> str:
@@ -160,6 +173,74 @@ def detail_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
             lengths = f"{tokens['mean']:.0f}, {tokens['median']:.0f}, {tokens['longest']}"
             rows.append([model["label"], title, str(entry["problems"]), left_out, *cells, lengths])
     return head, rows
+
+
+EPISODE_NOTE = (
+    "In %, turns apart. First: right at the first answer. Right turns: of all turns. Other rule: turns that are right under the "
+    "rule that is not asked for. Outcomes are shares of turns. Routes: those of which every position is solved, and right turns of "
+    "the positions that an episode along the route would have reached."
+)
+SPLIT_NOTE = "The same episodes by a property of the problem."
+LOSS_NOTE = "In nats: -log p of the worked answer, its end token included. It need not show what the accuracy loses."
+
+
+def episode_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: per model and source what happened in its episodes."""
+    head = ["model", "source", "solved", "first", "right turns", "turns", "other rule", "outcomes", "ended", "routes"]
+    rows = []
+    for label, title, entry in _entries(results, "episodes"):
+        found = entry["episodes"]
+        cells = [
+            percent(found["first_acc"]),
+            percent(found["step_accuracy"]),
+            f"{found['turns']:.2f}",
+            percent(found["other_rule"]),
+        ]
+        rows.append([label, title, interval(entry["accuracy"]), *cells, _shares(found["outcomes"]), _shares(found["stops"]),
+                     _routes(found.get("routes"))])  # fmt: skip
+    return head, rows
+
+
+def split_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: accuracies of problems with a property."""
+    rows = [
+        [label, title, f"{name}: {value}", str(part["problems"]), interval(part["accuracy"])]
+        for label, title, entry in _entries(results, "episodes")
+        for name, values in entry["episodes"].get("splits", {}).items()
+        if len(values) > 1  # a property that all or none have splits nothing
+        for value, part in values.items()
+    ]
+    return ["model", "source", "problems with", "problems", "solved"], rows
+
+
+def loss_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: per model and source."""
+    rows = [
+        [label, title, str(entry["loss"]["answers"]), f"{entry['loss']['per_answer']:.4f}", f"{entry['loss']['per_token']:.5f}"]
+        for label, title, entry in _entries(results, "loss")
+    ]
+    return ["model", "source", "answers", "per answer", "per token"], rows
+
+
+def _entries(results: Mapping[str, Any], key: str) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """(model, title, entry) of the sources that have a part."""
+    columns = columns_of(results)
+    return [
+        (model["label"], column_title((entry["benchmark"], entry["source"]), columns), entry)
+        for model in results["models"]
+        for entry in model["sources"]
+        if key in entry
+    ]
+
+
+def _shares(shares: Mapping[str, float]) -> str:
+    """Those above 0, the highest first."""
+    ordered = sorted(shares.items(), key=lambda pair: (-pair[1], pair[0]))
+    return ", ".join(f"{name} {percent(share)}" for name, share in ordered if share > 0) or NONE
+
+
+def _routes(routes: Mapping[str, Any] | None) -> str:
+    return NONE if routes is None else f"{percent(routes['solved'])} of {routes['routes']}, {percent(routes['reached_accuracy'])}"
 
 
 def left_out(results: Mapping[str, Any]) -> list[str]:

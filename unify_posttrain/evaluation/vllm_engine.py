@@ -50,6 +50,25 @@ class VLLMEngine:
         responses = [result.outputs[0] for result in results]
         return [Output(list(response.token_ids), truncated=response.finish_reason == "length") for response in responses]
 
+    def log_probs(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """vLLM scores prompts only, so prompt and target are one; the token that it must generate is thrown away.
+
+        Raises:
+            ValueError: a pair that is longer than the context.
+        """
+        longest = max(len(prompt) + len(target) for prompt, target in pairs)
+        if longest >= self.max_context:
+            raise ValueError(
+                f"likelihood=true: prompt and worked answer of {longest} tokens exceed max_context={self.max_context}; raise it"
+            )
+        prompts = [{"prompt_token_ids": [*prompt, *target]} for prompt, target in pairs]
+        params = self.sampling_params(n=1, temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        results = self.model.generate(prompts, params, use_tqdm=False)
+        return [
+            [result.prompt_logprobs[len(prompt) + place][token].logprob for place, token in enumerate(target)]
+            for (prompt, target), result in zip(pairs, results, strict=True)
+        ]
+
     def _params(self, request: Request) -> Any:
         room = self.max_context - len(request.prompt_ids)
         if room < 1:

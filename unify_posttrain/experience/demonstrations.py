@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unify_posttrain.chat import TemplateRefusedError, joined, target_ids
+from unify_posttrain.chat import TemplateRefusedError, target_ids
 from unify_posttrain.experience.pictures import Reference, picture_references
+from unify_posttrain.experience.targets import Target, targets_of
+from unify_posttrain.experience.transcript import TurnFrame, replay
 
 OVERLONG_POLICIES = ("drop", "truncate", "error")
 SELECTIONS = ("first", "random")
-TARGET_COLUMNS = ("target", "target_lst")
 PROBABILITY_COLUMN = "target_probs"
 
 
@@ -30,6 +30,8 @@ class Demonstration:
         prompt_ids: rendered prompt.
         response_ids: target tokens, then EOS if the target is complete.
         probabilities: a teacher's probability of each of them, for the `target_prob` shape; empty if not asked for.
+        mask: of a target of several turns, 1 on the tokens of answers and 0 on what was said between them; empty: all are one
+            answer's.
         pictures: what the prompt shows; its ids hold as many pads as the model sees tokens of them.
     """
 
@@ -38,12 +40,22 @@ class Demonstration:
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     probabilities: tuple[float, ...] = ()
+    mask: tuple[int, ...] = ()
     pictures: tuple[Reference, ...] = ()
 
     @property
     def key(self) -> tuple[int, int]:
         """Identifies the demonstration over steps and runs; its score is cached under it."""
         return self.row_id, self.target_index
+
+    @property
+    def answers(self) -> list[tuple[int, ...]]:
+        """The tokens of each answer, one after another."""
+        if not self.mask:
+            return [self.response_ids]
+        starts = [place for place, kept in enumerate(self.mask) if kept and not (place and self.mask[place - 1])]
+        lengths = [(*self.mask[start:], 0).index(0) for start in starts]
+        return [self.response_ids[start : start + length] for start, length in zip(starts, lengths, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,7 @@ class DemonstrationReader:
         seed: seed of the draw.
         with_probabilities: read the column `target_probs` too.
         eos_text: how the end token is written; a target that ends with it gets no second one. None: the ids decide.
+        frame: makes the tokens that the chat template puts around what the user says between two answers.
     """
 
     encode: Callable[[str], list[int]]
@@ -72,6 +85,7 @@ class DemonstrationReader:
     seed: int = 0
     with_probabilities: bool = False
     eos_text: str | None = None
+    frame: Callable[[], TurnFrame] | None = None
 
     def __post_init__(self) -> None:
         if self.overlong not in OVERLONG_POLICIES:
@@ -87,27 +101,28 @@ class DemonstrationReader:
         Args:
             row_id: see `Demonstration`.
             prompt: messages of the prompt.
-            row: the data row; `target` (messages, JSON of messages, text, or null) and/or `target_lst` (list of text).
+            row: the data row; `target` (messages, JSON of messages, text, or null) and/or `target_lst` (list of text). Messages
+                are one of the assistant, or assistant, user, …, assistant.
             step: training step, for the random draw.
 
         Raises:
             ValueError: overlong target under `overlong=error`, a target of a wrong type, or a chat template that does not take
-                the prompt; names the row.
+                the prompt or makes no turns; names the row.
         """
-        texts = target_texts(row, row_id)
-        if not texts:
+        targets = targets_of(row, row_id)
+        if not targets:
             return Reading(None, missing=True)
         index = 0
-        if self.select == "random" and len(texts) > 1:
-            index = int(np.random.default_rng([self.seed, step, row_id]).integers(len(texts)))
+        if self.select == "random" and len(targets) > 1:
+            index = int(np.random.default_rng([self.seed, step, row_id]).integers(len(targets)))
         try:
             prompt_text, prompt_ids = self.render(prompt)
         except TemplateRefusedError as error:
             raise TemplateRefusedError(f"training row {row_id}: {error}") from error
-        text = joined(prompt_text, texts[index])
-        if not text:
+        target = targets[index].after(prompt_text)
+        if not target.texts[0]:
             return Reading(None, missing=True)
-        ids = target_ids(self.encode, text, self.eos_id, self.eos_text)
+        ids, mask = self._tokens(target)
         overlong = len(ids) > self.max_length
         if overlong and self.overlong == "error":
             raise ValueError(
@@ -117,10 +132,21 @@ class DemonstrationReader:
         if overlong and self.overlong == "drop":
             return Reading(None, overlong=True)
         probabilities = teacher_probabilities(row, row_id, len(ids)) if self.with_probabilities else ()
-        kept = slice(self.max_length)
-        shown = picture_references(prompt)
-        demonstration = Demonstration(row_id, index, tuple(prompt_ids), tuple(ids[kept]), probabilities[kept], pictures=shown)
+        # What the user says is for the answer behind it, so nothing ends with it.
+        kept = slice(self.max_length if not mask else 1 + max(place for place, of in enumerate(mask[: self.max_length]) if of))
+        demonstration = Demonstration(
+            row_id, index, tuple(prompt_ids), tuple(ids[kept]), probabilities[kept], mask[kept], picture_references(prompt)
+        )
         return Reading(demonstration, overlong=overlong)
+
+    def _tokens(self, target: Target) -> tuple[list[int], tuple[int, ...]]:
+        """Ids and, of several turns, the mask."""
+        if len(target.texts) == 1:
+            return target_ids(self.encode, target.texts[0], self.eos_id, self.eos_text), ()
+        if self.frame is None:
+            raise TypeError("a reader of targets of several turns needs a frame")
+        found = replay(target.messages, self.frame(), self.encode, self.eos_id, self.eos_text)
+        return list(found.ids), found.mask
 
 
 @dataclass(frozen=True)
@@ -130,23 +156,6 @@ class Reading:
     demonstration: Demonstration | None
     missing: bool = False
     overlong: bool = False
-
-
-def target_texts(row: Mapping[str, Any], row_id: int) -> list[str]:
-    """All non-empty target texts of a data row: `target` first, then `target_lst`.
-
-    Raises:
-        KeyError: the row has neither column.
-        ValueError: a target is neither text, nor a list of {role, content} with text content, nor null.
-    """
-    if not any(column in row for column in TARGET_COLUMNS):
-        raise KeyError(f"training row {row_id}: no column 'target' (or 'target_lst'); this algorithm trains demonstrations")
-    texts = [_text(row.get("target"), row_id)]
-    several = row.get("target_lst")
-    if several is not None and (isinstance(several, str) or not isinstance(several, Sequence | np.ndarray)):
-        raise ValueError(f"training row {row_id}: column 'target_lst' must be a list of texts, or null, not {_shown(several)}")
-    texts += [_text(target, row_id, "target_lst") for target in (several if several is not None else [])]
-    return [text for text in dict.fromkeys(texts) if text]
 
 
 def teacher_probabilities(row: Mapping[str, Any], row_id: int, tokens: int) -> tuple[float, ...]:
@@ -165,60 +174,6 @@ def teacher_probabilities(row: Mapping[str, Any], row_id: int, tokens: int) -> t
     return (*numbers, *(1.0,) * (tokens - len(numbers)))
 
 
-def _text(target: Any, row_id: int, column: str = "target") -> str:
-    """A target as text; messages must be one assistant turn (multi-turn targets need a rollout's packing code)."""
-    if target is None:
-        return ""
-    if isinstance(target, str):
-        stripped = target.lstrip()
-        if stripped.startswith("[{"):
-            try:
-                return _text(json.loads(stripped), row_id, column)
-            except json.JSONDecodeError:
-                return target  # a text that happens to begin like JSON
-            except RecursionError as error:  # brackets without end
-                raise ValueError(_unreadable(row_id, column, error)) from error
-            except ValueError as error:
-                if str(error).startswith("training row"):
-                    raise
-                raise ValueError(_unreadable(row_id, column, error)) from error  # a number without end
-        return target
-    if isinstance(target, Sequence | np.ndarray):
-        messages = list(target)
-        if not messages:
-            return ""
-        if all(isinstance(message, Mapping) for message in messages):
-            if (
-                len(messages) == 1
-                and isinstance(messages[0].get("content"), str)
-                and messages[0].get("role") in (None, "assistant")
-            ):
-                return str(messages[0]["content"])
-            wanted = f"training row {row_id}: column {column!r} must be one message of the assistant with text content, not"
-            if len(messages) == 1:
-                raise ValueError(f"{wanted} {str(messages[0])[:80]}")
-            roles = ", ".join(str(message.get("role")) for message in messages)
-            raise ValueError(
-                f"{wanted} {len(messages)} ({roles}); a target of several turns is not trained: keep its last answer, and put the "
-                "turns before it into the prompt"
-            )
-    raise ValueError(
-        f"training row {row_id}: column {column!r} must be text, null, or one message {{role, content}} with text content, "
-        f"not {_shown(target)}"
-    )
-
-
-def _shown(value: Any) -> str:
-    return f"{type(value).__name__} {str(value)[:80]!r}"
-
-
-def _unreadable(row_id: int, column: str, error: Exception) -> str:
-    return (
-        f"training row {row_id}: column {column!r} holds JSON that cannot be read ({type(error).__name__}); "
-        "python -m unify_posttrain.prepare leaves such rows out"
-    )
-
-
 def demonstration_tensors(
     demonstrations: Sequence[Demonstration], prompt_length: int, response_length: int, pad_id: int
 ) -> dict[str, Tensor]:
@@ -231,8 +186,8 @@ def demonstration_tensors(
 
     Returns:
         prompts (B, L_p), responses (B, T), input_ids / attention_mask / position_ids (B, L_p+T), all int64; response_mask
-        (B, T) int64 and prefix_mask (B, T) bool, both set through EOS and nowhere else; target_probs (B, T) float32 if the
-        demonstrations have teacher probabilities.
+        (B, T) int64 and prefix_mask (B, T) bool, both set on the tokens of answers through EOS and nowhere else; target_probs
+        (B, T) float32 if the demonstrations have teacher probabilities.
 
     Raises:
         ValueError: a prompt or response does not fit.
@@ -251,6 +206,9 @@ def demonstration_tensors(
         input_ids[row, prompt_length - p : prompt_length + r] = ids
         attention_mask[row, prompt_length - p : prompt_length + r] = 1
     response_mask = attention_mask[:, prompt_length:].clone()
+    for row, demonstration in enumerate(demonstrations):
+        if demonstration.mask:
+            response_mask[row, : len(demonstration.mask)] = torch.tensor(demonstration.mask)
     teacher = {}
     if any(demonstration.probabilities for demonstration in demonstrations):
         teacher["target_probs"] = torch.ones((rows, response_length), dtype=torch.float32)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from unify_posttrain.experience.plan import BatchPlan, weight_stream
+from unify_posttrain.experience.ragged import token_counts, zeros
 from unify_posttrain.experience.row_plan import deal, plan_rows
 from unify_posttrain.experience.rows import DEMONSTRATION, PADDING, ROLLOUT, Rows, assemble, object_column
 
@@ -136,12 +137,14 @@ def _silence_padding(rows: Rows, kinds: np.ndarray) -> None:
 
 
 def _attach_streams(rows: Rows, kinds: np.ndarray, plan: BatchPlan, weighted: Sequence[str]) -> None:
-    mask = rows.tensors["response_mask"].bool()
-    is_demo = torch.from_numpy(kinds == DEMONSTRATION)
-    prefix_mask = mask & is_demo.unsqueeze(-1)
+    mask = rows.tensors["response_mask"]
+    prefix_mask = zeros(mask.shape, torch.bool)
+    for row in np.flatnonzero(kinds == DEMONSTRATION):
+        prefix_mask[row] = mask[row].bool()
     if PREFIX_LENGTH in rows.columns:
         given = np.where(kinds == ROLLOUT, rows.columns[PREFIX_LENGTH], 0).astype(np.int64)
-        prefix_mask |= torch.arange(mask.shape[-1]) < torch.from_numpy(given).unsqueeze(-1)
+        for row in np.flatnonzero(given):
+            prefix_mask[row, : given[row]] = True
     rows.tensors["prefix_mask"] = prefix_mask
     groups = {group.uid: group for group in plan}  # padding rows have uids of their own
     for term in weighted:
@@ -179,18 +182,27 @@ def row_metrics(
         scores: (B,) row scores.
     """
     demo, on = kinds == DEMONSTRATION, kinds == ROLLOUT
-    trained = response_mask.bool()
-    prefix = torch.zeros_like(trained) if prefix_mask is None else prefix_mask
-    tokens_on, tokens_demo = float((trained & ~prefix).sum()), float((trained & prefix).sum())
+    trained, prefix, both = (float(count) for count in _counts(response_mask, prefix_mask))
+    tokens_on, tokens_demo = trained - both, both
     return {
         "fusion/demo_row_ratio": float(demo.sum() / max(1, demo.sum() + on.sum())),
         "fusion/demo_token_ratio": tokens_demo / max(1.0, tokens_demo + tokens_on),
         "fusion/tokens_on": tokens_on,
         "fusion/tokens_demo": tokens_demo,
-        "fusion/tokens_hint": float((~trained & prefix).sum()),
+        "fusion/tokens_hint": prefix - both,
         "fusion/rows_on": float(on.sum()),
         "fusion/rows_demo": float(demo.sum()),
         "fusion/rows_padding": float((kinds == PADDING).sum()),
         "fusion/demo_score": float(scores[demo].mean()) if demo.any() else 0.0,
         "fusion/on_score": float(scores[on].mean()) if on.any() else 0.0,
     }
+
+
+def _counts(response_mask: torch.Tensor, prefix_mask: torch.Tensor | None) -> tuple[int, int, int]:
+    """Tokens of either mask, and of both."""
+    trained = int(token_counts(response_mask).sum())
+    if prefix_mask is None:
+        return trained, 0, 0
+    given = token_counts(prefix_mask)
+    both = sum(int((response_mask[row].bool() & prefix_mask[row]).sum()) for row in np.flatnonzero(given))
+    return trained, int(given.sum()), both

@@ -26,6 +26,7 @@ class ReplayEntry:
         row_id: position of the prompt in the concatenated training files.
         prompt_ids, response_ids: tokens of the rendered prompt, and of the target with its EOS.
         step: training step at which the prompt was found hard.
+        mask: see `Demonstration`.
         pictures: what the prompt shows: where it is, not its pixels.
     """
 
@@ -33,6 +34,7 @@ class ReplayEntry:
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     step: int
+    mask: tuple[int, ...] = ()
     pictures: tuple[Reference, ...] = ()
 
 
@@ -122,6 +124,7 @@ class ReplayBuffer:
                     "prompt_ids": [int(token) for token in entry.prompt_ids],
                     "response_ids": [int(token) for token in entry.response_ids],
                     "step": int(entry.step),
+                    **({"mask": list(entry.mask)} if entry.mask else {}),
                     **({"pictures": [dict(shown) for shown in entry.pictures]} if entry.pictures else {}),
                 }
                 for entry in self._entries
@@ -137,7 +140,8 @@ class ReplayBuffer:
                 tuple(entry["prompt_ids"]),
                 tuple(entry["response_ids"]),
                 entry["step"],
-                pictures=tuple(entry.get("pictures", ())),
+                tuple(entry.get("mask", ())),
+                tuple(entry.get("pictures", ())),
             )
             for entry in state["entries"]
         )

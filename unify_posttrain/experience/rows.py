@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from unify_posttrain.experience.ragged import Source, Spans, gather, token_counts
 
 ROLLOUT, DEMONSTRATION, PADDING = 0, 1, 2  # what a row of a mixed batch is
 
@@ -29,7 +30,7 @@ class Rows:
     @property
     def lengths(self) -> np.ndarray:
         """(B,) attended tokens per row."""
-        return self.tensors["attention_mask"].sum(dim=-1).numpy()
+        return token_counts(self.tensors["attention_mask"])
 
 
 def assemble(parts: list[tuple[Rows, np.ndarray, np.ndarray]], total: int) -> Rows:
@@ -45,17 +46,7 @@ def assemble(parts: list[tuple[Rows, np.ndarray, np.ndarray]], total: int) -> Ro
         ValueError: a tensor of a later part has another width.
     """
     template = parts[0][0]
-    tensors = {}
-    for name, like in template.tensors.items():
-        out = torch.zeros((total, *like.shape[1:]), dtype=like.dtype)
-        for source, picked, positions in parts:
-            if name not in source.tensors or not len(picked):
-                continue
-            values = source.tensors[name]
-            if values.shape[1:] != like.shape[1:]:
-                raise ValueError(f"tensor {name!r}: rows of {tuple(values.shape[1:])} cannot join {tuple(like.shape[1:])}")
-            out.index_copy_(0, torch.from_numpy(positions), values[torch.from_numpy(picked)].to(like.dtype))
-        tensors[name] = out
+    tensors = gather([Source(rows.tensors, picked, at, Spans.of(rows.tensors)) for rows, picked, at in parts], total)
     columns = {}
     for name, column in template.columns.items():
         out_column = np.full(total, None if column.dtype.kind == "O" else 0, dtype=column.dtype)

@@ -10,21 +10,23 @@ the chat template puts around it mask 0, and a transcript ends on a sampled toke
         step = environment.step(text, complete)
         transcript.judged(step.reward, complete, step.done, step.solved)
         if transcript.stop is None:
-            transcript.feedback(frame.around(encode(step.feedback)))
+            transcript.feedback(frame.around(feedback_ids(step.feedback, encode, image_frame)), images_of(step.feedback))
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from unify_posttrain.chat import ChatTemplate, target_ids
+from unify_posttrain.chat import ChatTemplate
+from unify_posttrain.experience.feedback import Encode
+from unify_posttrain.experience.turn_targets import Replayed as Replayed
+from unify_posttrain.experience.turn_targets import replay as replay
 
 SOLVED, LENGTH, TURNS, ENDED = "solved", "length", "turns", "ended"  # why a transcript ended; the last: by the environment
-Encode = Callable[[str], list[int]]
 
 _ANSWER, _FEEDBACK = "0123456789answer", "feedback9876543210"  # marks that no template writes by itself
 _KEY = "environment"
@@ -144,6 +146,7 @@ class Transcript:
         ids, mask, log_probs: one entry per token of the response; log_probs are 0 where nothing was sampled.
         spans: [begin, end) of the sampled tokens of each turn.
         rewards: of each turn that was judged.
+        images: that were shown in feedback, in the order of their blocks in ids.
         stop: None while it goes on, then `solved`, `length`, `turns` or `ended`.
     """
 
@@ -154,6 +157,7 @@ class Transcript:
         self.log_probs: list[float] = []
         self.spans: list[tuple[int, int]] = []
         self.rewards: list[float] = []
+        self.images: list[Any] = []
         self.stop: str | None = None
 
     @property
@@ -212,57 +216,22 @@ class Transcript:
         elif done:
             self.stop = ENDED
 
-    def feedback(self, ids: Sequence[int]) -> None:
-        """Append what the user says, with what is around it; or stop, if no turn would fit behind it."""
+    def feedback(self, ids: Sequence[int], images: Sequence[Any] = ()) -> None:
+        """Append what the user says, with what is around it; or stop, if no turn would fit behind it.
+
+        Args:
+            ids: of all of it.
+            images: that it shows; not shown, if it is not appended.
+        """
         if self.stop is not None or self.turns != len(self.rewards):
             raise ValueError("feedback follows a judged answer of an episode that goes on")
         if self.budget._left(len(self.ids) + len(ids), self.prompt_length) < self.budget.min_turn_tokens:
             self.stop = LENGTH
             return
         self._append(ids, 0)
+        self.images += images
 
     def _append(self, ids: Sequence[int], mask: int, log_probs: Sequence[float] | None = None) -> None:
         self.ids += [int(token) for token in ids]
         self.mask += [mask] * len(ids)
         self.log_probs += [0.0] * len(ids) if log_probs is None else list(log_probs)
-
-
-@dataclass(frozen=True)
-class Replayed:
-    """A target of several turns as tokens: `ids`, `mask` (1 on answers), `spans` of the answers."""
-
-    ids: tuple[int, ...]
-    mask: tuple[int, ...]
-    spans: tuple[tuple[int, int], ...]
-
-
-def replay(messages: Sequence[Mapping[str, Any]], frame: TurnFrame, encode: Encode, eos_id: int, eos_text: str | None) -> Replayed:
-    """A target of one or several turns, laid out as a rollout with these answers and this feedback would be.
-
-    Args:
-        messages: assistant, user, assistant, …; the assistant's at both ends.
-        frame: of the model's template.
-        encode: text -> token ids, adding none.
-        eos_id, eos_text: the end token, and how it is written.
-
-    Raises:
-        ValueError: roles that do not take turns, or content that is no text.
-    """
-    roles = [message.get("role") for message in messages]
-    expected = ["assistant", "user"] * (len(messages) // 2) + ["assistant"]
-    if roles != expected:
-        raise ValueError(f"a target of several turns is assistant, user, …, assistant, not {', '.join(map(str, roles)) or 'empty'}")
-    ids: list[int] = []
-    mask: list[int] = []
-    spans = []
-    for message in messages:
-        content = message.get("content")
-        if not isinstance(content, str):
-            raise ValueError(f"a message of a target must have text content, not {type(content).__name__}")
-        spoken = message["role"] == "assistant"
-        part = target_ids(encode, content, eos_id, eos_text) if spoken else frame.around(encode(content))
-        if spoken:
-            spans.append((len(ids), len(ids) + len(part)))
-        ids += part
-        mask += [int(spoken)] * len(part)
-    return Replayed(tuple(ids), tuple(mask), tuple(spans))

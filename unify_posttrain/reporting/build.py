@@ -9,6 +9,7 @@ from typing import Any
 from unify_posttrain.reporting.alerts import alerts
 from unify_posttrain.reporting.charts import charts
 from unify_posttrain.reporting.configuration import rows
+from unify_posttrain.reporting.evaluations import browser, curves, read_evaluations, read_verdicts, section
 from unify_posttrain.reporting.page import Page, Summary, render
 from unify_posttrain.reporting.panels import ZONES
 from unify_posttrain.reporting.run import Run, read_runs
@@ -17,19 +18,29 @@ from unify_posttrain.reporting.settings import Limits, Settings, load_settings
 from unify_posttrain.reporting.verdict import judge, validations
 
 
-def build_report(runs: Sequence[Path], *, settings: Settings | None = None, rollouts: Path | None = None) -> str:
+def build_report(
+    runs: Sequence[Path],
+    *,
+    settings: Settings | None = None,
+    rollouts: Path | None = None,
+    evaluations: Sequence[Path] = (),
+    forgetting: Sequence[Path] = (),
+) -> str:
     """One HTML page about one run, or about several beside each other.
 
     Args:
         runs: folders of runs (`trainer.run_dir`), in progress or finished.
         settings: how much the page holds; None: `conf/report.yaml`.
         rollouts: folder of the dump (`trainer.rollout_data_dir`) if it is not inside the run; with one run only.
+        evaluations: output folders of `unify_posttrain.evaluate`.
+        forgetting: of `unify_posttrain.analyze forgetting`.
 
     Returns:
         A page that loads nothing from anywhere: style, script and data are in it. Texts of models and data are escaped.
 
     Raises:
-        ValueError: no run, a folder that is none, one given twice, or `rollouts` with several runs or without a dump in it.
+        ValueError: no run, a folder that is none, one given twice, `rollouts` with several runs or without a dump in it, or an
+            evaluation or analysis that is none.
     """
     settings = load_settings() if settings is None else settings
     found = read_runs([Path(folder) for folder in runs])
@@ -41,7 +52,10 @@ def build_report(runs: Sequence[Path], *, settings: Settings | None = None, roll
     summaries = [
         Summary(run, judge(run, settings.verdict), validations(run), alerts(run, settings), _dump_advice(run)) for run in found
     ]
-    return render(Page(summaries, charts(found, limits), rows(found), _data(found, limits, rollouts)))
+    checked, verdicts = read_evaluations(evaluations), read_verdicts(forgetting)
+    data = {**_data(found, limits, rollouts), "evaluations": browser(checked, limits)}
+    benchmarks = section(checked, verdicts, data["evaluations"])
+    return render(Page(summaries, charts(found, limits, curves(checked)), rows(found), data, benchmarks))
 
 
 def _data(runs: Sequence[Run], limits: Limits, folder: Path | None) -> dict[str, Any]:

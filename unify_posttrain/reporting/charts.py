@@ -22,9 +22,10 @@ Chart = dict[str, Any]
 LEAST_TIME = 0.005  # share of all time below which a stage is not drawn
 
 
-def charts(runs: Sequence[Run], limits: Limits) -> list[Chart]:
-    """Every chart for which a run has data, in the order of the page."""
+def charts(runs: Sequence[Run], limits: Limits, others: Sequence[Chart] = ()) -> list[Chart]:
+    """Every chart for which a run has data, and `others`, in the order of the page."""
     drawn = [
+        *others,
         *_validation(runs),
         *(chart for run_charts in (_zones(runs, limits), _solved(runs, limits)) for chart in run_charts),
         *(chart for panel in PANELS for chart in _panel(panel, runs, limits)),
@@ -49,7 +50,7 @@ def _validation(runs: Sequence[Run]) -> list[Chart]:
     caption = "Mean over the problems of each source, as the run's own validation measures it."
     lines = {
         source: [
-            _line(runs[index].label, f"run{index}", index, curve.steps, curve.values)
+            make_line(runs[index].label, f"run{index}", index, curve.steps, curve.values)
             for index, curve in found
             if curve.source == source
         ]
@@ -59,11 +60,11 @@ def _validation(runs: Sequence[Run]) -> list[Chart]:
     names = {curve.source: curve.name for _, curve in found}
     if len(runs) > 1 or len(set(units.values())) > 1:
         titles = {source: f"Accuracy: {source}" if units[source] == "share" else f"Reward: {source}" for source in sources}
-        return [_chart("glance", titles[source], caption, units[source], lines[source]) for source in sources]
+        return [make_chart("glance", titles[source], caption, units[source], lines[source]) for source in sources]
     series = [{**lines[source][0], "label": names[source], "colour": f"series{i}"} for i, source in enumerate(sources)]
     unit = next(iter(units.values()), "share")
     title = "Accuracy by source" if unit == "share" else "Reward by source"
-    return [_chart("glance", title, caption, unit, series)] if series else []
+    return [make_chart("glance", title, caption, unit, series)] if series else []
 
 
 def _panel(panel: Panel, runs: Sequence[Run], limits: Limits) -> list[Chart]:
@@ -74,14 +75,16 @@ def _panel(panel: Panel, runs: Sequence[Run], limits: Limits) -> list[Chart]:
             if y and (panel.keeps_zero or any(y)) and not (panel.varying and len(set(y)) == 1):
                 one = len(runs) == 1
                 name, colour = (label, f"series{position}") if one else (run.label, f"run{index}")
-                lines.setdefault(label, []).append(_line(name, colour, index, *thinned(x, y, limits.chart_points)))
+                lines.setdefault(label, []).append(make_line(name, colour, index, *thinned(x, y, limits.chart_points)))
     if not lines:
         return []
     if len(runs) == 1:
-        return [_chart(panel.section, panel.title, panel.caption, panel.unit, [line for found in lines.values() for line in found])]
+        return [
+            make_chart(panel.section, panel.title, panel.caption, panel.unit, [line for found in lines.values() for line in found])
+        ]
     several = len(panel.lines) > 1
     return [
-        _chart(panel.section, f"{panel.title}: {label}" if several else panel.title, panel.caption, panel.unit, found)
+        make_chart(panel.section, f"{panel.title}: {label}" if several else panel.title, panel.caption, panel.unit, found)
         for label, found in lines.items()
     ]
 
@@ -99,7 +102,7 @@ def _zones(runs: Sequence[Run], limits: Limits) -> list[Chart]:
             counts = {step: [m.get(name, 0.0) for name in names] for step, m in run.metrics.items() if names[0] in m}
         series = _stack(counts, dict(enumerate(ZONES.values())), [f"zone-{name}" for name in ZONES], index, limits)
         if series and (len(runs) == 1 or len(series) > 1):  # beside others, a run of one zone is said in the table
-            found.append(_chart(_glance(runs), _of("Prompts by zone", run, runs), caption, "number", series, kind="areas"))
+            found.append(make_chart(_glance(runs), _of("Prompts by zone", run, runs), caption, "number", series, kind="areas"))
     return found
 
 
@@ -117,7 +120,7 @@ def _solved(runs: Sequence[Run], limits: Limits) -> list[Chart]:
             continue
         columns = spans(len(steps), limits.heat_columns)
         cells = [_histogram([count for step in steps[start:end] for count in solved[step]], rows) for start, end in columns]
-        chart = _chart(_glance(runs), _of("Solved rollouts per prompt", run, runs), caption, "share", [], kind="heat")
+        chart = make_chart(_glance(runs), _of("Solved rollouts per prompt", run, runs), caption, "share", [], kind="heat")
         ends = [steps[end - 1] for _, end in columns]
         found.append({**chart, "x": [steps[start] for start, _ in columns], "ends": ends, "rows": rows, "cells": cells})
     return found
@@ -141,7 +144,7 @@ def _stages(runs: Sequence[Run], limits: Limits) -> list[Chart]:
         shown = {i: name for i, name in enumerate(STAGES.values()) if totals and totals[i] > least}
         series = _stack(counts, shown, [f"series{i}" for i in range(len(shown))], index, limits)
         if series:
-            found.append(_chart("resources", _of("Time by stage", run, runs), caption, "seconds", series, kind="areas"))
+            found.append(make_chart("resources", _of("Time by stage", run, runs), caption, "seconds", series, kind="areas"))
     return found
 
 
@@ -154,7 +157,7 @@ def _stack(
     for colour, (position, label) in zip(colours, labels.items(), strict=True):
         values = [row[position] for row in counts.values()]
         if any(values):
-            series.append(_line(label, colour, run, *thinned(steps, values, limits.chart_points)))
+            series.append(make_line(label, colour, run, *thinned(steps, values, limits.chart_points)))
     return series
 
 
@@ -167,11 +170,13 @@ def _of(title: str, run: Run, runs: Sequence[Run]) -> str:
     return title if len(runs) == 1 else f"{title}: {run.label}"
 
 
-def _line(label: str, colour: str, run: int, x: Sequence[int], y: Sequence[float]) -> dict[str, Any]:
+def make_line(label: str, colour: str, run: int, x: Sequence[int], y: Sequence[float]) -> dict[str, Any]:
+    """A series of a chart, see the module."""
     return {"label": label, "colour": colour, "run": run, "x": list(x), "y": [float(f"{value:.6g}") for value in y]}
 
 
-def _chart(section: str, title: str, caption: str, unit: str, series: list[dict[str, Any]], kind: str = "lines") -> Chart:
+def make_chart(section: str, title: str, caption: str, unit: str, series: list[dict[str, Any]], kind: str = "lines") -> Chart:
+    """A chart without its place on the page, see the module."""
     return {"section": section, "title": title, "caption": caption, "unit": unit, "kind": kind, "series": series}
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from unify_posttrain.reporting.alerts import Alert
 from unify_posttrain.reporting.charts import Chart
 from unify_posttrain.reporting.configuration import Row
-from unify_posttrain.reporting.panels import SECTIONS
+from unify_posttrain.reporting.panels import EVALUATIONS, SECTIONS
 from unify_posttrain.reporting.run import Run
 from unify_posttrain.reporting.tables import configuration_table, difference_table, environment_table, run_table, validation_table
 from unify_posttrain.reporting.text import escape, shown
@@ -41,12 +41,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything that is shown. `data` is for the script: runs, zones, rollouts, validation."""
+    """Everything that is shown. `data` is for the script: runs, zones, rollouts, validation, evaluations. `benchmarks` is HTML."""
 
     summaries: Sequence[Summary]
     charts: Sequence[Chart]
     settings: Sequence[Row]
     data: dict[str, Any]
+    benchmarks: str = ""
 
 
 def render(page: Page) -> str:
@@ -103,10 +104,11 @@ def _template(name: str) -> str:
 def _sections(page: Page) -> list[tuple[str, str, str]]:
     """(anchor, heading, HTML) in the order of the page."""
     drawn = {name: [chart for chart in page.charts if chart["section"] == name] for name in SECTIONS}
+    beside = {EVALUATIONS: page.benchmarks}
     charts = [
-        (name, heading, f'<div class="charts">{"".join(map(_figure, drawn[name]))}</div>')
+        (name, heading, f'<div class="charts">{"".join(map(_figure, drawn[name]))}</div>{beside.get(name, "")}')
         for name, heading in SECTIONS.items()
-        if drawn[name]
+        if drawn[name] or beside.get(name)
     ]
     several = len(page.summaries) > 1
     runs = [summary.run for summary in page.summaries]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+EVALUATIONS = "evaluation"
 SECTIONS = {
     "glance": "At a glance",
+    EVALUATIONS: "Checkpoints on benchmarks",
     "gate": "The gate at work",
     "training": "Rollouts in training",
     "optimisation": "Optimisation",

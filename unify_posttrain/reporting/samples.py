@@ -14,13 +14,13 @@ from typing import Any
 from unify_posttrain.reporting.panels import ZONES
 from unify_posttrain.reporting.run import SAMPLES, Run, entries, finite, is_step, step_files
 from unify_posttrain.reporting.settings import Limits
+from unify_posttrain.reporting.turns import cut_parts, parts_of, turns_of
 
 ROLLOUTS = "rollouts"
 VERL_FIELDS = ("input", "output", "gts", "score", "step", "request_id")
 OWN_FIELDS = ("uid", "row_id", "row_kind", "segments", "advantage", "demonstration")
 WEIGHT = "_weight"  # NAME_weight: a row's coefficient in the term NAME
 MOST_FIELDS = 8  # further reward fields shown per row
-KINDS = ("on", "demo", "hint", "untrained")
 
 
 def rollout_folder(run: Run) -> Path:
@@ -85,37 +85,17 @@ def _prompt(rows: list[dict[str, Any]], gate: Mapping[int, tuple[int, str]], run
 
 
 def _row(row: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
-    """One dumped row: segments are [kind, text, characters cut, advantage or null]."""
-    advantage = row.get("advantage")
-    parts = row.get("segments")
-    if not _are_segments(parts):
-        parts = [["on", str(row.get("output", ""))]]
-    values = advantage if isinstance(advantage, list) and len(advantage) == len(parts) else [advantage] * len(parts)
-    segments, room = [], limits.characters
-    for (kind, text), value in zip(parts, values, strict=True):
-        trained = kind in ("on", "demo")
-        segments.append(
-            [kind if kind in KINDS else "untrained", text[:room], max(0, len(text) - room), finite(value) if trained else None]
-        )
-        room = max(0, room - len(text))
-    lost = sum(segment[2] for segment in segments)
-    kept = [segment for segment in segments if segment[1]]
-    if kept:
-        kept[-1][2] = lost
+    """One dumped row: segments are [kind, text, characters cut, advantage or null], by turn if it is an episode."""
+    turns = turns_of(row, limits.characters)
     return {
         "kind": str(row.get("row_kind", "rollout")),
         "score": finite(row.get("score")),
-        "advantage": finite(advantage),
+        "advantage": finite(row.get("advantage")),
         "weights": {name: weight for name in row if name.endswith(WEIGHT) and (weight := finite(row[name])) is not None},
         "fields": _fields(row),
-        "segments": kept,
+        "segments": [] if turns else cut_parts(parts_of(row), limits.characters)[0],
+        **({} if turns is None else {"turns": turns}),
     }
-
-
-def _are_segments(parts: Any) -> bool:
-    return isinstance(parts, list) and all(
-        isinstance(part, list) and len(part) == 2 and all(isinstance(text, str) for text in part) for part in parts
-    )
 
 
 def _fields(row: Mapping[str, Any]) -> dict[str, str]:

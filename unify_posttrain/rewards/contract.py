@@ -35,7 +35,7 @@ RESERVED = frozenset(
         "__num_turns__ ability agent_name data_source extra_info extras fusion_kind hint index interaction_kwargs",
         "max_global_steps min_global_steps multi_modal_data multi_modal_inputs prompt raw_prompt raw_prompt_ids request_id",
         "response_prefix_length reward_extra_info reward_model reward_outcome reward_scores row_id seed target target_lst",
-        "tool_extra_fields tool_rewards tools_kwargs turn_scores uid unscored",
+        "tool_extra_fields tool_rewards tools_kwargs turn_outcomes turn_scores uid unscored",
         # fields of what is dumped
         "advantage demonstration gts input output reward row_kind segments step",
     )

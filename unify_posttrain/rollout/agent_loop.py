@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
+from unify_posttrain.backend.seams import loop_arguments
 from unify_posttrain.rollout.pictures import banned_bias
 from unify_posttrain.rollout.seeds import rollout_seeds
 
@@ -17,6 +18,7 @@ __all__ = [
     "PREFIX_TRAINED_COLUMN",
     "SEED_COLUMN",
     "SeededSingleTurnAgentLoop",
+    "WithoutSystemPrompt",
     "rollout_seeds",
 ]
 
@@ -43,15 +45,17 @@ def room_for_tokens(prefix: int, response: int, limit: int) -> int:
     return room
 
 
-class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
-    """verl's single-turn loop. The row's `rollout_seed` becomes the request's `seed`. Its `response_prefix_ids` become the first
-    tokens of the response: appended to the prompt for the engine, in front of what it generates for everyone else."""
+class WithoutSystemPrompt(AgentLoopBase):
+    """An agent loop that verl does not let look for a system prompt."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # verl renders two user messages in a row here, to know the system prompt that loops with tools cut off. Templates that want
-        # the roles to alternate (Gemma's) refuse them, and a single turn cuts nothing off.
-        super().__init__(*args, **{**kwargs, "tokenizer": _NoSystemPrompt()})
+        super().__init__(*args, **loop_arguments(kwargs, _NoSystemPrompt()))
         self.tokenizer = kwargs["tokenizer"]
+
+
+class SeededSingleTurnAgentLoop(WithoutSystemPrompt, SingleTurnAgentLoop):
+    """verl's single-turn loop. The row's `rollout_seed` becomes the request's `seed`. Its `response_prefix_ids` become the first
+    tokens of the response: appended to the prompt for the engine, in front of what it generates for everyone else."""
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         # A copy: verl shares one dictionary between all loops of a worker.

@@ -35,10 +35,10 @@ class RoomLayer(CacheLayerMixin):
         made[:, :, : self.length] = tokens[index]
         return made
 
-    def lazy_initialization(self, key_states: Tensor) -> None:
+    def lazy_initialization(self, *_: Tensor) -> None:
         """Done when it was made."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, cache_kwargs: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         end = self.length + key_states.shape[2]
         self.keys[:, :, self.length : end], self.values[:, :, self.length : end] = key_states, value_states
         self.length = end
@@ -50,8 +50,9 @@ class RoomLayer(CacheLayerMixin):
     def get_max_cache_shape(self) -> int:
         return -1
 
-    def get_mask_sizes(self, cache_position: Tensor) -> tuple[int, int]:
-        return self.length + len(cache_position), 0
+    def get_mask_sizes(self, queries: Tensor | int) -> tuple[int, int]:
+        """Of `queries` tokens more: their positions, or in transformers 5 their number."""
+        return self.length + (queries if isinstance(queries, int) else len(queries)), 0
 
     def keep(self, order: Tensor) -> None:
         """Row i is row order[i] from now on, the others are gone. Only rows that move are copied, into the places of those that

@@ -1,9 +1,9 @@
 """verl's manager of rollouts, with a direct way for single turns: one call per replica and batch, rewards while others decode.
 
 verl builds an agent per rollout, sends its request through a load balancer and its answer, as a padded batch of one row, to a
-reward worker. That is what several turns and images need. A batch of single turns needs none of it: prompts are tokenised once,
-every replica gets its rows in one message and sends those that have ended back in portions, and a portion is scored in one message.
-The processes of the other way (agent loops, load balancer) are started when a batch first needs them.
+reward worker. That is what several turns (`environment_loop`) and images need. A batch of single turns needs none of it: prompts
+are tokenised once, every replica gets its rows in one message and sends those that have ended back in portions, and a portion is
+scored in one message. The processes of the other way (agent loops, load balancer) are started when a batch first needs them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from verl.utils import hf_processor, hf_tokenizer
 from verl.utils.fs import copy_to_local
 from verl.utils.ray_utils import auto_await
 
+from unify_posttrain.backend.seams import start_load_balancer
 from unify_posttrain.chat import ChatTemplate
+from unify_posttrain.experience.ragged import token_counts, zeros
 from unify_posttrain.experience.rows import object_column
 from unify_posttrain.rollout.agent_loop import (
     NEW_TOKENS_COLUMN,
@@ -54,7 +56,10 @@ class RolloutManager(AgentLoopManager):
 
     async def _start_agent_loops(self) -> None:
         if not self.agent_loop_workers:
-            await super()._init_global_load_balancer()
+            # A reward worker in this process is out of their reach; it has a second self that is not.
+            handles = self.reward_loop_worker_handles
+            self.reward_loop_worker_handles = handles and [_actor(handle) for handle in handles]
+            await start_load_balancer(self)
             await super()._init_agent_loop_workers()
 
     # Which way
@@ -179,21 +184,26 @@ class DirectBatch:
             for name, value in responses.fields.items():
                 self.fields.setdefault(name, np.full(len(self.seconds), None, dtype=object))[rows] = value
             workers = self.manager.reward_loop_worker_handles
-            # Rows that end together (all at their limit) are more than one worker's share.
-            for share in rows.split(-(-len(self.prompts) // len(workers))) if workers else ():
+            # Rows that end together (all at their limit) are more than one worker's share, and long ones than one message.
+            most = min(-(-len(self.prompts) // len(workers)), self.padded.rows_of_a_message) if workers else 1
+            for share in rows.split(most) if workers else ():
                 worker = workers[len(self.scoring) % len(workers)]
                 self.scoring.append(asyncio.ensure_future(self._score(worker, share, responses.fields)))
 
     async def _score(self, worker: Any, rows: torch.Tensor, fields: dict[str, Any]) -> None:
         """One portion, by one reward worker; what verl's agent loops tell of a row is told here too."""
+        own = getattr(worker, "scores", None)  # of a worker in this process; handles of Ray's have what their actors have
+        asked = (own or worker.compute_score_batch.remote)(self._to_score(rows, fields))  # not held here until it is answered
+        for row, found in zip(rows.tolist(), await asked, strict=True):
+            self.scored[row] = found
+
+    def _to_score(self, rows: torch.Tensor, fields: dict[str, Any]) -> DataProto:
         tensors = self.padded.to_score(rows)
         columns = {name: column[rows.numpy()] for name, column in self.columns.items() if name != "agent_name"}
         columns["__num_turns__"] = np.full(len(rows), TURNS)
         told = [{**fields, "turn_scores": [], "tool_rewards": [], "raw_prompt": prompt} for prompt in columns["raw_prompt"]]
         columns["tool_extra_fields"] = object_column(told)
-        given = DataProto(batch=TensorDict(tensors, batch_size=len(rows)), non_tensor_batch=columns)
-        for row, found in zip(rows.tolist(), await worker.compute_score_batch.remote(given), strict=True):
-            self.scored[row] = found
+        return DataProto(batch=TensorDict(tensors, batch_size=len(rows)), non_tensor_batch=columns)
 
     def _output(self) -> DataProto:
         rows, tensors = len(self.prompts), self.padded.tensors(self.config.calculate_log_probs)
@@ -202,9 +212,9 @@ class DirectBatch:
         if self.manager.reward_loop_worker_handles is None:
             columns |= self.columns
         else:
-            last = tensors["attention_mask"][:, self.config.prompt_length :].sum(dim=-1) - 1
+            last = token_counts(tensors["attention_mask"][:, self.config.prompt_length :]) - 1
             scores = torch.tensor([found["reward_score"] for found in self.scored], dtype=torch.float32)
-            tensors["rm_scores"] = torch.zeros(tensors["responses"].shape)
+            tensors["rm_scores"] = zeros(tensors["responses"].shape, torch.float32)
             tensors["rm_scores"][torch.arange(rows), last] = scores
             infos = [found.get("reward_extra_info", {}) for found in self.scored]
             meta_info["reward_extra_keys"] = list(infos[0])
@@ -217,11 +227,16 @@ class DirectBatch:
         columns["raw_prompt"] = self.columns["raw_prompt"]
         output = DataProto(batch=TensorDict(tensors, batch_size=rows), non_tensor_batch=columns)
         measured = [
-            {"generate_sequences": seconds, "tool_calls": 0.0, "num_preempted": preempted}
+            {"generate_sequences": seconds, "tool_calls": 0.0, "compute_score": 0.0, "num_preempted": preempted}
             for seconds, preempted in zip(self.seconds.tolist(), self.preempted.tolist(), strict=True)
         ]
         output.meta_info = {"timing": self.manager._performance_metrics([measured], output), **meta_info}
         return output
+
+
+def _actor(handle: Any) -> Any:
+    as_actor = getattr(handle, "as_actor", None)
+    return handle if as_actor is None else as_actor()
 
 
 def _tokenised(messages: np.ndarray, manager: RolloutManager) -> Iterator[np.ndarray]:

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from verl.utils.model import compute_position_id_with_mask
+
+from unify_posttrain.experience.ragged import IDS, MASK, parts_of, zeros
+
+CELLS = 2**22  # rows times columns of what is scored in one message, 40 bytes each
 
 
 @dataclass(frozen=True)
@@ -87,67 +90,68 @@ class PaddedRows:
         response_length: int,
         pad_id: int,
     ) -> None:
-        rows = len(prompts)
-        self.prompts = torch.full((rows, prompt_length), pad_id)
-        self.responses = torch.full((rows, response_length), pad_id)
-        self.response_mask = torch.zeros(rows, response_length, dtype=torch.long)
-        self.attention_mask = torch.zeros(rows, prompt_length + response_length, dtype=torch.long)
-        self.log_probs = torch.zeros(rows, response_length)
-        self.prefix_lengths = torch.tensor([len(prefix) for prefix in prefixes])
-        padded = {id(prompt): _on_the_right(prompt, prompt_length, pad_id) for prompt in prompts}
-        for row, prompt in enumerate(prompts):
-            self.prompts[row] = padded[id(prompt)]
-            self.attention_mask[row, prompt_length - len(prompt) : prompt_length] = 1
-        for row in self.prefix_lengths.nonzero().squeeze(-1).tolist():
-            given = len(prefixes[row])
-            self.responses[row, :given] = torch.tensor(prefixes[row])
-            self.response_mask[row, :given] = int(trained[row])
-            self.attention_mask[row, prompt_length : prompt_length + given] = 1
+        rows, width = len(prompts), prompt_length + response_length
+        self.input_ids = torch.full((rows, width), pad_id, dtype=IDS)
+        self.prompts, self.responses = parts_of(self.input_ids, response_length).values()
+        self.response_mask = zeros((rows, response_length), MASK)
+        self.attention_mask = zeros((rows, width), MASK)
+        self.log_probs = zeros((rows, response_length), torch.float32)
+        self.prefix_lengths = np.array([len(prefix) for prefix in prefixes])
+        # Row by row as numpy sees them: of long rows a torch of whole tensors would touch the padding.
+        self.ids, self.trained, self.attended = (each.numpy() for each in (self.input_ids, self.response_mask, self.attention_mask))
+        for row, (prompt, prefix) in enumerate(zip(prompts, prefixes, strict=True)):
+            first, end = prompt_length - len(prompt), prompt_length + len(prefix)
+            self.ids[row, first:prompt_length] = prompt
+            self.ids[row, prompt_length:end] = prefix
+            self.trained[row, : len(prefix)] = int(trained[row])
+            self.attended[row, first:end] = 1
 
     def fill(self, responses: Responses, rows: Tensor) -> None:
         """Put responses behind the prefixes of `rows` (N,)."""
-        width = self.responses.shape[1]
-        start = self.prefix_lengths[rows].unsqueeze(-1)
-        columns = torch.arange(width)
-        sampled = (columns >= start) & (columns < start + torch.from_numpy(responses.lengths).unsqueeze(-1))
-        self.responses[rows] = self.responses[rows].masked_scatter(sampled, torch.from_numpy(responses.token_ids).long())
-        self.response_mask[rows] = self.response_mask[rows].masked_fill(sampled, 1)
-        attended = sampled | (columns < start)
-        self.attention_mask[rows, -width:] = attended.long()
-        if responses.log_probs is not None:
-            # Tokens of a prefix were not sampled: 0, which nobody reads.
-            self.log_probs[rows] = self.log_probs[rows].masked_scatter(sampled, torch.from_numpy(responses.log_probs))
+        prompt, log_probs, at = self.prompts.shape[1], self.log_probs.numpy(), 0
+        for row, length in zip(rows.tolist(), responses.lengths.tolist(), strict=True):
+            start, tokens = self.prefix_lengths[row], slice(at, at + length)
+            self.ids[row, prompt + start : prompt + start + length] = responses.token_ids[tokens]
+            self.trained[row, start : start + length] = 1
+            self.attended[row, prompt + start : prompt + start + length] = 1
+            if responses.log_probs is not None:
+                # Tokens of a prefix were not sampled: 0, which nobody reads.
+                log_probs[row, start : start + length] = responses.log_probs[tokens]
+            at += length
 
     def tensors(self, log_probs: bool) -> dict[str, Tensor]:
-        """verl's columns of all rows."""
+        """verl's columns of all rows, in as many bits as they need; positions are made where they are read, at the workers."""
         found = {
             "prompts": self.prompts,
             "responses": self.responses,
             "response_mask": self.response_mask,
-            "input_ids": torch.cat([self.prompts, self.responses], dim=1),
+            "input_ids": self.input_ids,
             "attention_mask": self.attention_mask,
-            "position_ids": compute_position_id_with_mask(self.attention_mask),
         }
         return {**found, "rollout_log_probs": self.log_probs} if log_probs else found
+
+    @property
+    def rows_of_a_message(self) -> int:
+        """How many rows :meth:`to_score` may be asked for at once, however long they are."""
+        return max(1, CELLS // self.input_ids.shape[1])
 
     def to_score(self, rows: Tensor) -> dict[str, Tensor]:
         """The columns that reward managers read, of some rows, no wider than the longest of them."""
         width = self.responses.shape[1]
-        attended = self.attention_mask[rows]
+        attended = self.attention_mask[rows].long()
         first = int(attended.argmax(dim=-1).min())
         longest = int(attended[:, -width:].sum(dim=-1).max())
-        prompts, responses = self.prompts[rows, first:], self.responses[rows, :longest]
+        prompts, responses = self.prompts[:, first:][rows].long(), self.responses[:, :longest][rows].long()
         mask = attended[:, first : attended.shape[1] - width + longest]
         return {
             "prompts": prompts,
             "responses": responses,
             "input_ids": torch.cat([prompts, responses], dim=1),
             "attention_mask": mask,
-            "position_ids": compute_position_id_with_mask(mask),
+            "position_ids": _positions(mask),
         }
 
 
-def _on_the_right(prompt: np.ndarray, width: int, pad_id: int) -> Tensor:
-    row = torch.full((width,), pad_id)
-    row[width - len(prompt) :] = torch.from_numpy(prompt)
-    return row
+def _positions(mask: Tensor) -> Tensor:
+    """verl's position ids. Its function is not imported: servers need this module, and would take verl's seconds to start."""
+    return (mask.cumsum(dim=-1) - 1).clip(min=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,9 +12,11 @@ from unify_posttrain.config import verl_agg, verl_dual
 from unify_posttrain.objective import CurrentPolicy, PolicyGradient
 from unify_posttrain.paths import is_remote
 from unify_posttrain.rollout.vllm_cpu_checks import check_vllm_on_cpu, declares_ranks
+from unify_posttrain.startup.backend_checks import check_backend, check_versions
 from unify_posttrain.startup.batch_checks import check_batch
 from unify_posttrain.startup.critic_checks import check_critic
 from unify_posttrain.startup.environment_checks import check_environment
+from unify_posttrain.startup.episode_checks import check_episodes
 from unify_posttrain.startup.forward_checks import check_fused_kernels
 from unify_posttrain.startup.inputs import missing_files, missing_model
 from unify_posttrain.startup.memory_checks import check_memory
@@ -25,7 +26,6 @@ from unify_posttrain.startup.place_checks import check_places
 from unify_posttrain.startup.reward_checks import check_reward
 from unify_posttrain.untrusted.documents import read_object
 
-TESTED_VERL = "0.7.1"
 REQUIRED = (
     "fusion.algorithm",
     "data.train_files",
@@ -50,7 +50,7 @@ def check_config(config: DictConfig) -> Algorithm:
     Raises:
         ValueError: a contradiction, an unknown value, or something that this release does not support.
     """
-    _check_versions()
+    check_versions()
     check_environment(config)
     check_places(config)
     for key in REQUIRED:
@@ -65,7 +65,9 @@ def check_config(config: DictConfig) -> Algorithm:
     _check_likelihood_temperature(config, algorithm)
     check_batch(config, algorithm)
     check_reward(config)
+    check_episodes(config)
     _check_hardware(config)
+    check_backend(config)
     check_parallelism(config)
     check_fused_kernels(config)
     _check_model(config)
@@ -75,15 +77,6 @@ def check_config(config: DictConfig) -> Algorithm:
     check_memory(config, algorithm)
     _check_resume(config, there)
     return algorithm
-
-
-def _check_versions() -> None:
-    try:
-        installed = version("verl")
-    except PackageNotFoundError:
-        raise ValueError(f"verl is not installed; pip install verl=={TESTED_VERL}") from None
-    if installed != TESTED_VERL:
-        raise ValueError(f"verl {installed} is installed, this release extends verl {TESTED_VERL}: pip install verl=={TESTED_VERL}")
 
 
 def _check_spellings(config: DictConfig) -> None:
@@ -101,7 +94,7 @@ def _check_unsupported(config: DictConfig, algorithm: Algorithm) -> None:
             "trainer.use_legacy_worker_impl",
             config.trainer.use_legacy_worker_impl,
             {"enable"},
-            "the FSDP workers are the ones extended",
+            "verl's trainer calls the workers as its FSDP workers are called, whichever backend answers",
         ),
         (
             "actor_rollout_ref.actor.policy_loss.loss_mode",
@@ -112,7 +105,7 @@ def _check_unsupported(config: DictConfig, algorithm: Algorithm) -> None:
         ("actor_rollout_ref.actor.use_prefix_grouper", actor.use_prefix_grouper, {False}, "groups change their size here"),
         (
             "actor_rollout_ref.rollout.skip_rollout",
-            rollout.skip_rollout,
+            rollout.get("skip_rollout", False),
             {False},
             "it wraps an object that this trainer does not use",
         ),
@@ -222,11 +215,13 @@ def _check_model(config: DictConfig) -> None:
 
 def _check_resume(config: DictConfig, there: bool) -> None:
     """`there`: the data files are, so that a resume can be compared with them."""
-    from unify_posttrain.runs import beginning, state
+    from unify_posttrain.runs import beginning, origin, state
 
     folder = beginning.plan(config).folder
     if folder is not None and there:
-        state.check_identity(state.read_state(folder), config, folder)
+        written = state.read_state(folder)
+        state.check_identity(written, config, folder)
+        origin.check_origin(written, folder)
 
 
 def _check_files(config: DictConfig) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,9 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from unify_posttrain.algorithms import build_algorithm
 from unify_posttrain.chat import ChatTemplate
 from unify_posttrain.rewards.truths import check_truths
+from unify_posttrain.startup.episode_checks import EpisodePlan, check_turns
 from unify_posttrain.startup.inputs import Missing, downloads, missing_files, missing_model
 from unify_posttrain.startup.reward_checks import check_sources
 from unify_posttrain.startup.reward_trial import check_reward_function
+from unify_posttrain.startup.round_trip import check_round_trip
 from unify_posttrain.startup.target_checks import check_hints, check_targets
 from unify_posttrain.tasks.truths import check_own_truths
 
@@ -23,14 +25,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DataReport:
-    """What the data check found: rows of each split, rows left out, rows without a usable target (None: not asked), rows of
-    both splits whose ground truth cannot be graded against, and the most pictures and tokens of them that a prompt shows."""
+    """What the data check found.
+
+    Attributes:
+        train_rows, val_rows: of each split; `train_dropped` were left out.
+        without_target: rows without a usable target; None: not asked.
+        masked_truths: rows of both splits whose ground truth cannot be graded against.
+        episode: of environments, what an episode may take.
+        datasets: what was read, training and validation: a run need not read it again.
+        pictures, picture_tokens: the most that a prompt shows, and the most tokens of them.
+    """
 
     train_rows: int
     train_dropped: int
     val_rows: int
     without_target: int | None
     masked_truths: int = 0
+    episode: EpisodePlan | None = None
+    datasets: tuple[Any, Any] | None = field(default=None, repr=False, compare=False)
     pictures: int = 0
     picture_tokens: int = 0
 
@@ -61,7 +73,8 @@ def check_data(config: DictConfig) -> DataReport:
     Raises:
         ValueError: unreadable, empty or malformed files, prompts that the chat template does not take, prompts or (under
             demo.overlong=error) demonstrations over their limit, targets of a wrong type, fewer prompts than a batch, more steps
-            than the data has, a reward function that cannot score them, ground truths that no reward can use.
+            than the data has, a reward function that cannot score them, ground truths that no reward can use, a tokenizer that
+            loses characters, a template that makes no turns or no room for one.
     """
     from verl.utils.fs import copy_to_local
 
@@ -84,6 +97,7 @@ def check_data(config: DictConfig) -> DataReport:
     check_sources(config, {source for frame in (train, val) for source in frame.dataframe.unique("data_source")})
     masked = _check_truths(config, (train, val))
     check_reward_function(config, [frame.dataframe for frame in (train, val)])
+    episode = check_turns(config, template, train.dataframe[0])
     batch = config.data.train_batch_size
     if len(train) < batch:
         raise ValueError(f"data.train_files hold {len(train)} usable prompts, fewer than data.train_batch_size={batch}")
@@ -99,10 +113,12 @@ def check_data(config: DictConfig) -> DataReport:
     without_target = None
     if any(rule.needs_target for rule in rules):
         without_target = check_targets(config, algorithm, train, template)
+    for split in (train, val):
+        check_round_trip(split, tokenizer)
     shown = [split.pictures for split in (train, val)]
     pictures, tokens = max(each.most for each in shown), max(each.tokens for each in shown)
     _check_picture_limit(config, pictures)
-    return DataReport(len(train), train.dropped_prompts, len(val), without_target, masked, pictures, tokens)
+    return DataReport(len(train), train.dropped_prompts, len(val), without_target, masked, episode, (train, val), pictures, tokens)
 
 
 def _check_picture_limit(config: DictConfig, pictures: int) -> None:

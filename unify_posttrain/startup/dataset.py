@@ -129,7 +129,8 @@ class FusionDataset(RLHFDataset):
         """
         counted = frame.map(
             self._lengths,
-            num_proc=self.num_workers,
+            # `datasets` starts a process for one, too.
+            num_proc=self.num_workers if self.num_workers and self.num_workers > 1 else None,
             remove_columns=frame.column_names,
             load_from_cache_file=self.processor is None,  # a picture may have changed since
             desc=f"prompts of at most {self.max_prompt_length} tokens",

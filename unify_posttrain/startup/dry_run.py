@@ -48,6 +48,7 @@ def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[
         "optimizer step(s), "
         f"{rows.per_mini_batch} rows per rank and optimizer step",
         f"a row        at most {width} tokens; at most {rows.rows * width} tokens per step",
+        *_episode_lines(data),
         f"steps        {_steps(config, data)}, validation every {config.trainer.test_freq}, "
         f"checkpoint every {config.trainer.save_freq}",
         *_checkpoint_lines(config, plan, _number_of_steps(config, data)),
@@ -132,6 +133,17 @@ def _picture_lines(config: DictConfig, data: DataReport | None) -> list[str]:
     return [
         f"pictures     at most {data.pictures} per prompt and {data.picture_tokens} tokens of them, among data.max_prompt_length="
         f"{config.data.max_prompt_length}; the vision tower is {tower}"
+    ]
+
+
+def _episode_lines(data: DataReport | None) -> list[str]:
+    """Turns of a rollout, where it has several."""
+    if data is None or data.episode is None:
+        return []
+    plan, budget = data.episode, data.episode.budget
+    return [
+        f"an episode   at most {budget.max_turns} turns of {budget.max_tokens_per_turn} tokens, feedback of about "
+        f"{plan.around + plan.feedback}: {plan.longest} of {budget.response_length} tokens"
     ]
 
 

@@ -24,25 +24,9 @@ def check_environment(config: DictConfig) -> None:
     Raises:
         ValueError: names key or package, and the remedy.
     """
-    for problem in (env_vars_problem(config), trl_problem(*installed_trl()), episode_problem(config)):
+    for problem in (env_vars_problem(config), trl_problem(*installed_trl())):
         if problem is not None:
             raise ValueError("; ".join(problem))
-
-
-# What is played for one turn; other values are those of episodes, for which there is no agent loop yet.
-ONE_TURN = {"max_turns": 1, "credit": "trajectory", "gae": "token"}
-
-
-def episode_problem(config: DictConfig) -> tuple[str, str] | None:
-    """An environment that asks for several turns, and the remedy: a run would play the first one and say nothing of it."""
-    node = OmegaConf.select(config, "environment")
-    for key, value in ONE_TURN.items() if node is not None else ():
-        if node.get(key, value) != value:
-            return (
-                f"environment.{key}={node[key]}: runs play one turn, the loop of several is not built yet",
-                f"set environment.{key}={value}",
-            )
-    return None
 
 
 def env_vars_problem(config: DictConfig) -> tuple[str, str] | None:

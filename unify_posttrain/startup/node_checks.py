@@ -10,6 +10,7 @@ from typing import Any
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from unify_posttrain.backend.seams import adapted
 from unify_posttrain.typos import did_you_mean, nearest
 
 TARGET = "_target_"
@@ -27,7 +28,8 @@ def check_nodes(config: DictConfig) -> None:
     Raises:
         ValueError: names the key that the class does not have, and the nearest one that it has.
     """
-    trees = {root: OmegaConf.to_container(OmegaConf.select(config, root)) for root in BUILT}
+    built = adapted(config.copy())
+    trees = {root: OmegaConf.to_container(OmegaConf.select(built, root)) for root in BUILT}
     for path, node in (each for root, tree in trees.items() for each in _nodes(tree, root)):
         if not is_dataclass(cls := get_class(str(node[TARGET]))):
             continue

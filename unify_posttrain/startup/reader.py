@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from unify_posttrain.algorithms import FusionConfig
 from unify_posttrain.chat import ChatTemplate
 from unify_posttrain.experience.demonstrations import DemonstrationReader
+from unify_posttrain.experience.transcript import TurnFrame
 from unify_posttrain.rollout.pictures import PictureReader
+
+
+def turn_frame(template: ChatTemplate) -> TurnFrame:
+    """What the template puts around what the user says between two answers.
+
+    Raises:
+        TemplateRefusedError, ValueError: it makes no turns of which tokens could be kept; names the template.
+    """
+    tokenizer = template.tokenizer
+    return TurnFrame.from_template(
+        template, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token
+    )
 
 
 def make_reader(
@@ -37,4 +51,5 @@ def make_reader(
         seed=fusion.seed,
         with_probabilities=fusion.shaping.name == "target_prob",
         eos_text=tokenizer.eos_token,
+        frame=cache(lambda: turn_frame(template)),
     )

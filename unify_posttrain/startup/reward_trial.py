@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from unify_posttrain.experience.demonstrations import TARGET_COLUMNS, target_texts
+from unify_posttrain.experience.targets import TARGET_COLUMNS, targets_of
 from unify_posttrain.rewards.calling import Call
 from unify_posttrain.rewards.protection import NODE, OWN, Protection
 from unify_posttrain.rewards.trial import rows_to_try, try_reward
@@ -60,7 +60,7 @@ def _target(row: Mapping[str, Any]) -> str:
     if not any(column in row for column in TARGET_COLUMNS):
         return ""
     try:
-        return next(iter(target_texts(row, int(row["row_id"]))), "")
+        return next((target.texts[-1] for target in targets_of(row, int(row["row_id"]))), "")
     except ValueError:  # whether targets are needed at all is another check's business
         return ""
 

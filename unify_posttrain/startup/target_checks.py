@@ -11,9 +11,10 @@ from omegaconf import DictConfig
 
 from unify_posttrain.algorithms import Algorithm
 from unify_posttrain.chat import THINKING_FAULTS, ChatTemplate, joined, thinking_fault
-from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN, TARGET_COLUMNS, target_texts
+from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN
+from unify_posttrain.experience.targets import TARGET_COLUMNS, targets_of
 from unify_posttrain.rollout.pictures import PictureReader
-from unify_posttrain.startup.reader import make_reader
+from unify_posttrain.startup.reader import make_reader, turn_frame
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ def check_targets(config: DictConfig, algorithm: Algorithm, train: Any, template
         template: of the run.
 
     Raises:
-        ValueError: no column, no usable target, one of a wrong type or of several turns, or one that `fusion.demo` refuses.
+        ValueError: no column, no usable target, one of a wrong type, several turns of which the template makes none,
+            or one that `fusion.demo` refuses.
     """
     frame = train.dataframe
     columns = [column for column in TARGET_COLUMNS if column in frame.column_names]
@@ -46,14 +48,18 @@ def check_targets(config: DictConfig, algorithm: Algorithm, train: Any, template
             f"data.train_files have no column '{PROBABILITY_COLUMN}' (teacher probabilities per target token), which "
             "fusion.shaping.name=target_prob reads; use p_div_p"
         )
-    usable, faults = 0, {}
+    usable, several, faults = 0, False, {}
     for row in frame.select_columns([train.prompt_key, *columns, "row_id"]):
-        texts = _named(train, row, target_texts)
-        usable += bool(texts)
-        if texts:
+        targets = _named(train, row, targets_of)
+        usable += bool(targets)
+        several |= any(len(target.texts) > 1 for target in targets)
+        if targets:
             prompt = template.text(row[train.prompt_key], train.place(row["row_id"]))  # marks of pictures do not open thinking
-            for fault in dict.fromkeys(fault for text in texts if (fault := thinking_fault(prompt, text)) is not None):
+            begun = [thinking_fault(prompt, target.texts[0]) for target in targets]
+            for fault in dict.fromkeys(fault for fault in begun if fault is not None):
                 faults.setdefault(fault, []).append(row["row_id"])
+    if several:
+        turn_frame(template)  # an error that names the template
     for fault, rows in faults.items():
         what, remedy = THINKING_FAULTS[fault]
         logger.warning("the targets of %d of %d rows (first: %s) %s; %s", len(rows), len(frame), train.place(rows[0]), what, remedy)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from unify_posttrain.output import Lines
@@ -68,7 +69,7 @@ def conduct(grid: Grid, command: str, commands: Commands | None = None, settings
         write_report(grid)
         return 0
     study.check()
-    with _lock(grid), stop_on_signals() as stop:
+    with locked(grid.folder), stop_on_signals() as stop:
         try:
             study.make(stop)
         finally:
@@ -205,14 +206,16 @@ class _Study:
 
 
 @contextmanager
-def _lock(grid: Grid) -> Iterator[None]:
-    """One study at a time in a folder; the lock ends with the process."""
-    grid.folder.mkdir(parents=True, exist_ok=True)
-    with open(grid.folder / ".lock", "w", encoding="utf-8") as file:
+def locked(folder: Path) -> Iterator[None]:
+    """One study at a time in a folder; the lock ends with the process.
+
+    Raises:
+        RuntimeError: another one is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(
-                f"folder={grid.folder}: another study is running there; wait for it, or choose another folder"
-            ) from None
+            raise RuntimeError(f"folder={folder}: another study is running there; wait for it, or choose another folder") from None
         yield

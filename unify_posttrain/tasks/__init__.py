@@ -10,6 +10,7 @@ from unify_posttrain.tasks import arithmetic, benchmarks, convert, countdown, da
 from unify_posttrain.tasks.general_points import rows as point_rows
 from unify_posttrain.tasks.navigation import rows as navigation_rows
 from unify_posttrain.tasks.shapes import rows as shape_rows
+from unify_posttrain.tasks.vrag import rows as vrag_rows
 
 GENERATED = ("arithmetic", "countdown", "shapes")  # tasks that a tiny base model exists for
 
@@ -27,6 +28,7 @@ PREPARERS: dict[str, Callable[[Path, Mapping[str, Any]], dict[str, Path]]] = {
     "openr1_math": openr1_math.write_splits,
     "shapes": shape_rows.write_splits,
     "tldr": tldr.write_splits,
+    "vrag": vrag_rows.write_splits,
 }
 
 __all__ = ["GENERATED", "PREPARERS"]

@@ -1,12 +1,11 @@
 """Environments: tasks of several turns, written once and played alike by an agent loop, by evaluation and by a reward function.
 
-    environment = make_environment(settings)      # the node `environment` of a task file
-    environment.reset(row)                        # a row of the data; its `prompt` is the first prompt
+    environment = begin(settings, row)            # the node `environment` of a task file; a row, whose `prompt` is the first prompt
     step = environment.step(answer, complete)     # reward, whether it is over, what the model is told
     environment.fields()                          # score, acc, turns, …: the same keys for every row
 
-:func:`compute_score` plays one answer in verl's signature: demonstrations and answers without turns are scored by the same code. No
-torch and no verl in here.
+:func:`play` gives it answers that are known, as demonstrations are. :func:`compute_score` plays one answer in verl's signature:
+answers without turns are scored by the same code. No torch and no verl in here.
 """
 
 from __future__ import annotations
@@ -20,17 +19,23 @@ from typing import Any, Protocol
 
 from unify_posttrain.tasks.episodes import NODE, read_settings
 from unify_posttrain.tasks.turns import Step, TurnEnvironment
+from unify_posttrain.tasks.waiting import settled
 
 # environment.name -> module and class.
 ENVIRONMENTS: dict[str, str] = {
     "general_points": "unify_posttrain.tasks.general_points.environment:GeneralPoints",
     "matrices": "unify_posttrain.tasks.matrices:Matrices",
     "navigation": "unify_posttrain.tasks.navigation.environment:Navigation",
+    "vrag": "unify_posttrain.tasks.vrag.environment:Vrag",
 }
 
 
 class Environment(Protocol):
     """One episode at a time."""
+
+    @property
+    def generations(self) -> int:
+        """Answers that are generated at most; of the row of the episode."""
 
     def reset(self, row: Mapping[str, Any]) -> None:
         """Begin the episode of a row of the data.
@@ -84,12 +89,38 @@ def compute_score(
         TypeError, ValueError: the row or the settings are at fault.
     """
     check_given(environment)
-    # A copy, because calls come from several threads; `reset` gives it everything that an episode changes.
-    played = copy.copy(_prototype(json.dumps(_plain(environment), sort_keys=True)))
     row = {"data_source": data_source, "reward_model": {"ground_truth": ground_truth}, "extra_info": extra_info or {}}
-    played.reset(row)
-    played.step(solution_str, True)
-    return played.fields()
+    return play(environment, row, [solution_str])
+
+
+def begin(node: Mapping[str, Any], row: Mapping[str, Any]) -> Environment:
+    """A new episode of a row of the data.
+
+    Args:
+        node: `environment` of the configuration, which is read once.
+
+    Raises:
+        TypeError, ValueError: the row or the settings are at fault.
+    """
+    made = _prototype(json.dumps(_plain(node), sort_keys=True))
+    # A copy, because calls come from several threads; `reset` gives it everything that an episode changes. Others are made anew.
+    episode = copy.copy(made) if isinstance(made, TurnEnvironment) else make_environment(node)
+    episode.reset(row)
+    return episode
+
+
+def play(node: Mapping[str, Any], row: Mapping[str, Any], answers: Sequence[str]) -> dict[str, float | str]:
+    """The fields of an episode with these answers, all of them complete; it may end before the last one.
+
+    Raises:
+        TypeError, ValueError: the row or the settings are at fault.
+    """
+    episode = begin(node, row)
+    for answer in answers:
+        step = settled(episode.step(answer, True))
+        if step.done:
+            break
+    return episode.fields()
 
 
 def check_given(environment: Mapping[str, Any] | None) -> None:
@@ -106,12 +137,9 @@ def check_given(environment: Mapping[str, Any] | None) -> None:
 
 
 @lru_cache(maxsize=8)
-def _prototype(settings: str) -> TurnEnvironment:
+def _prototype(settings: str) -> Environment:
     """Reading the settings costs more than judging an answer."""
-    made = make_environment(json.loads(settings))
-    if not isinstance(made, TurnEnvironment):
-        raise TypeError(f"{NODE}.name={type(made).__name__} answers asynchronously, so that no reward function can play it")
-    return made
+    return make_environment(json.loads(settings))
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 from unify_posttrain.tasks import arithmetic, countdown
+from unify_posttrain.tasks.general_points import pretraining as general_points
 from unify_posttrain.tasks.shapes import rows as shapes
 
 IGNORE_INDEX = -100
@@ -39,6 +40,7 @@ class ExampleSource(Protocol):
 SOURCES: dict[str, type[ExampleSource]] = {
     "arithmetic": arithmetic.PretrainingExamples,
     "countdown": countdown.PretrainingExamples,
+    "general_points": general_points.PretrainingExamples,
     "shapes": shapes.PretrainingExamples,
 }
 
@@ -65,7 +67,7 @@ def encode_examples(tokenizer: PreTrainedTokenizerFast, examples: Sequence[tuple
         ids [B, T] int64 and labels [B, T] int64, the latter ``IGNORE_INDEX`` on prompt and padding.
     """
     chats = [[{"role": "user", "content": question}] for question, _ in examples]
-    prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True)
+    prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
     return pack(tokenizer, prompts, [solution for _, solution in examples])
 
 

@@ -1,4 +1,4 @@
-"""A base model of half a million weights, built on the spot: character tokenizer, Qwen2 architecture, own pretraining.
+"""A base model of half a million weights, built on the spot: character tokenizer, Qwen2 or Llama architecture, own pretraining.
 
 It stands in for a downloaded base model wherever a run has to finish on a laptop: an ordinary Hugging Face folder that
 ``AutoTokenizer`` and ``AutoModelForCausalLM`` open without remote code. Simplified on purpose: pretraining is plain
@@ -13,8 +13,9 @@ teaches skills from nothing.
     python -c "from pathlib import Path; import yaml; from unify_posttrain.tasks.tiny_model import build_base_model; \
         build_base_model(Path('outputs/models/mine'), yaml.safe_load(open('mine.yaml')))"
 
-with the keys of ``prepare.model`` in ``conf/model/tiny_qwen2.yaml`` (sums) or ``tiny_qwen2_countdown.yaml``, which also say
-how long it takes. With a node ``vision`` (``tiny_qwen2_5_vl.yaml``) the model is a Qwen2.5-VL and sees (`tiny_vision`).
+with the keys of ``prepare.model`` in ``conf/model/tiny_qwen2.yaml`` (sums), ``tiny_qwen2_countdown.yaml`` or
+``tiny_qwen2_points.yaml``, which also say how long it takes. With a node ``vision`` (``tiny_qwen2_5_vl.yaml``) the model is a
+Qwen2.5-VL and sees (`tiny_vision`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from unify_posttrain.tasks import tiny_vision
 from unify_posttrain.tasks.files import plain
@@ -39,7 +49,10 @@ from unify_posttrain.tasks.tokenizer import CHAT_TOKENS, build_tokenizer
 logger = logging.getLogger(__name__)
 
 MARKER = "base_model.json"
-MARKER_FORMAT = 2  # raise it when the weights for equal settings change: old folders are then rebuilt
+MARKER_FORMAT = 3  # raise it when weights or tokenizer for equal settings change: old folders are then rebuilt
+
+DEFAULT = "qwen2"
+ARCHITECTURES: dict[str, tuple[Any, Any]] = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
 
 _SHAPE_KEYS = ("layers", "hidden_size", "heads", "kv_heads", "intermediate_size", "max_position_embeddings")
 _IGNORED_KEYS = frozenset({"name", "folder"})  # say where and what, not which weights
@@ -50,7 +63,8 @@ def _check_keys(node: Mapping[str, Any], known: set[str], prefix: str) -> None:
         missing, unknown = sorted(known - set(node)), sorted(set(node) - known)
         raise ValueError(
             f"tiny model settings: missing {[prefix + k for k in missing]}, unknown {[prefix + k for k in unknown]}; "
-            "give exactly the keys of conf/model/tiny_qwen2.yaml (sums), tiny_qwen2_countdown.yaml or tiny_qwen2_5_vl.yaml"
+            "give exactly the keys of conf/model/tiny_qwen2.yaml (sums), tiny_qwen2_countdown.yaml, tiny_qwen2_points.yaml or "
+            "tiny_qwen2_5_vl.yaml"
         )
 
 
@@ -58,7 +72,11 @@ def _check(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A plain copy without ``name`` and ``folder``; ValueError (key, value, remedy) if a key is missing or unknown."""
     checked = {key: value for key, value in plain(settings).items() if key not in _IGNORED_KEYS}
     sees = "vision" in checked
-    _check_keys(checked, {*_SHAPE_KEYS, "seed", "pretraining", *(("vision", "rope_theta") if sees else ())}, "")
+    # `architecture` is absent in the settings of folders that were built before there was a choice.
+    given = {"vision", "rope_theta"} if sees else {"architecture"} & set(checked)
+    _check_keys(checked, {*_SHAPE_KEYS, "seed", "pretraining", *given}, "")
+    if checked.get("architecture", DEFAULT) not in ARCHITECTURES:
+        raise ValueError(f"architecture={checked['architecture']!r} is unknown; choose one of {', '.join(sorted(ARCHITECTURES))}")
     training = checked["pretraining"]
     _check_keys(training, pretraining_keys(training), "pretraining.")
     if sees:
@@ -102,8 +120,9 @@ def _ending(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTr
     return model
 
 
-def _new_text_model(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    config = Qwen2Config(
+def _new_text_model(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    config_class, model_class = ARCHITECTURES[settings.get("architecture", DEFAULT)]
+    config = config_class(
         vocab_size=len(tokenizer),
         hidden_size=settings["hidden_size"],
         num_hidden_layers=settings["layers"],
@@ -112,13 +131,13 @@ def _new_text_model(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerF
         intermediate_size=settings["intermediate_size"],
         max_position_embeddings=settings["max_position_embeddings"],
         tie_word_embeddings=True,
-        use_sliding_window=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
     )
-    return Qwen2ForCausalLM(config).float()
+    model: PreTrainedModel = model_class(config).float()
+    return model
 
 
 def _is_built(folder: Path, settings: Mapping[str, Any]) -> bool:

@@ -14,6 +14,21 @@ from unify_posttrain.tasks.episodes import EpisodeSettings, trajectory_score
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, eq=False)
+class ImagePart:
+    """An image of feedback, as the model is shown it.
+
+    Attributes:
+        image: of Pillow, RGB, in the size that the model's processor leaves as it is.
+        tokens: that the model makes of it.
+        origin: where it comes from, as JSON has it, so that it can be made again.
+    """
+
+    image: Any
+    tokens: int
+    origin: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Step:
     """What an environment says to an answer.
@@ -21,14 +36,16 @@ class Step:
     Attributes:
         reward: of this turn.
         done: the episode is over.
-        feedback: parts of the next message of the user, texts or images; empty if it is over.
+        feedback: parts of the next message of the user, texts or :class:`ImagePart`; empty if it is over.
         solved: it is over because the answer is right.
+        outcome: what the answer was found to be, in a word.
     """
 
     reward: float
     done: bool
     feedback: tuple[Any, ...] = ()
     solved: bool = False
+    outcome: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,7 +131,7 @@ class TurnEnvironment(ABC):
         reward = verdict.reward + (self.settings.limit_penalty if last and not verdict.solved else 0.0)
         self.rewards.append(reward)
         done = verdict.solved or last or not verdict.outcome
-        return Step(reward, done, () if done else (verdict.feedback,), verdict.solved)
+        return Step(reward, done, () if done else (verdict.feedback,), verdict.solved, verdict.outcome)
 
     def fields(self) -> dict[str, float | str]:
         """See :class:`Environment`."""

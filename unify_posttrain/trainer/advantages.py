@@ -10,18 +10,21 @@ from verl import DataProto
 
 from unify_posttrain.algorithms import Algorithm
 from unify_posttrain.experience.advantages import ScoredRows, row_advantages
+from unify_posttrain.experience.ragged import per_row
 from unify_posttrain.experience.rows import DEMONSTRATION, PADDING, ROLLOUT
 from unify_posttrain.objective import token_class
 from unify_posttrain.trainer.mixed_batch import KIND_COLUMN, MixedBatch, success_values
+from unify_posttrain.trainer.turns import Turns
 
 
-def set_advantages(algorithm: Algorithm, mixed: MixedBatch, batch: DataProto) -> dict[str, float]:
+def set_advantages(algorithm: Algorithm, mixed: MixedBatch, batch: DataProto, turns: Turns | None = None) -> dict[str, float]:
     """Put the algorithm's advantages into `advantages` and `returns`, and its rewards into the stream `scores`; in place.
 
     Args:
         algorithm: of the step.
         mixed: what was decided for it.
         batch: after verl's advantage stage, with `token_level_rewards`.
+        turns: of rollouts that are episodes, which estimate their own where they are asked to.
 
     Returns:
         `fusion/*` metrics of them.
@@ -30,6 +33,8 @@ def set_advantages(algorithm: Algorithm, mixed: MixedBatch, batch: DataProto) ->
         KeyError: a stream that the advantage reads is missing.
     """
     advantage, tensors = algorithm.advantage, batch.batch
+    if turns is not None:
+        turns.estimate(batch)
     kinds = batch.non_tensor_batch.get(KIND_COLUMN, np.full(len(batch), ROLLOUT, dtype=np.int8))
     real = torch.from_numpy(np.flatnonzero(kinds != PADDING))
     if advantage.estimator is not None or not len(real):
@@ -38,7 +43,7 @@ def set_advantages(algorithm: Algorithm, mixed: MixedBatch, batch: DataProto) ->
     rows = _scored_rows(algorithm, mixed, batch, kinds, real)
     values = row_advantages(advantage, rows, mixed.plan, algorithm.advantage_terms)
     spread = tensors["token_level_rewards"].new_zeros(len(batch)).index_copy(0, real, values.to(torch.float32))
-    tensors["advantages"] = tensors["returns"] = spread.unsqueeze(-1) * tensors["response_mask"]
+    tensors["advantages"] = tensors["returns"] = per_row(spread, tensors["response_mask"])
     if any("scores" in term.streams for term in algorithm.terms):
         rewards = advantage.rewards(rows).to(torch.float32)
         tensors["scores"] = tensors["token_level_rewards"].new_zeros(len(batch)).index_copy(0, real, rewards)

@@ -15,6 +15,7 @@ from verl.utils.seqlen_balancing import log_seqlen_unbalance
 from unify_posttrain.algorithms import Algorithm, FusionConfig
 from unify_posttrain.experience.mixer import PREFIX_LENGTH, ROLLOUT, mix, plan_metrics, row_metrics
 from unify_posttrain.experience.plan import BatchPlan
+from unify_posttrain.experience.ragged import token_counts
 from unify_posttrain.experience.rows import Rows
 from unify_posttrain.experience.rules import Group
 from unify_posttrain.rewards.contract import FAULT, GOLD, UNSCORED
@@ -22,6 +23,8 @@ from unify_posttrain.trainer.demonstrator import Demonstrator
 from unify_posttrain.trainer.mixed_batch import KIND_COLUMN, MixedBatch, success_values
 from unify_posttrain.trainer.prompts import Generated, Prompts
 from unify_posttrain.trainer.rewards import unscored_rows
+from unify_posttrain.trainer.turns import Turns
+from unify_posttrain.workers.transport import Travelling
 
 
 class BatchMixer:
@@ -32,16 +35,17 @@ class BatchMixer:
             with given tokens or groups are left out.
         temperature: of the rollouts, which the workers read from the batch.
         log_probs: whether rollouts carry `rollout_log_probs`.
+        turns: of rollouts that are episodes; None: they are single answers.
     """
 
-    def __init__(self, demonstrator: Demonstrator | None, temperature: float, log_probs: bool) -> None:
-        self.demonstrator = demonstrator
+    def __init__(self, demonstrator: Demonstrator | None, temperature: float, log_probs: bool, turns: Turns | None = None) -> None:
+        self.demonstrator, self.turns = demonstrator, turns
         self.temperature, self.log_probs = temperature, log_probs
 
     @classmethod
     def from_config(cls, config: Any, demonstrator: Demonstrator | None) -> BatchMixer:
         rollout = config.actor_rollout_ref.rollout
-        return cls(demonstrator, rollout.temperature, log_probs=bool(rollout.calculate_log_probs))
+        return cls(demonstrator, rollout.temperature, bool(rollout.calculate_log_probs), Turns.from_config(config))
 
     def mix(self, algorithm: Algorithm, generated: Generated, ranks: int, mini_batches: int, step: int) -> MixedBatch:
         """Decide the plan of a batch and carry it out.
@@ -53,7 +57,7 @@ class BatchMixer:
             step: training step, for seeded draws.
         """
         prompts, rollouts = generated.prompts, generated.rollouts
-        counted = _generated(rollouts)
+        counted = {**_generated(rollouts), **({} if self.turns is None else self.turns.read(rollouts))}
         scores, groups = self._groups(algorithm.fusion, prompts, rollouts)
         plan = algorithm.experience.plan(groups)
         if generated.select is not None:
@@ -122,7 +126,7 @@ class BatchMixer:
         if self.demonstrator is not None:
             meta_info.setdefault("reward_extra_keys", self.demonstrator.reward_keys)
         columns = {**mixed.rows.columns, KIND_COLUMN: mixed.kinds}
-        batch = DataProto.from_dict(tensors=mixed.rows.tensors, non_tensors=columns, meta_info=meta_info)
+        batch = Travelling.from_dict(tensors=mixed.rows.tensors, non_tensors=columns, meta_info=meta_info)
         return batch, mixed.kinds, mixed.reordered
 
     def _attach_row_streams(self, algorithm: Algorithm, prompts: Prompts, batch: DataProto, step: int) -> None:
@@ -152,7 +156,7 @@ def _uniforms(seed: int, prompts: Prompts, batch: DataProto, step: int) -> torch
 
 def _balance(batch: DataProto, ranks: int) -> dict[str, float]:
     """How evenly tokens are spread over ranks, under verl's names."""
-    lengths = batch.batch["attention_mask"].sum(dim=-1).tolist()
+    lengths = token_counts(batch.batch["attention_mask"]).tolist()
     blocks = np.arange(len(lengths)).reshape(ranks, -1).tolist()
     return log_seqlen_unbalance(seqlen_list=lengths, partitions=blocks, prefix="global_seqlen")
 
@@ -197,5 +201,5 @@ def _generated(rollouts: DataProto | None) -> dict[str, float]:
         "fusion/grader_faults": float(sum(faults)),
         "fusion/reward_unscored": float(lacking.sum()),
         "fusion/rollout_score": float(scores.mean()) if len(scores) else 0.0,
-        "fusion/tokens_generated": float(rollouts.batch["response_mask"].sum()),
+        "fusion/tokens_generated": float(token_counts(rollouts.batch["response_mask"]).sum()),
     }

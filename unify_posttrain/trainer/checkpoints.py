@@ -15,6 +15,7 @@ from omegaconf import DictConfig, open_dict
 from unify_posttrain import __version__
 from unify_posttrain.runs import continuity, run_logs, state
 from unify_posttrain.runs.lineage import lineage_in
+from unify_posttrain.runs.origin import ORIGIN, check_origin, origin
 from unify_posttrain.trainer.demonstrator import Demonstrator
 from unify_posttrain.trainer.loader import TrainLoader
 from unify_posttrain.trainer.phases import PhaseClock
@@ -113,6 +114,7 @@ class Checkpoints:
             "run": None if self.lineage is None else self.lineage.run,
             "lineage": None if self.lineage is None else self.lineage.state,
             "identity": state.identity(self.config),
+            ORIGIN: origin(self.config),
             "settings": self.settings,
             "demonstrations": None if self.demonstrator is None else self.demonstrator.state,
             "batches": self.loader.batches,
@@ -170,6 +172,7 @@ class Checkpoints:
             return 0
         own = state.read_state(folder)
         state.check_identity(own, self.config, folder)
+        check_origin(own, folder)
         for remark in continuity.remarks(own or {}, self.settings):
             logger.warning(remark)
         self._note_what_is_due(folder, total_steps)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from verl import DataProto
 from verl.protocol import pad_dataproto_to_divisor
 
 from unify_posttrain.algorithms import FusionConfig
 from unify_posttrain.experience.demonstrations import (
     PROBABILITY_COLUMN,
-    TARGET_COLUMNS,
     Demonstration,
     DemonstrationReader,
 )
 from unify_posttrain.experience.pictures import picture_references
 from unify_posttrain.experience.rows import Rows, object_column
-from unify_posttrain.rewards.contract import UNSCORED
+from unify_posttrain.experience.targets import TARGET_COLUMNS
+from unify_posttrain.rewards.contract import SCORE, UNSCORED
 from unify_posttrain.rollout.pictures import PictureReader
 from unify_posttrain.startup.reader import make_reader
+from unify_posttrain.tasks.environment import play
+from unify_posttrain.tasks.episodes import NODE
 from unify_posttrain.trainer.packing import INPUTS_COLUMN, Packing, picture_reader
 from unify_posttrain.trainer.rewards import column, unscored_rows
 
@@ -36,6 +40,9 @@ class Demonstrator:
         score_rows: rows with `rm_scores`-free tensors -> DataProto with `rm_scores` and reward columns (verl's reward loop).
         workers: reward workers, which verl wants to share the rows evenly.
         prompt_length, response_length, pad_id, pictures: see `Packing`.
+        environment: node of the configuration; it scores demonstrations of several turns, turn by turn. None: their last answer
+            is scored like any other.
+        decode: token ids -> text, for the environment.
     """
 
     def __init__(
@@ -46,8 +53,11 @@ class Demonstrator:
         prompt_length: int,
         response_length: int,
         pad_id: int,
+        environment: Mapping[str, Any] | None = None,
+        decode: Callable[[Sequence[int]], str] | None = None,
         pictures: PictureReader | None = None,
     ) -> None:
+        self.environment, self.decode = environment, decode
         self.reader, self.score_rows, self.workers = reader, score_rows, workers
         self.packing = Packing(prompt_length, response_length, pad_id, pictures)
         self.scores: dict[tuple[int, int], Score] = {}
@@ -70,6 +80,8 @@ class Demonstrator:
             prompt_length=data.max_prompt_length,
             response_length=data.max_response_length,
             pad_id=tokenizer.pad_token_id,
+            environment=OmegaConf.to_container(config[NODE], resolve=True) if config.get(NODE) is not None else None,
+            decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
             pictures=pictures,
         )
 
@@ -141,9 +153,10 @@ class Demonstrator:
         """
         tensors, inputs = self.packing.rows([demonstration for _, demonstration in picked])
         columns = {INPUTS_COLUMN: inputs, **self._columns(batch, [uid for uid, _ in picked])}
+        columns["__num_turns__"] = np.array([2 * len(demonstration.answers) for _, demonstration in picked], dtype=np.int32)
         scored = [self.scores.get(demonstration.key) for _, demonstration in picked]
         if all(score is not None for score in scored):
-            last = tensors["response_mask"].sum(dim=-1) - 1
+            last = tensors["attention_mask"][:, self.packing.prompt_length :].sum(dim=-1) - 1
             tensors["rm_scores"] = torch.zeros(tensors["response_mask"].shape, dtype=torch.float32)
             tensors["rm_scores"][torch.arange(len(picked)), last] = torch.tensor([score["reward"] for score in scored])
             columns.update({key: column(key, [score.get(key) for score in scored]) for key in self.reward_keys})
@@ -172,15 +185,19 @@ class Demonstrator:
         }
         return {
             "uid": object_column(list(uids)),
-            "__num_turns__": np.full(len(uids), 2, dtype=np.int32),
             **columns,
         }
 
     def _score(self, batch: DataProto, found: Mapping[str, Demonstration]) -> None:
-        """Score what has not been scored yet, through the same reward loop as rollouts."""
+        """Score what has not been scored yet: answers through the same reward loop as rollouts, several turns as an episode."""
         fresh = [(uid, demonstration) for uid, demonstration in found.items() if demonstration.key not in self.scores]
+        if self.environment is not None:
+            for uid, demonstration in [each for each in fresh if each[1].mask]:
+                self.scores[demonstration.key] = self._played(batch, uid, demonstration)
+            fresh = [each for each in fresh if not each[1].mask]
         if not fresh:
             return
+        fresh = [(uid, replace(each, response_ids=each.answers[-1], mask=())) for uid, each in fresh]
         rows = self.rows(batch, fresh, log_probs=False)
         data = DataProto.from_dict(tensors=rows.tensors, non_tensors=rows.columns)
         padded, _ = pad_dataproto_to_divisor(data, self.workers)
@@ -192,6 +209,13 @@ class Demonstrator:
             extra = {key: _plain(scored.non_tensor_batch[key][index]) for key in scored.meta_info["reward_extra_keys"]}
             lacks = {UNSCORED: 1.0} if lacking[index] else {}
             self.scores[demonstration.key] = {**extra, **lacks, "reward": rewards[index]}
+
+    def _played(self, batch: DataProto, uid: str, demonstration: Demonstration) -> Score:
+        """The fields of the episode in which a demonstration's answers are given."""
+        row = {name: column[0] for name, column in self._columns(batch, [uid]).items()}
+        fields = play(self.environment, row, [self.decode(ids) for ids in demonstration.answers])
+        self.reward_keys = list(dict.fromkeys([*self.reward_keys, *fields]))
+        return {**fields, "reward": fields[SCORE]}
 
 
 def _plain(value: Any) -> Any:

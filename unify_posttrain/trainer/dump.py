@@ -14,6 +14,7 @@ from verl.trainer.ppo.reward import extract_reward
 from unify_posttrain.experience.demonstrations import Demonstration
 from unify_posttrain.experience.plan import BatchPlan
 from unify_posttrain.objective import token_class
+from unify_posttrain.rollout.environment_loop import TURN_OUTCOMES, TURN_SCORES
 from unify_posttrain.trainer.mixed_batch import kind_names
 from unify_posttrain.trainer.prompts import Prompts
 
@@ -93,6 +94,7 @@ def dropped_rows(rollouts: DataProto, tokenizer: Any) -> Iterator[dict[str, Any]
             "row_kind": DROPPED,
             "segments": [[UNTRAINED, tokenizer.decode(ids, skip_special_tokens=False)]],
             "advantage": None,
+            **{name: values[row] for name, values in _of_turns(rollouts).items()},
         }
 
 
@@ -110,6 +112,7 @@ def row_fields(batch: DataProto, tokenizer: Any, demonstrations: Mapping[str, De
         segments: [kind, text] of consecutive response tokens; kind on (sampled), demo (of a demonstration), hint (given, not
             trained by reinforcement) or untrained. Special tokens are shown. Empty for padding.
         advantage: a number if it is the same for all trained tokens, null if there are none, else one number per segment.
+        turn_scores, turn_outcomes: reward and verdict of each turn, in a batch with episodes; null for a demonstration.
         NAME_weight: the coefficient of the row's group in the term NAME, from the batch plan (terms that are weighted by row).
         demonstration: on the first row of a group that has a demonstration which is not trained: its text, else null.
     """
@@ -123,9 +126,15 @@ def row_fields(batch: DataProto, tokenizer: Any, demonstrations: Mapping[str, De
         for row, segments in enumerate(_segments(batch))
     ]
     fields["segments"], fields["advantage"] = ([pair[part] for pair in shown] for part in (0, 1))
+    fields.update(_of_turns(batch))
     fields.update({name: batch.batch[name].tolist() for name in sorted(batch.batch.keys()) if name.endswith("_weight")})
     fields["demonstration"] = _untrained_demonstrations(uids, names, tokenizer, demonstrations)
     return fields
+
+
+def _of_turns(batch: DataProto) -> dict[str, list[Any]]:
+    columns = batch.non_tensor_batch
+    return {name: list(columns[name]) for name in (TURN_SCORES, TURN_OUTCOMES) if any(columns.get(name, ()))}
 
 
 def _segments(batch: DataProto) -> Iterator[list[Segment]]:

@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from verl import DataProto
 
 from unify_posttrain.experience.plan import BatchPlan
 from unify_posttrain.trainer.mixed_batch import reward_field
 from unify_posttrain.trainer.prompts import Generated, Prompts
 from unify_posttrain.trainer.rewards import KEYS, aligned, unscored_rows
+from unify_posttrain.workers.transport import Travelling
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class DynamicSampling:
             parts.append(more())
             added = parts[-1].rollouts  # verl joins only batches that agree in their meta_info
             added.meta_info = {**first.rollouts.meta_info, KEYS: added.meta_info.get(KEYS, [])}
-        rollouts = DataProto.concat(aligned([part.rollouts for part in parts])) if len(parts) > 1 else first.rollouts
+        rollouts = Travelling.concat(aligned([part.rollouts for part in parts])) if len(parts) > 1 else first.rollouts
         prompts = Prompts.concat([part.prompts for part in parts])
         return Generated(prompts, rollouts, partial(self.select, spread=spread)), {"fusion/gen_batches": float(len(parts))}
 

@@ -15,6 +15,7 @@ from unify_posttrain.experience.rules import ResponsePrefix
 from unify_posttrain.rollout.agent_loop import NEW_TOKENS_COLUMN, SEED_COLUMN, rollout_seeds
 from unify_posttrain.startup.memory_plan import reward_model_shares
 from unify_posttrain.trainer.response_prefixes import prefix_columns
+from unify_posttrain.workers.transport import travelling
 
 
 class Engine:
@@ -119,7 +120,7 @@ def rollout_requests(
 
 def with_rollouts(batch: DataProto, rollouts: DataProto, prefixes: Sequence[tuple[ResponsePrefix, ...]]) -> DataProto:
     """The rows of a prompt batch, each repeated for its rollouts and joined with them."""
-    batch = batch.select_idxs(_repeated(prefixes)).union(rollouts)
+    batch = travelling(batch.select_idxs(_repeated(prefixes)).union(rollouts))
     batch.non_tensor_batch.update(_given(prefixes))
     if "response_mask" not in batch.batch:
         batch.batch["response_mask"] = compute_response_mask(batch)

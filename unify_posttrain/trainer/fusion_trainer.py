@@ -17,6 +17,7 @@ from verl.trainer.ppo.reward import extract_reward
 from verl.utils.debug import marked_timer
 
 from unify_posttrain.algorithms import build_algorithm
+from unify_posttrain.backend.seams import rollout_manager, wait_for_dump
 from unify_posttrain.runs import run_logs, state
 from unify_posttrain.runs.failures import stop_request
 from unify_posttrain.runs.signals import time_limit
@@ -30,7 +31,7 @@ from unify_posttrain.trainer.loader import TrainLoader
 from unify_posttrain.trainer.log_probs import LogProbs
 from unify_posttrain.trainer.mixed_batch import note_lengths, without_padding
 from unify_posttrain.trainer.phases import PhaseClock
-from unify_posttrain.trainer.port import ActorPort, LegacyPort
+from unify_posttrain.trainer.port import ActorPort, WorkerPort
 from unify_posttrain.trainer.prompts import Generated, PromptReader, drop_own_columns
 from unify_posttrain.trainer.replayer import Replayer
 from unify_posttrain.trainer.rewards import RewardReader
@@ -38,7 +39,6 @@ from unify_posttrain.trainer.sessions import apart
 from unify_posttrain.trainer.step import Step
 from unify_posttrain.trainer.validation import validated_fields, validated_metrics
 from unify_posttrain.workers.metrics import OWN_METRICS, UPDATE_METRICS
-from unify_posttrain.workers.transport import travelling
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,8 @@ class FusionTrainer(SeparateRayPPOTrainer):
         self.rewards = RewardReader.from_config(config, self._compute_reward_colocate)
         if self.clock.needs_target:
             demonstrator = Demonstrator.from_config(config, self.fusion, self.tokenizer, self.rewards.score, self.processor)
-        reference = self.ref_policy_wg if self.use_reference_policy else None
-        self.port: ActorPort = LegacyPort(self.actor_rollout_wg, reference, self._get_dp_size(self.actor_rollout_wg, "actor"))
-        self.engine = self.checkpoint_manager = Engine(config, self.async_rollout_manager, self.checkpoint_manager)
+        self.port: ActorPort = WorkerPort.of(self)
+        self.engine = self.checkpoint_manager = Engine(config, rollout_manager(self), self.checkpoint_manager)
         self.reader = PromptReader(demonstrator, self.tokenizer)
         self.mixer = BatchMixer.from_config(config, demonstrator)
         self.log_probs = LogProbs.from_config(config, self.port, self.use_reference_policy)
@@ -109,6 +108,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
 
     def _dump_generations(self, reward_extra_infos_dict: dict[str, list], **samples: Any) -> None:
         super()._dump_generations(reward_extra_infos_dict=validated_fields(reward_extra_infos_dict), **samples)
+        wait_for_dump(self)
 
     def _compute_reward_colocate(self, batch: DataProto) -> DataProto:
         self.engine.give_way()
@@ -189,18 +189,18 @@ class FusionTrainer(SeparateRayPPOTrainer):
         return self.log_probs.reference(self.step.algorithm, batch, super()._fit_compute_ref_log_prob)
 
     def _compute_values(self, batch: DataProto) -> DataProto:
-        return super()._compute_values(travelling(batch))
+        return self.port.values(batch)
 
     def _update_critic(self, batch: DataProto) -> DataProto:
-        return super()._update_critic(travelling(batch))
+        return self.port.update_critic(batch)
 
     def _compute_ref_log_prob(self, batch: DataProto) -> DataProto:
         return self.port.reference(batch)
 
     def _fit_compute_advantage(self, batch: DataProto) -> DataProto:
-        batch = super()._fit_compute_advantage(batch)
-        self.log_probs.withdraw_comparison(self.metrics)
-        self.metrics.update(set_advantages(self.step.algorithm, self.step.mixed, batch))
+        with self.log_probs.comparing(batch, self.metrics):
+            batch = super()._fit_compute_advantage(batch)
+        self.metrics.update(set_advantages(self.step.algorithm, self.step.mixed, batch, self.mixer.turns))
         return batch
 
     def _fit_update_actor(self, batch: DataProto) -> DataProto:

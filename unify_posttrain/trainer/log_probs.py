@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from verl import DataProto
-from verl.protocol import pad_dataproto_to_divisor, unpad_dataproto
 
 from unify_posttrain.algorithms import Algorithm
+from unify_posttrain.experience.ragged import Source, Spans, gather, token_counts, zeros
 from unify_posttrain.objective import Entropy, token_class
+from unify_posttrain.trainer.comparison import ACTOR, ENGINE, correction_metrics, engine_hidden, probability_metrics
 from unify_posttrain.trainer.mixed_batch import KIND_COLUMN
 from unify_posttrain.trainer.port import ActorPort
 from unify_posttrain.trainer.step import Step
+from unify_posttrain.workers.transport import travelling
 
 # What verl logs in the log-prob stage; reported as 0 in a step that needs no log-probabilities, so that keys do not come and go.
 LOG_PROB_METRICS = ("actor/entropy", "perf/mfu/actor_infer")
@@ -24,7 +28,6 @@ ROLLOUT_PROB_METRICS = tuple(
 )
 START_ENTROPYS = "start_entropys"
 BATCH_ENTROPY = "batch_entropy"
-CORRECTION_METRICS = "rollout_corr/"  # verl's comparison of engine and actor in the advantage stage, over all rows
 
 Stage = Callable[[DataProto], DataProto]
 
@@ -47,12 +50,21 @@ class LogProbs:
         first_is_current: `fusion.first_step_is_current`.
         reference: rows that need the reference policy: `none`, `read` (by a term), or `all` (by verl, with
             `algorithm.use_kl_in_reward`).
+        corrects: verl's advantage stage compares them once more (`algorithm.rollout_correction` is not null).
     """
 
     def __init__(
-        self, port: ActorPort, warmup: int, epochs: int, frequency: int, compared: bool, first_is_current: bool, reference: str
+        self,
+        port: ActorPort,
+        warmup: int,
+        epochs: int,
+        frequency: int,
+        compared: bool,
+        first_is_current: bool,
+        reference: str,
+        corrects: bool,
     ) -> None:
-        self.port, self.warmup, self.epochs, self.frequency = port, warmup, epochs, frequency
+        self.port, self.warmup, self.epochs, self.frequency, self.corrects = port, warmup, epochs, frequency, corrects
         self.compared, self.first_is_current, self.reference_rows = compared, first_is_current, reference
         self.complete = True  # every sampled token of the last batch has its old log-probability
 
@@ -66,6 +78,7 @@ class LogProbs:
             compared=bool(config.actor_rollout_ref.rollout.calculate_log_probs),
             first_is_current=config.fusion.first_step_is_current,
             reference=("all" if config.algorithm.use_kl_in_reward else "read") if use_reference else "none",
+            corrects=config.algorithm.get("rollout_correction") is not None,
         )
 
     def old(self, step: Step, batch: DataProto, stage: Stage) -> tuple[DataProto, dict[str, float]]:
@@ -75,8 +88,8 @@ class LogProbs:
             stage: verl's, which asks `present` for log-probabilities.
 
         Returns:
-            the batch, and the metrics of a stage that did not run because the algorithm does not need it. What the algorithm only
-            does not need in this step is not measured, and so is not reported as 0 either.
+            the batch, and verl's comparison of engine and actor; or zeros in place of all metrics of a stage that did not run
+            because the algorithm does not need it. What it only does not need in this step is not measured, and not reported as 0.
         """
         algorithm = step.algorithm
         reads_entropy = bool(algorithm.token_classes_reading(BATCH_ENTROPY))
@@ -86,20 +99,32 @@ class LogProbs:
         read = self._read(step, batch, classes, needed)
         due = self.frequency > 0 and (step.number - 1) % self.frequency == 0
         computed = needed if due else read
-        batch, ran = self._on_rows(batch, computed, streams, stage)
+        compared: dict[str, float] = {}
+
+        def comparing(part: DataProto) -> DataProto:
+            with engine_hidden(part):
+                part = stage(part)
+            _adopt_given(part)
+            compared.update(probability_metrics(part))
+            return part
+
+        batch, ran = self._on_rows(batch, computed, streams, comparing)
         self.complete = bool((computed | ~_with_sampled_tokens(batch)).all())
         entropys = batch.batch.pop(START_ENTROPYS) if START_ENTROPYS in batch.batch else None
         if reads_entropy:
             mask = batch.batch["response_mask"]
             batch.batch[BATCH_ENTROPY] = batch_entropy(entropys, mask, self.port.ranks, step.mini_batches)
         absent = (*LOG_PROB_METRICS, *(ROLLOUT_PROB_METRICS if self.compared else ()))
-        return batch, dict.fromkeys(absent, 0.0) if not (ran or bool(needed.any())) else {}
+        return batch, compared if ran or bool(needed.any()) else dict.fromkeys(absent, 0.0)
 
-    def withdraw_comparison(self, metrics: dict[str, Any]) -> None:
-        """Take out, in place, what verl's advantage stage made of rows whose old log-probabilities nobody computed."""
-        if not self.complete:
-            for name in [name for name in metrics if name.startswith(CORRECTION_METRICS)]:
-                del metrics[name]
+    @contextmanager
+    def comparing(self, batch: DataProto, metrics: dict[str, Any]) -> Iterator[None]:
+        """Around verl's advantage stage, in place of its own comparison of engine and actor. Its metrics are added, unless nobody
+        computed the old log-probabilities of some row."""
+        if self.complete and self.corrects:
+            metrics.update(correction_metrics(batch))
+        with engine_hidden(batch):
+            yield
 
     def _read(self, step: Step, batch: DataProto, classes: Collection[str], needed: Tensor) -> Tensor:
         """(B,) which of the rows in need are read before they are overwritten, if they are: those with given tokens
@@ -117,14 +142,10 @@ class LogProbs:
     def present(self, algorithm: Algorithm, batch: DataProto, step: int) -> tuple[DataProto, float]:
         """Log-probabilities under the present policy: in place of the method that verl's stage calls.
 
-        Keeps the entropies that verl drops, has none computed that nobody reads, and keeps demonstrations out of verl's comparison
-        of engine and actor.
+        Keeps the entropies that verl drops, and has none computed that nobody reads.
         """
         output, mfu = self.port.log_probs(batch, entropy=self._entropy_is_read(algorithm, step))
         batch.batch[START_ENTROPYS] = output.batch["entropys"]
-        if "prefix_mask" in batch.batch and "rollout_log_probs" in batch.batch:
-            given = batch.batch["prefix_mask"]
-            batch.batch["rollout_log_probs"] = torch.where(given, output.batch["old_log_probs"], batch.batch["rollout_log_probs"])
         return output, mfu
 
     def _entropy_is_read(self, algorithm: Algorithm, step: int) -> bool:
@@ -151,18 +172,28 @@ class LogProbs:
         """
         if bool(needed.all()):
             return stage(batch), True
-        values = {stream: torch.zeros(batch.batch["responses"].shape, dtype=torch.float32) for stream in streams}
+        values = {stream: zeros(batch.batch["responses"].shape, torch.float32) for stream in streams}
         if bool(needed.any()):
-            index = needed.nonzero().squeeze(-1)
-            selected, pad_size = pad_dataproto_to_divisor(batch.select_idxs(index), self.port.ranks)
-            if pad_size:
-                selected.batch["response_mask"][-pad_size:] = 0  # padding must not enter verl's entropy and debug metrics
-            computed = unpad_dataproto(stage(selected), pad_size).batch
-            for stream, value in values.items():
-                value[index] = computed[stream].to(value.dtype)
-        for stream, value in values.items():
-            batch.batch[stream] = value
+            index = needed.nonzero().squeeze(-1).numpy()
+            # As many rows as the ranks can share: the first ones again.
+            filled = np.resize(index, -(-len(index) // self.port.ranks) * self.port.ranks)
+            selected = travelling(batch).select_idxs(filled)
+            selected.batch["response_mask"][len(index) :] = 0  # these must not enter verl's entropy and debug metrics
+            computed = {stream: value.float() for stream, value in stage(selected).batch.items() if stream in streams}
+            spans = Spans.of(dict(selected.batch.items()))
+            values = gather([Source(computed, np.arange(len(index)), index, spans)], len(batch))
+        for stream in streams:
+            batch.batch[stream] = values[stream]
         return batch, bool(needed.any())
+
+
+def _adopt_given(batch: DataProto) -> None:
+    """In place: tokens that the engine did not sample get the actor's log-probability, so that no comparison sees them."""
+    tensors = batch.batch
+    if "prefix_mask" in tensors and ENGINE in tensors:
+        for row in np.flatnonzero(token_counts(tensors["prefix_mask"])):
+            given = tensors["prefix_mask"][row]
+            tensors[ENGINE][row, given] = tensors[ACTOR][row, given].to(tensors[ENGINE].dtype)
 
 
 def rows_with(batch: DataProto, classes: Collection[str], among: Tensor | None = None) -> Tensor:

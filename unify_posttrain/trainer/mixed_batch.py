@@ -11,6 +11,7 @@ from verl import DataProto
 
 from unify_posttrain.algorithms import FusionConfig
 from unify_posttrain.experience.plan import BatchPlan
+from unify_posttrain.experience.ragged import token_counts
 from unify_posttrain.experience.rows import DEMONSTRATION, PADDING, ROLLOUT
 from unify_posttrain.trainer.prompts import Prompts
 
@@ -63,7 +64,7 @@ def without_padding(batch: DataProto) -> DataProto:
 
 def note_lengths(batch: DataProto) -> None:
     """Put into `meta_info` what verl's workers and metrics read of rows in their final order: tokens, and those of images."""
-    batch.meta_info["global_token_num"] = batch.batch["attention_mask"].sum(dim=-1).tolist()
+    batch.meta_info["global_token_num"] = token_counts(batch.batch["attention_mask"]).tolist()
     batch.meta_info["images_seqlens"] = [
         length
         for inputs in batch.non_tensor_batch["multi_modal_inputs"]

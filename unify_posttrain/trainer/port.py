@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from verl import DataProto
 from verl.utils.metric import reduce_metrics
 
-from unify_posttrain.workers.forward import CALCULATE_ENTROPY
+from unify_posttrain.workers.micro_batches import CALCULATE_ENTROPY
 from unify_posttrain.workers.transport import travelling
 
 
@@ -36,18 +36,33 @@ class ActorPort(Protocol):
     def start_phase(self, index: int, total_steps: int) -> None:
         """Begin a phase of the run: its terms, a fresh optimizer, its learning-rate schedule over `total_steps`."""
 
+    def values(self, batch: DataProto) -> DataProto:
+        """The critic's `values` (B, T)."""
 
-class LegacyPort:
-    """verl's FSDP workers (`workers.fusion_worker`), which take and return DataProto, packed on the way (`workers.transport`).
+    def update_critic(self, batch: DataProto) -> DataProto:
+        """Optimizer steps of the critic; their metrics in meta_info."""
+
+
+class WorkerPort:
+    """The workers of both backends: verl's FSDP workers (`workers.fusion_worker`), or its engine workers with the calls of those
+    (`workers.engine_worker`). They take and return DataProto, packed on the way (`workers.transport`).
 
     Args:
         actor: their worker group.
         reference: the worker group of the reference policy; None without one.
         ranks: data-parallel size of `actor`.
+        critic: the worker group of the critic; None without one.
     """
 
-    def __init__(self, actor: Any, reference: Any | None, ranks: int) -> None:
-        self.actor, self.reference_policy, self.ranks = actor, reference, ranks
+    def __init__(self, actor: Any, reference: Any | None, ranks: int, critic: Any | None = None) -> None:
+        self.actor, self.reference_policy, self.ranks, self.critic = actor, reference, ranks, critic
+
+    @classmethod
+    def of(cls, trainer: Any) -> WorkerPort:
+        """The workers that verl's trainer has started."""
+        actor = trainer.actor_rollout_wg
+        reference = trainer.ref_policy_wg if trainer.use_reference_policy else None
+        return cls(actor, reference, trainer._get_dp_size(actor, "actor"), trainer.critic_wg if trainer.use_critic else None)
 
     def log_probs(self, batch: DataProto, entropy: bool) -> tuple[DataProto, float]:
         batch.meta_info[CALCULATE_ENTROPY] = entropy
@@ -66,3 +81,9 @@ class LegacyPort:
 
     def start_phase(self, index: int, total_steps: int) -> None:
         self.actor.start_phase(index, total_steps)
+
+    def values(self, batch: DataProto) -> DataProto:
+        return self.critic.compute_values(travelling(batch))
+
+    def update_critic(self, batch: DataProto) -> DataProto:
+        return self.critic.update_critic(travelling(batch))

@@ -10,9 +10,10 @@ from verl import DataProto
 from verl.utils.debug import marked_timer
 
 from unify_posttrain.algorithms import Algorithm
-from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN, TARGET_COLUMNS, Demonstration
+from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN, Demonstration
 from unify_posttrain.experience.plan import BatchPlan
 from unify_posttrain.experience.rules import ResponsePrefix
+from unify_posttrain.experience.targets import TARGET_COLUMNS
 from unify_posttrain.trainer.demonstrator import Demonstrator
 from unify_posttrain.trainer.response_prefixes import HINT_COLUMN, draw_response_prefixes, prefix_metrics
 

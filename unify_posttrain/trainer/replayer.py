@@ -76,7 +76,9 @@ class Replayer:
         if self.buffer is None:
             return
         hard = [demonstrations[group.uid] for group in plan if not group.successes and group.uid in demonstrations]
-        self.buffer.add(ReplayEntry(each.row_id, each.prompt_ids, each.response_ids, step, pictures=each.pictures) for each in hard)
+        self.buffer.add(
+            ReplayEntry(each.row_id, each.prompt_ids, each.response_ids, step, each.mask, each.pictures) for each in hard
+        )
 
     def take(self, step: int, ranks: int) -> DataProto | None:
         """A batch for the fine-tuning step that is due, dealt to ranks and optimizer steps; None if none is due."""
@@ -84,7 +86,7 @@ class Replayer:
         if not entries:
             return None
         tensors, inputs = self.packing.rows(
-            [Demonstration(each.row_id, 0, each.prompt_ids, each.response_ids, pictures=each.pictures) for each in entries]
+            [Demonstration(of.row_id, 0, of.prompt_ids, of.response_ids, mask=of.mask, pictures=of.pictures) for of in entries]
         )
         # Entries may repeat a question (dedup=false), so they are named by position.
         uids = [f"replay-{number}-row-{entry.row_id}" for number, entry in enumerate(entries)]

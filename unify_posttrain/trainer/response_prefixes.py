@@ -35,7 +35,7 @@ def draw_response_prefixes(
     prefixes = []
     for position, (uid, row_id) in enumerate(zip(columns["uid"], columns["row_id"], strict=True)):
         found = demonstrations.get(uid)
-        target = None if found is None else found.response_ids
+        target = None if found is None else found.answers[0]  # what is given is the beginning of a rollout's first answer
         sentences = hint_sentences(hints[position], int(row_id)) if experience.needs_hint else ()
         prefixes.append(experience.response_prefixes(Prompt(int(row_id), target, sentences, encode), step))
     return prefixes

@@ -20,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 from ray._private import ray_constants, services
 from verl.experimental.reward_loop import migrate_legacy_reward_impl
 from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
-from verl.trainer.main_ppo import TaskRunner, create_rl_dataset, create_rl_sampler
 from verl.trainer.ppo.utils import Role, need_critic, need_reference_policy
 from verl.utils import tracking
 from verl.utils.config import validate_config
@@ -28,6 +27,7 @@ from verl.utils.dataset.rl_dataset import collate_fn
 from verl.utils.device import auto_set_device
 
 from unify_posttrain import cpu_compat
+from unify_posttrain.backend.seams import ENGINE, adapted, base_task_runner, data_builders, tell_critic
 from unify_posttrain.redaction import redacted, redacted_overrides, remember
 from unify_posttrain.runs import listeners, state
 from unify_posttrain.runs.beginning import begin
@@ -36,7 +36,9 @@ from unify_posttrain.runs.loggers import logger_folders
 from unify_posttrain.runs.progress import show_progress
 from unify_posttrain.runs.signals import StopRequest
 from unify_posttrain.runs.trackers import goes_on_in_mlflow, note_runs, tracker_runs
+from unify_posttrain.startup.data_checks import DataReport
 from unify_posttrain.text import one_line
+from unify_posttrain.trainer.run_inputs import RunInputs
 from unify_posttrain.trainer.sessions import own_sessions
 
 logger = logging.getLogger(__name__)
@@ -78,16 +80,19 @@ class RunTracking(RedactedTracking):
         note_runs(self.logger, Path(config["trainer"]["run_dir"]))
 
 
-def run(config: DictConfig, stop: StopRequest | None = None) -> None:
+def run(config: DictConfig, stop: StopRequest | None = None, checked: DataReport | None = None) -> None:
     """Train. The configuration must have passed `startup.checks`; it is resolved here, once, and saved in the run folder.
 
     Args:
         config: of the run, whose folder this process holds (`runs.lock`).
         stop: what listens to signals before and after training.
+        checked: what the checks have read of the data.
     """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     auto_set_device(config)
     config = migrate_legacy_reward_impl(config)
     OmegaConf.resolve(config)
+    config = adapted(config)
     run_dir = Path(config.trainer.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     # Workers and the driver of a cluster do not share a working directory.
@@ -113,7 +118,9 @@ def run(config: DictConfig, stop: StopRequest | None = None) -> None:
             if stop is not None:
                 stop.listen_again()  # Ray has set a handler of its own for SIGTERM
             torch.set_num_threads(1)  # what Ray gives an actor of one CPU; more would spin beside the workers
-            FusionTaskRunner().run(shown)
+            runner = FusionTaskRunner()
+            runner.start_engine(shown)
+            runner.run(shown, RunInputs.load(shown, checked))
             if shown.ray_kwargs.get("timeline_json_file"):
                 ray.timeline(filename=shown.ray_kwargs.timeline_json_file)
     finally:
@@ -177,72 +184,68 @@ def start_ray(config: DictConfig) -> None:
             ray.shutdown()
 
 
-class FusionTaskRunner(TaskRunner):
+class FusionTaskRunner(base_task_runner()):
     """Builds tokenizer, data, workers and trainer."""
 
-    def add_actor_rollout_worker(self, config: DictConfig) -> tuple[type, type]:
+    def add_workers(self, config: DictConfig) -> type:
+        """The workers of the backend; verl's trainer starts those of them that the run needs. Returns the class of their group."""
         from verl.single_controller.ray import RayWorkerGroup
 
-        from unify_posttrain.workers.fusion_worker import FusionWorker
+        if config.trainer.backend == ENGINE:
+            from unify_posttrain.workers.engine_worker import EngineCriticWorker as Critic
+            from unify_posttrain.workers.engine_worker import EngineWorker as Actor
 
-        self.role_worker_mapping[Role.ActorRollout] = ray.remote(FusionWorker)
-        self.mapping[Role.ActorRollout] = "global_pool"
-        return FusionWorker, RayWorkerGroup
+            # One worker has actor and reference; it builds the latter if its role says so.
+            actor = Role.ActorRolloutRef if need_reference_policy(config) else Role.ActorRollout
+        else:
+            from unify_posttrain.workers.fusion_critic import FusionCriticWorker as Critic
+            from unify_posttrain.workers.fusion_worker import FusionWorker as Actor
 
-    def add_critic_worker(self, config: DictConfig) -> None:
-        from unify_posttrain.workers.fusion_critic import FusionCriticWorker
+            actor = Role.ActorRollout
+        for role, worker in ((actor, Actor), (Role.Critic, Critic)):
+            self.role_worker_mapping[role] = ray.remote(worker)
+            self.mapping[role] = "global_pool"
+        if actor == Role.ActorRollout:
+            self.add_ref_policy_worker(config, Actor)
+        return RayWorkerGroup
 
-        self.role_worker_mapping[Role.Critic] = ray.remote(FusionCriticWorker)
-        self.mapping[Role.Critic] = "global_pool"
+    def start_engine(self, config: DictConfig) -> None:
+        """Let servers begin, if they can do so before the workers whose weights they get; held until the trainer holds them."""
+        if config.actor_rollout_ref.rollout.name == "hf":
+            from unify_posttrain.rollout.hf_replica import start_servers
 
-    def run(self, config: DictConfig) -> None:
-        from verl.utils.fs import copy_to_local
+            self.servers = start_servers(config)
 
+    def run(self, config: DictConfig, inputs: RunInputs) -> None:
         from unify_posttrain.rollout import register_engines
-        from unify_posttrain.startup.tokenizers import load_processor, load_tokenizer
         from unify_posttrain.trainer.fusion_trainer import FusionTrainer
-        from unify_posttrain.workers import reward_worker
+        from unify_posttrain.workers import reward_manager, reward_worker
 
-        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
         cpu_compat.install()
         register_engines()
         reward_worker.install()
+        reward_manager.install()
 
-        worker_cls, worker_group_cls = self.add_actor_rollout_worker(config)
-        self.add_critic_worker(config)
+        worker_group_cls = self.add_workers(config)
         self.add_reward_model_resource_pool(config)
-        self.add_ref_policy_worker(config, worker_cls)
         validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
-        model = config.actor_rollout_ref.model
-        local_path = copy_to_local(model.path, use_shm=model.get("use_shm", False))
-        tokenizer, processor = load_tokenizer(config, local_path), load_processor(config, local_path)
-
-        def dataset(split: str) -> Any:
-            return create_rl_dataset(
-                config.data[f"{split}_files"],
-                config.data,
-                tokenizer,
-                processor,
-                is_train=split == "train",
-                max_samples=config.data.get(f"{split}_max_samples", -1),
-            )
-
-        train_dataset = dataset("train")
         trainer = FusionTrainer(
             config=config,
-            tokenizer=tokenizer,
-            processor=processor,
+            tokenizer=inputs.tokenizer,
+            processor=inputs.processor,
             role_worker_mapping=self.role_worker_mapping,
             resource_pool_manager=self.init_resource_pool_mgr(config),
             ray_worker_group_cls=worker_group_cls,
-            train_dataset=train_dataset,
-            val_dataset=dataset("val"),
+            train_dataset=inputs.train,
+            val_dataset=inputs.val,
             collate_fn=collate_fn,
-            train_sampler=create_rl_sampler(config.data, train_dataset),
+            train_sampler=data_builders()[1](config.data, inputs.train),
         )
-        trainer.init_workers()
+        tell_critic(trainer, config.critic)
         try:
+            trainer.init_workers()
             trainer.fit()
         finally:
             if trainer.progress_bar is not None:
                 trainer.progress_bar.close()  # it would draw itself once more below the last line, which says how the run ended
+            reward_manager.end(trainer)

@@ -32,7 +32,7 @@ from unify_posttrain.workers.optimizers import (
     restart,
     save_moments,
 )
-from unify_posttrain.workers.transport import travelling
+from unify_posttrain.workers.transport import reply
 
 
 class PortableWorker(AsyncActorRolloutRefWorker):
@@ -93,11 +93,11 @@ class FusionWorker(PortableWorker):
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def compute_log_prob(self, data: DataProto) -> DataProto:
-        return travelling(super().compute_log_prob(data))
+        return reply(super().compute_log_prob(data), data)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def compute_ref_log_prob(self, data: DataProto) -> DataProto:
-        return travelling(super().compute_ref_log_prob(data))
+        return reply(super().compute_ref_log_prob(data), data)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def update_replay(self, data: DataProto) -> DataProto:

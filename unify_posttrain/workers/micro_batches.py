@@ -16,6 +16,8 @@ from torch import Tensor
 from verl import DataProto
 from verl.utils.seqlen_balancing import prepare_dynamic_batch, restore_dynamic_batch
 
+CALCULATE_ENTROPY = "calculate_entropy"  # meta_info of a log-prob stage: false for one whose entropies nobody reads
+
 
 def micro_batches(mini_batch: DataProto, config: Any, sequence_parallel_size: int) -> list[DataProto]:
     """The micro-batches of an update, by `config.ppo_micro_batch_size_per_gpu` rows or `ppo_max_token_len_per_gpu` tokens.

@@ -78,7 +78,7 @@ function rolloutBrowser(root, data) {
       .flatMap((entry) => entry.steps)
       .flatMap((step) => step.prompts)
       .flatMap((prompt) => prompt.rollouts)
-      .flatMap((row) => row.segments)
+      .flatMap(segmentsOf)
       .map((segment) => Math.abs(segment[3] ?? 0)),
   );
   let entry = runs[0],
@@ -171,8 +171,28 @@ function card(row) {
     if (value) facts.push(`${name.replace("_weight", "")} weight ${plain(value)}`);
   for (const [name, value] of Object.entries(row.fields ?? {})) facts.push(`${name} ${value}`);
   const kind = row.kind === "demonstration" || row.kind === "not trained" ? "demonstration" : row.score > 0 ? "right" : "wrong";
+  return make(
+    "article",
+    { class: `card ${kind}` },
+    make("p", {}, [row.kind === "rollout" ? null : row.kind, ...facts].filter(Boolean).join(" · ")),
+    row.turns ? row.turns.map(turnParts) : textBlock(row.segments),
+  );
+}
+
+function segmentsOf(row) {
+  return row.turns ? row.turns.flatMap((turn) => turn.segments) : row.segments;
+}
+
+// A turn of an episode: verdict and reward, then the answer with the feedback behind it.
+function turnParts(turn, index) {
+  const reward = turn.reward === null ? null : `reward ${plain(turn.reward)}`;
+  const said = [`turn ${index + 1}`, turn.solved ? "✓ right" : "✗ wrong", reward].filter(Boolean).join(" · ");
+  return [make("p", { class: `turn ${turn.solved ? "right" : "wrong"}` }, said), textBlock(turn.segments)];
+}
+
+function textBlock(segments) {
   const block = make("div", { class: "text-block", tabindex: 0 });
-  for (const [name, text, cut, advantage] of row.segments) {
+  for (const [name, text, cut, advantage] of segments) {
     const span = make(
       "span",
       { class: name, title: `${KIND_NAMES[name]}${advantage === null ? "" : `, advantage ${plain(advantage)}`}` },
@@ -182,12 +202,44 @@ function card(row) {
     block.append(span);
     if (cut) block.append(make("span", { class: "cut" }, ` … ${cut} more characters`));
   }
-  return make(
-    "article",
-    { class: `card ${kind}` },
-    make("p", {}, [row.kind === "rollout" ? null : row.kind, ...facts].filter(Boolean).join(" · ")),
-    block,
-  );
+  return block;
+}
+
+// The same problems at some checkpoints of an evaluation.
+function evaluationBrowser(root, data) {
+  const found = data.evaluations.filter((evaluation) => evaluation.steps.length);
+  const draw = (number, step) => {
+    const evaluation = found[number];
+    const tools = make("div", { class: "tools" });
+    if (found.length > 1)
+      tools.append(
+        chooser(
+          "evaluation",
+          found.map((one) => one.name),
+          number,
+          (index) => draw(index, 0),
+        ),
+      );
+    tools.append(
+      chooser(
+        "checkpoint",
+        evaluation.steps.map((one) => one.step),
+        step,
+        (index) => draw(number, index),
+      ),
+    );
+    const detail = make("div", { class: "detail kinds" });
+    const list = promptList(
+      evaluation.steps[step].prompts,
+      (prompt) => ({ colour: null, what: `${prompt.solved}/${prompt.of} solved` }),
+      (prompt) => {
+        const answers = make("div", { class: "answers" }, prompt.rows.map(card));
+        detail.replaceChildren(question(prompt), make("h4", {}, "Answers"), answers);
+      },
+    );
+    root.replaceChildren(tools, list, detail);
+  };
+  draw(0, 0);
 }
 
 // Background by size of the advantage, underline by its sign.

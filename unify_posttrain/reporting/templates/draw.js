@@ -14,7 +14,7 @@ function shape(name, attributes = {}, ...children) {
 function furnish(element, attributes, children) {
   for (const [key, value] of Object.entries(attributes))
     if (value !== null && value !== undefined) element.setAttribute(key, value);
-  for (const child of children.flat()) if (child !== null && child !== undefined) element.append(child);
+  for (const child of children.flat(2)) if (child !== null && child !== undefined) element.append(child);
   return element;
 }
 

@@ -20,7 +20,7 @@
       drawAll();
     }),
   );
-  const browsers = { rollouts: rolloutBrowser, validation: validationBrowser };
+  const browsers = { rollouts: rolloutBrowser, validation: validationBrowser, evaluations: evaluationBrowser };
   document.querySelectorAll("[data-browser]").forEach((root) => browsers[root.dataset.browser](root, data));
   filterSettings();
   document.documentElement.dataset.drawn = "true";

@@ -64,6 +64,7 @@ class Settings:
     target: int
     other_target: int
     held_out: float
+    held_out_ood: float
     rows: Mapping[str, int]
     prompt_style: str
     prompt_file: str | None
@@ -83,7 +84,7 @@ class Settings:
             raise ValueError(f"{KEY}.other_target={self.other_target} is {KEY}.target; give another one")
         if type(self.seed) is not int:
             raise ValueError(f"{KEY}.seed={self.seed!r}: give an integer")
-        for key in ("held_out", "revise"):
+        for key in ("held_out", "held_out_ood", "revise"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise ValueError(f"{KEY}.{key}={value!r}: give a share from 0 to 1")
@@ -125,7 +126,8 @@ def build_rows(settings: Settings) -> list[files.Row]:
     Raises:
         ValueError: more rows than there are hands, or a template without a place for the cards.
     """
-    pools = Pools.draw(settings.cards, settings.rule, settings.target, settings.other_target, settings.held_out, settings.seed)
+    asked = settings.cards, settings.rule, settings.target, settings.other_target
+    pools = Pools.draw(*asked, settings.held_out, settings.seed, settings.held_out_ood)
     template = _template(settings.prompt_file)
     game = make_environment(settings.environment)
     if not isinstance(game, GeneralPoints):

@@ -1,0 +1,77 @@
+"""The names that a version of verl puts elsewhere, or does not have: `from unify_posttrain.backend.seams import …`.
+
+`verl07` and `verl09` define the same names, one set each. A difference that is found goes there, and not into a condition where it
+hurts.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+TESTED = ("0.7.1", "0.9.1")  # of verl
+LEGACY, ENGINE = "legacy", "engine"
+
+
+def installed() -> str | None:
+    """The version of verl; None without one."""
+    try:
+        return version("verl")
+    except PackageNotFoundError:
+        return None
+
+
+if (installed() or TESTED[0]).startswith("0.7."):
+    from unify_posttrain.backend.verl07 import (
+        BACKENDS,
+        adapted,
+        base_task_runner,
+        completed,
+        critic_parts,
+        data_builders,
+        engine_fixes,
+        loop_arguments,
+        missing_part,
+        rollout_manager,
+        start_load_balancer,
+        tell_critic,
+        value_head,
+        wait_for_dump,
+    )
+else:
+    from unify_posttrain.backend.verl09 import (
+        BACKENDS,
+        adapted,
+        base_task_runner,
+        completed,
+        critic_parts,
+        data_builders,
+        engine_fixes,
+        loop_arguments,
+        missing_part,
+        rollout_manager,
+        start_load_balancer,
+        tell_critic,
+        value_head,
+        wait_for_dump,
+    )
+
+__all__ = [
+    "BACKENDS",
+    "ENGINE",
+    "LEGACY",
+    "TESTED",
+    "adapted",
+    "base_task_runner",
+    "completed",
+    "critic_parts",
+    "data_builders",
+    "engine_fixes",
+    "installed",
+    "loop_arguments",
+    "missing_part",
+    "rollout_manager",
+    "start_load_balancer",
+    "tell_critic",
+    "value_head",
+    "wait_for_dump",
+]

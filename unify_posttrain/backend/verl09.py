@@ -1,0 +1,131 @@
+"""verl 0.9.1: engine workers alone. Everything is imported where it is used: start-up checks ask for names alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+BACKENDS = ("engine",)
+CRITIC_SETTINGS = "critic_settings"
+
+
+def missing_part() -> str | None:
+    """What verl lacks to run here, with the remedy; None: nothing."""
+    from unify_posttrain.backend import plugin
+
+    if plugin.installed():
+        return None
+    return (
+        "verl did not load the plugin of this package (entry point verl.plugins): install it in this environment, pip install -e ."
+    )
+
+
+def base_task_runner() -> type:
+    from verl.trainer.main_ppo_v0 import BaseTaskRunner
+
+    return BaseTaskRunner
+
+
+def data_builders() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """verl's builders of a data set and of its sampler."""
+    from verl.trainer.ppo.utils import create_rl_dataset, create_rl_sampler
+
+    return create_rl_dataset, create_rl_sampler
+
+
+def completed(config: Any) -> None:
+    """Give a composed configuration, in place, what the older version has and this package reads: a critic's sharding below its
+    model. `adapted` takes it back to where this version has it."""
+    from omegaconf import open_dict
+
+    if "critic" in config:
+        model = config.critic.model
+        with open_dict(model):
+            model.fsdp_config = _joined(config.critic.fsdp, model.get("fsdp_config"))
+
+
+def adapted(config: Any) -> Any:
+    """The configuration as this version wants it: a critic's sharding stands beside its model, which is described as an actor's."""
+    from dataclasses import fields
+
+    from omegaconf import open_dict
+    from verl.workers.config import HFModelConfig
+
+    critic, known = config.critic, {field.name for field in fields(HFModelConfig)} | {"_target_"}
+    with open_dict(critic):
+        sharding = critic.model.pop("fsdp_config", None)
+        if sharding is not None:
+            critic.fsdp = _joined(critic.fsdp, sharding)
+        for name in set(critic.model) - known:
+            critic.model.pop(name)
+    return config
+
+
+def _joined(node: Any, more: Any | None) -> dict[str, Any]:
+    """A node with the keys of another one over its own."""
+    from omegaconf import OmegaConf
+
+    return {**OmegaConf.to_container(node), **(OmegaConf.to_container(more) if more is not None else {})}
+
+
+def engine_fixes() -> type:
+    """Nothing: this version computes and sends in the precision of the configuration."""
+
+    class EngineFixes:
+        """None."""
+
+    return EngineFixes
+
+
+@contextmanager
+def value_head(load: Callable[..., Any], model_config: Any) -> Iterator[None]:
+    """verl's loader of a critic asks for flash attention: have it loaded by `load(path, dtype, config, trust)` instead."""
+
+    def loader(local_path: str, torch_dtype: Any, model_config: Any, trust_remote_code: bool) -> Any:
+        return load(local_path, torch_dtype, model_config, trust_remote_code)
+
+    with patch("verl.utils.model.load_valuehead_model", loader):
+        yield
+
+
+def tell_critic(trainer: Any, critic: Any) -> None:
+    """Have verl's trainer hand its critic node to the critic's worker, beside the parts of an engine that it makes of it."""
+    from verl.utils.config import omega_conf_to_dataclass
+
+    if trainer.use_critic:  # the model of one that is not there cannot be described
+        trainer._critic_extra_context = {CRITIC_SETTINGS: omega_conf_to_dataclass(critic)}
+
+
+def critic_parts(config: Any) -> tuple[Any, Any]:
+    """What the trainer hands to a critic's worker.
+
+    Returns:
+        verl's critic node, and a TrainingWorkerConfig.
+    """
+    return config.extra_context[CRITIC_SETTINGS], config
+
+
+def rollout_manager(trainer: Any) -> Any:
+    """The manager of agent loops, with the servers that it lends: here they belong to another one."""
+    manager, servers = trainer.async_rollout_manager, trainer.llm_server_manager
+    manager.server_handles = servers.server_handles
+    manager.start_profile, manager.stop_profile = servers.start_profile, servers.stop_profile
+    return manager
+
+
+def wait_for_dump(trainer: Any) -> None:
+    """verl writes samples in a thread: wait for it, since more is appended to the file, and a run may be asked to leave."""
+    for future in trainer._dump_futures:
+        future.result()
+
+
+def loop_arguments(given: dict[str, Any], silent: Any) -> dict[str, Any]:
+    """What an agent loop of a single turn is made with: no type of model, by which verl chooses rules for the seams between turns.
+    Those of Qwen want a newline to be one token of the vocabulary, and a single turn has no seams."""
+    return {name: value for name, value in given.items() if name != "hf_model_type"}
+
+
+async def start_load_balancer(manager: Any) -> None:
+    """Nothing: it comes with the servers."""

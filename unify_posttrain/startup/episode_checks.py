@@ -1,0 +1,130 @@
+"""Start-up checks of episodes: who plays and scores them, who credits their turns, and whether there is room for them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from unify_posttrain.chat import ChatTemplate
+from unify_posttrain.experience.transcript import TurnBudget
+from unify_posttrain.startup.reader import turn_frame
+from unify_posttrain.tasks.environment import begin, make_environment
+from unify_posttrain.tasks.episodes import NODE, read_settings
+from unify_posttrain.tasks.turns import Step
+
+logger = logging.getLogger(__name__)
+
+AGENT = "actor_rollout_ref.rollout.agent"
+FUNCTION = {"path": "pkg://unify_posttrain.tasks.environment", "name": "compute_score"}
+PLAYER = "unify_posttrain.rollout.environment_loop.EnvironmentAgentLoop"  # by name: importing it takes seconds
+
+
+@dataclass(frozen=True)
+class EpisodePlan:
+    """What an episode may take, in tokens.
+
+    Attributes:
+        budget: of its turns.
+        around: tokens that the chat template puts around feedback.
+        feedback: tokens of a feedback, by the example of one.
+    """
+
+    budget: TurnBudget
+    around: int
+    feedback: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of an episode whose answers are all as long as they may be."""
+        turns = self.budget.max_turns
+        return turns * self.budget.max_tokens_per_turn + (turns - 1) * (self.around + self.feedback)
+
+
+def check_episodes(config: DictConfig) -> None:
+    """What the configuration alone can tell of a run whose rollouts are episodes; nothing of another.
+
+    Raises:
+        ValueError: settings that the environment refuses, turns that are credited without a critic, another agent loop, or a reward
+            that nobody would ask for; names key, value and remedy.
+    """
+    loop = f"{AGENT}.default_agent_loop={config.actor_rollout_ref.rollout.agent.default_agent_loop}"
+    if config.get(NODE) is None:
+        if _plays(config):
+            raise ValueError(f"{loop} plays {NODE}, which is not set; set it by a task file, e.g. task=general_points")
+        return
+    node = OmegaConf.to_container(config[NODE], resolve=True)
+    settings, _ = read_settings(node)
+    if getattr(make_environment(node), "shows_images", False):
+        raise ValueError(
+            f"{NODE}.name={settings.name} answers with images, and the agent loop of environments takes text only; its data, its "
+            "server and its environment are a library so far: train another task"
+        )
+    settings.check_estimator(str(config.algorithm.adv_estimator))
+    if not _plays(config):
+        raise ValueError(
+            f"{loop} plays no turns, and {NODE}.name={settings.name} has them; set {AGENT}.default_agent_loop=environment, which "
+            "conf/agent_loops.yaml names"
+        )
+    function, manager = config.reward.custom_reward_function, config.reward.reward_manager
+    for key, value in FUNCTION.items():
+        if function.get(key) != value:
+            raise ValueError(
+                f"reward.custom_reward_function.{key}={function.get(key)} would score demonstrations and never a rollout, which "
+                f"{NODE}.name={settings.name} scores; set it to {value}, or {NODE} to null"
+            )
+    if config.reward.reward_model.enable:
+        raise ValueError(
+            f"reward.reward_model.enable=true would never be asked, since {NODE}.name={settings.name} scores its episodes; set it "
+            "to false"
+        )
+    if manager.name != "naive":
+        raise ValueError(
+            f"reward.reward_manager.name={manager.name} would never be asked, since {NODE}.name={settings.name} scores its "
+            "episodes; set it to naive"
+        )
+
+
+def _plays(config: DictConfig) -> bool:
+    """Whether the chosen agent loop is the one of environments."""
+    agent = config.actor_rollout_ref.rollout.agent
+    path = agent.agent_loop_config_path
+    entries = OmegaConf.load(path) if path and Path(path).is_file() else ()
+    return any(entry.name == agent.default_agent_loop and entry._target_ == PLAYER for entry in entries)
+
+
+def check_turns(config: DictConfig, template: ChatTemplate, row: Mapping[str, Any]) -> EpisodePlan | None:
+    """Whether the chat template makes turns and there is room for them; says so if not for all. None: rollouts are single answers.
+
+    Args:
+        config: of the run.
+        template: of the model.
+        row: of the data, on which a wrong answer is tried.
+
+    Raises:
+        TemplateRefusedError, ValueError: a template that takes no second turn, or no room for a first one.
+    """
+    if config.get(NODE) is None:
+        return None
+    node = OmegaConf.to_container(config[NODE], resolve=True)
+    settings, _ = read_settings(node)
+    environment = begin(node, row)
+    step = environment.step("", True)
+    said = "".join(part for part in step.feedback if isinstance(part, str)) if isinstance(step, Step) else ""
+    budget = TurnBudget(
+        max_turns=max(environment.generations, settings.max_turns),  # a row may have fewer than others
+        max_tokens_per_turn=settings.max_tokens_per_turn,
+        min_turn_tokens=settings.min_turn_tokens,
+        response_length=config.data.max_response_length,
+        max_model_len=config.actor_rollout_ref.rollout.max_model_len,
+    )
+    feedback = len(template.tokenizer(said, add_special_tokens=False)["input_ids"])
+    plan = EpisodePlan(budget, len(turn_frame(template)), feedback)
+    short = budget.check(config.data.max_prompt_length, plan.around, plan.feedback)
+    if short is not None:
+        logger.warning("%s; raise data.max_response_length, or lower %s.max_turns or %s.max_tokens_per_turn", short, NODE, NODE)
+    return plan
