@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from tests.workers.actor_kit import gradient_distance, make_actor, start_group
+from tests.workers.engine_kit import make_engine_actor
 from tests.workers.picture_kit import make_seeing_model, rows, verls_forward
 from unify_posttrain.workers.transport import travelling
 
@@ -43,6 +44,27 @@ def test_split_order_padding_and_chunks_change_nothing(seeing_folder: Path, kind
     for how in ({"micro": 1}, {"micro": 4, "chunk": "5"}, {"micro": 2, "trim": False}):
         other, _ = gradient(seeing_folder, turned, **how)
         assert gradient_distance(whole, other) < TOLERANCE, how
+
+
+@pytest.fixture(scope="module")
+def saved_folder(seeing_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of the other tests, for engines, which read theirs."""
+    folder = tmp_path_factory.mktemp("saved")
+    make_seeing_model(seeing_folder).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_the_engine_takes_the_gradient_of_the_other_backend(seeing_folder: Path, saved_folder: Path, kind: str) -> None:
+    """Padded rows: packed ones need flash attention, with which verl replaces that of the model."""
+    batch = rows(seeing_folder, BATCHES[kind])
+    expected, metrics = gradient(seeing_folder, batch)
+    for chunk in ("null", "5"):
+        settings = {"ppo_micro_batch_size_per_gpu": 4}
+        actor = make_engine_actor("algorithm=hpt", f"fusion.logits_chunk={chunk}", settings=settings, model=str(saved_folder))
+        found = actor.update_policy(batch)
+        assert gradient_distance(expected, actor.gradients[0]) < TOLERANCE, chunk
+        assert found == pytest.approx(metrics, rel=1e-5, abs=1e-6)
 
 
 def test_a_frozen_tower_gets_no_gradient_and_the_rest_keeps_its_own(seeing_folder: Path) -> None:

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoProcessor
 from verl.utils import hf_processor, hf_tokenizer
 from verl.utils.fs import copy_to_local
 
+from unify_posttrain.backend import seams
 from unify_posttrain.untrusted.remote_code import local_documents, refuse_code
 
 PATH = "actor_rollout_ref.model.path"
@@ -54,11 +55,17 @@ def load_processor(config: DictConfig, folder: str) -> Any:
     """Processor of a multimodal policy with the template of the run; None for a text model.
 
     Raises:
-        ValueError: the model sees and its processor cannot be made; verl would train it on text alone.
+        ValueError: the model sees, and its processor cannot be made (verl would train it on text alone), or this verl trains no
+            such model.
     """
     trust = config.actor_rollout_ref.model.trust_remote_code
     if not sees(folder, trust):
         return None
+    if not seams.SEES:
+        raise ValueError(
+            f"{PATH}={folder}: the model sees pictures, and with verl {seams.installed()} models of text alone are trained; use "
+            "verl 0.7.1 (make install), or a model of text"
+        )
     processor = hf_processor(folder, trust_remote_code=trust, use_fast=True)
     if processor is None:
         raise ValueError(
