@@ -47,7 +47,7 @@ def demonstrator(processor) -> Demonstrator:
 
     encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
     read = DemonstrationReader(encode, render, tokenizer.eos_token_id, RESPONSE)
-    return Demonstrator(read, score_rows, 1, PROMPT, RESPONSE, tokenizer.pad_token_id, reader)
+    return Demonstrator(read, score_rows, 1, PROMPT, RESPONSE, tokenizer.pad_token_id, pictures=reader)
 
 
 def batch(tmp_path) -> DataProto:
