@@ -1,5 +1,4 @@
-"""A model that sees, trained by the real command: demonstrations with pictures beside rollouts, a replay buffer of paths, a frozen
-tower, and an exact resume."""
+"""A model that sees, trained by the real command: rollouts and demonstrations with pictures in one batch, and a frozen tower."""
 
 from __future__ import annotations
 
@@ -9,18 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.e2e.conftest import World, resumed
+from tests.e2e.conftest import World
 from tests.tiny_vision import SETTINGS
 
 SPLITS = {"hard": {"side": [2], "train": 24, "test": 8}}
-FLAGS = (
-    "task=shapes",
-    "model=tiny_qwen2_5_vl",
-    "data.max_prompt_length=40",
-    "data.max_response_length=40",
-    "trainer.total_training_steps=4",
-    "trainer.save_freq=2",
-)
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +29,21 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.e2e
-def test_relift_sees_replays_paths_freezes_the_tower_and_resumes_exactly(seeing: World) -> None:
-    """Nothing is solved, so that the buffer fills: it holds paths, and a resume in its middle makes the same rows of them."""
-    flags = (
-        *FLAGS, "algorithm=relift", "fusion.relift.sft_data_size=12", "actor_rollout_ref.actor.freeze_vision_tower=true",
-        "trainer.test_freq=4", "trainer.old_log_prob_freq=1",
+def test_a_model_that_sees_trains_rollouts_and_demonstrations_and_keeps_a_frozen_tower(seeing: World) -> None:
+    """A step of rollouts with a demonstration in each group, and one of HPT, which finds nothing solved. What is replayed from a
+    buffer, and after a resume, is made by the same packing (tests/trainer/test_packing.py)."""
+    seeing.train(
+        "pictures", "task=shapes", "model=tiny_qwen2_5_vl", "data.max_prompt_length=40", "data.max_response_length=40",
+        "algorithm=sft_then_rl", "fusion.phases=[{algorithm:rl_with_sft_loss,steps:1},{algorithm:hpt}]",
+        "trainer.total_training_steps=2", "trainer.save_freq=2", "trainer.test_freq=2",
+        "actor_rollout_ref.actor.freeze_vision_tower=true",
         "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]",
     )  # fmt: skip
-    seeing.train("relift-pictures", *flags)
-    metrics = seeing.metrics("relift-pictures")
-    assert [metrics[step]["fusion/sft_step"] for step in (1, 2, 3, 4)] == [0, 1, 1, 0]  # 8 more every step, 12 taken
-    assert "val-core/shapes_hard/acc/mean@1" in metrics[4]
-    assert all(0 < metrics[step]["training/rollout_probs_diff_max"] < 1e-3 for step in (1, 2, 3, 4))
-    before, after = resumed(seeing, "relift-pictures", 2, *flags)
-    assert before == after
-    saved = next((seeing.checkpoints("relift-pictures") / "global_step_4").rglob("huggingface"))
+    metrics = seeing.metrics("pictures")
+    assert [(metrics[step]["fusion/rows_on"], metrics[step]["fusion/rows_demo"]) for step in (1, 2)] == [(24, 8), (0, 8)]
+    assert "val-core/shapes_hard/acc/mean@1" in metrics[2]
+    assert 0 < metrics[1]["training/rollout_probs_diff_max"] < 1e-3
+    saved = next((seeing.checkpoints("pictures") / "global_step_2").rglob("huggingface"))
     base, trained = weights(seeing.home / "models" / "tiny_qwen2_5_vl"), weights(saved)
     assert set(trained) - set(base) <= {"lm_head.weight"} and set(base) <= set(trained)  # verl writes the tied head out
     moved = {name for name in base if not torch.equal(base[name], trained[name])}

@@ -117,7 +117,7 @@ def _rank(rank: int, folder: str, path: str) -> None:
     torch.save(found, f"{path}.{rank}")
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 def test_two_ranks_of_which_one_sees_nothing_equal_one_and_do_not_hang(seeing_folder: Path, tmp_path: Path) -> None:
     path = str(tmp_path / "rank")
     mp.spawn(_rank, args=(str(seeing_folder), path), nprocs=2)
