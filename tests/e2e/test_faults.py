@@ -34,7 +34,7 @@ def whole(world: World) -> World:
 
 
 def processes(run: subprocess.Popen, name: str) -> list[psutil.Process]:
-    """Ray workers of a run whose title contains a word, e.g. `HFServer`; there must be one, or the fault is done to nobody."""
+    """Ray workers of a run whose title contains a word, e.g. `HFServer`; at least one, or the fault would be done to nobody."""
     found = []
     for process in psutil.Process(run.pid).children(recursive=True):
         try:
