@@ -24,7 +24,7 @@ CUDA_MAJOR = $(shell sed -n 's/^nvidia-cuda-runtime-cu\([0-9]*\)=.*/\1/p' constr
 export TOKENIZERS_PARALLELISM := false
 export RAY_DEDUP_LOGS := 0
 
-.PHONY: install install-gpu check-flash-attn quickstart compare install-verl09 test test-fast test-verl09 test-vllm test-gpu lint bench clean
+.PHONY: install install-gpu check-flash-attn quickstart quickstart-vl compare install-verl09 test test-fast test-verl09 test-vllm test-gpu lint bench clean
 
 install: $(STAMP)
 
@@ -94,6 +94,9 @@ $(FLASH_ATTN_STAMP): $(GPU_STAMP)
 
 quickstart: $(STAMP)   ## data, tiny base model, HPT on CPU, one table
 	$(BIN)/python -m unify_posttrain.quickstart
+
+quickstart-vl: $(STAMP)   ## the same for a model that sees: shapes in drawn pictures
+	$(BIN)/python -m unify_posttrain.quickstart task=shapes model=tiny_qwen2_5_vl
 
 compare: $(STAMP)      ## the same, with the same steps of GRPO beside it
 	$(BIN)/python -m unify_posttrain.quickstart --compare grpo

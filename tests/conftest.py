@@ -211,6 +211,15 @@ def loss_and_gradient() -> Callable[..., tuple[Tensor, Tensor]]:
     return run
 
 
+@pytest.fixture(scope="session")
+def seeing_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a smallest Qwen2.5-VL with its processor."""
+    from tests.tiny_vision import SETTINGS
+    from unify_posttrain.tasks.tiny_model import build_base_model
+
+    return build_base_model(tmp_path_factory.mktemp("seeing") / "tiny_qwen2_5_vl", SETTINGS)
+
+
 @cache
 def _composed(*overrides: str) -> DictConfig:
     return compose_config(overrides)

@@ -1,6 +1,7 @@
 """The quick start: data, a tiny base model, HPT on CPU with real Ray, verl and FSDP, and one table of what happened.
 
     make quickstart        or        python -m unify_posttrain.quickstart [--compare grpo]
+    make quickstart-vl     or        python -m unify_posttrain.quickstart [--compare grpo] task=shapes model=tiny_qwen2_5_vl
 
 It runs the same commands that a user would type and reads the same files that they leave.
 """
@@ -26,7 +27,9 @@ from unify_posttrain.redaction import redact_text, redacted_overrides
 from unify_posttrain.runs.lineage import read_run
 from unify_posttrain.text import with_margin
 
-SPLITS = {"easy": "arithmetic_easy", "hard": "arithmetic_hard", "out of distribution": "arithmetic_ood"}
+SPLITS = {"easy": "easy", "hard": "hard", "out of distribution": "ood"}
+DEFAULT_TASK = "arithmetic"
+PROBLEMS = {"arithmetic": "sums", "shapes": "pictures"}  # what the problems of a task are, for the title
 BLOCKS = " ▁▂▃▄▅▆▇█"
 POLL_SECONDS = 0.5
 
@@ -35,7 +38,7 @@ Metrics = dict[int, dict[str, float]]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `unify-quickstart`."""
-    parser = argparse.ArgumentParser(description="Train HPT on verified arithmetic on CPU and show what happened.")
+    parser = argparse.ArgumentParser(description="Train HPT on a generated task on CPU and show what happened.")
     parser.add_argument("--compare", metavar="ALGORITHM", action="append", default=[], help="the same steps of another algorithm")
     parser.add_argument("overrides", nargs="*", help="configuration overrides for every run, e.g. trainer.total_training_steps=20")
     with guarded_output():
@@ -66,7 +69,10 @@ def prepare(console: Console, overrides: Sequence[str]) -> None:
     files = prepare_data(config)
     console.print(cell(f"[1/3] data: {', '.join(str(path) for path in files.values())}"), soft_wrap=True)
     with _bar(console) as bar:
-        task = bar.add_task("[2/3] base model: pretraining a tiny Qwen2 on sums (about a minute, once)", total=None)
+        about = (
+            f"[2/3] base model: pretraining {config.prepare.model.name} on {config.prepare.model.pretraining.task} (minutes, once)"
+        )
+        task = bar.add_task(about, total=None)
 
         def advance(step: int, total: int, loss: float) -> None:
             bar.update(task, completed=step, total=total)
@@ -81,7 +87,8 @@ def train(console: Console, algorithm: str, overrides: Sequence[str]) -> Metrics
     Raises:
         RuntimeError: the command failed; holds the end of its log.
     """
-    run = [f"algorithm={algorithm}", f"trainer.experiment_name=quickstart-{algorithm}", "trainer.resume_mode=disable", *overrides]
+    name = run_name(algorithm, overrides)
+    run = [f"algorithm={algorithm}", f"trainer.experiment_name={name}", "trainer.resume_mode=disable", *overrides]
     config = compose_config(run)
     folder, steps = Path(config.trainer.run_dir), int(config.trainer.total_training_steps)
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,6 +114,17 @@ def train(console: Console, algorithm: str, overrides: Sequence[str]) -> Metrics
     return _read(metrics_file)
 
 
+def run_name(algorithm: str, overrides: Sequence[str]) -> str:
+    """Of a quick start's run: tasks have folders of their own."""
+    task = task_name(overrides)
+    return f"quickstart-{algorithm}" if task == DEFAULT_TASK else f"quickstart-{task}-{algorithm}"
+
+
+def task_name(overrides: Sequence[str]) -> str:
+    """The task that is trained."""
+    return str(compose_config(overrides).prepare.task.name)
+
+
 def _show(bar: Progress, task: int, metrics: Metrics, steps: int) -> None:
     if not metrics:
         return
@@ -124,13 +142,14 @@ def _show(bar: Progress, task: int, metrics: Metrics, steps: int) -> None:
 
 def report(console: Console, runs: dict[str, Metrics], overrides: Sequence[str]) -> None:
     """One table: accuracy before and after, and how the gate moved."""
-    table = Table(title="Accuracy on held-out sums (greedy)", title_justify="left")
+    task = task_name(overrides)
+    table = Table(title=cell(f"Accuracy on held-out {PROBLEMS.get(task, task)} (greedy)"), title_justify="left")
     table.add_column("split")
     table.add_column("before", justify="right")
     for name in runs:
         table.add_column(cell(f"after {name}"), justify="right")
     for split, source in SPLITS.items():
-        key = f"val-core/{source}/acc/mean@1"
+        key = f"val-core/{task}_{source}/acc/mean@1"
         ends = [_validated(metrics, key) for metrics in runs.values()]
         table.add_row(split, f"{ends[0][0]:.1%}", *(f"{after:.1%} ({after - before:+.1%})" for before, after in ends))
     console.print(table)
@@ -153,7 +172,7 @@ def report(console: Console, runs: dict[str, Metrics], overrides: Sequence[str])
     console.print(gate)
     shares = [m["fusion/prompts_sft"] / max(1.0, m["fusion/prompts_sft"] + m["fusion/prompts_rl"]) for m in trained.values()]
     console.print("share of demonstrations, step by step: " + "".join(BLOCKS[round(share * (len(BLOCKS) - 1))] for share in shares))
-    config = compose_config([*overrides, "trainer.experiment_name=quickstart-hpt"])
+    config = compose_config([*overrides, f"trainer.experiment_name={run_name('hpt', overrides)}"])
     folder = Path(config.trainer.run_dir)
     newest = max((folder / "checkpoints").glob("global_step_*"), key=lambda path: int(path.name.rsplit("_", 1)[1]), default="none")
     for name, path in {

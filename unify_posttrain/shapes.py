@@ -15,6 +15,35 @@ from unify_posttrain.untrusted.documents import read_object
 MIB = 1 << 20
 # config.json's names for ours; models that see hold their language model's numbers in `text_config`.
 NAMES = {"layers": "num_hidden_layers", "hidden": "hidden_size", "vocabulary": "vocab_size"}
+SIGHT = {
+    "layers": "depth",
+    "hidden": "hidden_size",
+    "intermediate": "intermediate_size",
+    "merge": "spatial_merge_size",
+    "patch": "patch_size",
+}
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Numbers of the part of a model that sees.
+
+    Attributes:
+        layers, hidden, intermediate: of its transformer over patches.
+        merge: patches of an image token's side.
+        patch: pixels of a patch's side.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    merge: int
+    patch: int
+
+    @property
+    def largest(self) -> int:
+        """Weights of its largest tensor: of a patch's numbers (3 colours in 2 pictures, as of a video), or of a token's patches."""
+        return self.hidden * max(3 * 2 * self.patch**2, self.merge**4 * self.hidden)
 
 
 @dataclass(frozen=True)
@@ -27,6 +56,7 @@ class Shape:
         intermediate: width of its feed-forward part.
         tied: whether the output head is the embedding.
         vision: weights of the part that sees, which are among `parameters`.
+        sight: further numbers of that part; None: the model sees nothing, or its numbers have other names.
     """
 
     parameters: int | None
@@ -36,6 +66,7 @@ class Shape:
     intermediate: int
     tied: bool = False
     vision: int = 0
+    sight: Sight | None = None
 
     @property
     def embedding(self) -> int:
@@ -45,7 +76,8 @@ class Shape:
     @property
     def largest(self) -> int:
         """Weights of the largest tensor: the embedding, or with few words a matrix of a layer (GPT-NeoX has q, k and v in one)."""
-        return self.hidden * max(self.vocabulary, self.intermediate, 3 * self.hidden)
+        language = self.hidden * max(self.vocabulary, self.intermediate, 3 * self.hidden)
+        return language if self.sight is None else max(language, self.sight.largest)
 
 
 def model_shape(path: str, declared: Mapping[str, Any] | None = None) -> Shape | None:
@@ -63,7 +95,7 @@ def model_shape(path: str, declared: Mapping[str, Any] | None = None) -> Shape |
     if declared is None or Path(str(path)).name != Path(str(declared["name"])).name:
         return found
     public = _declared_shape(declared)
-    if found is None or replace(found, parameters=public.parameters, vision=public.vision) == public:
+    if found is None or replace(found, parameters=public.parameters, vision=public.vision, sight=public.sight) == public:
         return public if found is None or found.parameters is None else replace(found, vision=public.vision)
     return found
 
@@ -78,6 +110,7 @@ def _declared_shape(declared: Mapping[str, Any]) -> Shape:
         intermediate=declared["intermediate"],
         tied=declared["tied"],
         vision=vision["parameters"] if vision else 0,
+        sight=Sight(*(vision[name] for name in SIGHT)) if vision else None,
     )
 
 
@@ -101,8 +134,14 @@ def _shape_on_disk(path: str) -> Shape | None:
         parameters=None if weights is None else weights // stored,
         intermediate=text.get("intermediate_size") or 4 * numbers["hidden"],
         tied=bool(text.get("tie_word_embeddings", False)),
+        sight=_sight(description.get("vision_config")),
         **numbers,
     )
+
+
+def _sight(described: Mapping[str, Any] | None) -> Sight | None:
+    numbers = [described.get(theirs) for theirs in SIGHT.values()] if described else [None]
+    return None if None in numbers else Sight(*numbers)
 
 
 def _cached_description(name: str) -> Path | None:

@@ -41,6 +41,7 @@ class Loop(SeededSingleTurnAgentLoop):
 
     def __init__(self, engine: Engine) -> None:
         self.server_manager, self.prompt_length, self.response_length = engine, len(PROMPT), RESPONSE
+        self.tokenizer, self.processor = None, None
 
     async def process_vision_info(self, messages: list[dict]) -> dict:
         return {}
@@ -57,6 +58,16 @@ def run(params: dict[str, Any] | None = None, **columns: Any) -> tuple[SimpleNam
     assert given == before, "verl shares one dictionary between all loops of a worker"
     (asked,) = engine.asked
     return output, asked
+
+
+def test_a_model_that_sees_never_samples_tokens_of_pictures() -> None:
+    engine, given = Engine(), {"temperature": 1.0}
+    loop = Loop(engine)
+    added = {"<|image_pad|>": 7, "<|im_end|>": 8, "<|video_pad|>": 9}
+    loop.tokenizer, loop.processor = SimpleNamespace(get_added_vocab=lambda: added), object()
+    for columns in ({}, {PREFIX_COLUMN: [4], PREFIX_TRAINED_COLUMN: True}):
+        asyncio.run(loop.run(given, raw_prompt=[{"role": "user", "content": "x"}], **columns))
+    assert [asked["logit_bias"] for asked in engine.asked] == [{7: -100.0, 9: -100.0}] * 2 and given == {"temperature": 1.0}
 
 
 def test_a_template_that_wants_alternating_roles_can_be_trained() -> None:

@@ -16,9 +16,12 @@ from omegaconf import OmegaConf, open_dict
 from transformers import Qwen2Config
 from verl import DataProto
 from verl.experimental.agent_loop.agent_loop import AgentLoopManager, AgentLoopWorker, DictConfigWrap
+from verl.utils import hf_processor
+from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.workers.rollout.replica import TokenOutput
 
 from tests.tasks.environments import hand_row
+from tests.tiny_vision import picture, prompt
 from unify_posttrain.config import compose_config
 from unify_posttrain.experience.rows import object_column
 from unify_posttrain.experience.transcript import turn_seed
@@ -32,6 +35,7 @@ from unify_posttrain.rollout.agent_loop import (
     SeededSingleTurnAgentLoop,
 )
 from unify_posttrain.rollout.environment_loop import EnvironmentAgentLoop
+from unify_posttrain.rollout.pictures import PictureReader, banned_bias
 from unify_posttrain.tasks.tokenizer import build_tokenizer
 from unify_posttrain.tasks.turns import Step
 from unify_posttrain.trainer.rewards import RewardReader
@@ -52,13 +56,17 @@ def encode(text: str) -> list[int]:
 class Engine:
     """Says its answers one after another, with their end token if they have room; remembers what it was asked."""
 
-    def __init__(self, *answers: str, end: int = END) -> None:
-        self.answers, self.end = list(answers), end
+    def __init__(self, *answers: str, tokenizer: Any = TOKENIZER, end: int | None = None) -> None:
+        self.answers, self.tokenizer, self.end = list(answers), tokenizer, end or tokenizer.eos_token_id
         self.asked: list[dict[str, Any]] = []
 
-    async def generate(self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **_: Any) -> TokenOutput:
-        said = [*encode(self.answers[len(self.asked) % len(self.answers)]), self.end][: sampling_params["max_tokens"]]
-        self.asked.append({"conversation": request_id, "prompt_ids": prompt_ids, **sampling_params})
+    async def generate(
+        self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **shown: Any
+    ) -> TokenOutput:
+        answer = self.answers[len(self.asked) % len(self.answers)]
+        said = [*self.tokenizer.encode(answer, add_special_tokens=False), self.end]
+        said = said[: sampling_params["max_tokens"]]
+        self.asked.append({"conversation": request_id, "prompt_ids": prompt_ids, "shown": shown, **sampling_params})
         return TokenOutput(token_ids=said, log_probs=[-len(self.asked) - place / 100 for place in range(len(said))])
 
 
@@ -91,16 +99,18 @@ def changed(config: Any, **changes: Any) -> Any:
     return config
 
 
-def play(config: Any, engine: Engine, kind: type = EnvironmentAgentLoop, logprobs: bool = True, **columns: Any) -> Any:
+def play(
+    config: Any, engine: Engine, kind: type = EnvironmentAgentLoop, logprobs: bool = True, processor: Any = None, **columns: Any
+) -> Any:
     """The output of one episode of A 2 3 4."""
 
     async def run() -> Any:
         loop = kind(
             trainer_config=DictConfigWrap(config),
             server_manager=engine,
-            tokenizer=TOKENIZER,
-            processor=None,
-            dataset_cls=None,
+            tokenizer=engine.tokenizer,
+            processor=processor,
+            dataset_cls=RLHFDataset,
             data_config=DictConfigWrap(config.data),
         )
         params = {"temperature": 1.0, "logprobs": logprobs}
@@ -148,6 +158,20 @@ def test_an_episode_of_two_turns_token_by_token(config: Any) -> None:
     assert one["conversation"] == two["conversation"], "the same server for all turns"
     assert [one["seed"], two["seed"]] == [12345, turn_seed(12345, 1)] == [12345, 671067976]
     assert [one["max_tokens"], two["max_tokens"]] == [30, 30] and one["temperature"] == 1.0
+
+
+def test_what_a_prompt_shows_is_shown_in_every_turn(config: Any, seeing_folder: Path) -> None:
+    """To a model that sees: its pads stand in the prompt, and no answer holds one."""
+    processor = hf_processor(str(seeing_folder), use_fast=True)
+    engine = Engine(WRONG, RIGHT, tokenizer=processor.tokenizer)
+    seeing = changed(config, actor_rollout_ref__model__path=str(seeing_folder))
+    messages = prompt("JQK=10|A 2 3 4", picture(56, 56))
+    output = play(seeing, engine, processor=processor, raw_prompt=messages)
+    assert tuple(output.prompt_ids) == PictureReader(processor).read(messages).ids
+    (shown,) = output.multi_modal_data["images"]
+    assert shown.size == (56, 56) and output.extra_fields["turn_scores"] == [-1, 5]
+    assert [each["shown"]["image_data"] for each in engine.asked] == [[shown], [shown]]
+    assert all(each["logit_bias"] == banned_bias(processor.tokenizer) for each in engine.asked)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def test_settings_of_other_versions_are_no_difference_between_backends(engine) -
         (f"{ACTOR}.fsdp_config.dtype", "float16", "no loss scaling"),
         (f"{ACTOR}.fsdp_config.mixed_precision", {"param_dtype": "fp16"}, "no loss scaling"),
         (f"{ACTOR}.fsdp_config.qat.enable", True, "scales"),
+        (f"{ACTOR}.freeze_vision_tower", True, "trains the tower all the same"),
         (f"{ACTOR}.calculate_sum_pi_squared", True, "nothing computes it"),
         ("actor_rollout_ref.rollout.log_prob_use_dynamic_bsz", "other", "set both alike"),
     ],

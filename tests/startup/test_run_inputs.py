@@ -7,6 +7,7 @@ from typing import Any
 import datasets
 import pytest
 from omegaconf import DictConfig
+from transformers import Qwen2Config
 
 from unify_posttrain.config import compose_config
 from unify_posttrain.prepare import prepare_data
@@ -21,6 +22,7 @@ from unify_posttrain.trainer.run_inputs import RunInputs
 def config(tmp_path_factory: pytest.TempPathFactory) -> DictConfig:
     folder = tmp_path_factory.mktemp("inputs")
     build_tokenizer(256).save_pretrained(folder / "model")
+    Qwen2Config().save_pretrained(folder / "model")
     composed = compose_config(
         [
             "algorithm=grpo", f"actor_rollout_ref.model.path={folder}/model", f"prepare.task.folder={folder}/data",
@@ -56,31 +58,30 @@ def test_what_the_checks_have_read_is_not_read_again(config: DictConfig, reads: 
     assert len(again.val) == len(inputs.val) == report.val_rows
 
 
-def test_images_and_other_datasets_are_read_by_the_run(
+def test_a_processor_goes_with_what_was_read_and_other_datasets_are_read_by_the_run(
     config: DictConfig, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = check_data(config)
+    monkeypatch.setattr(run_inputs, "load_processor", lambda config, folder: "of images")
+    inputs = RunInputs.load(config, report)
+    assert len(reads) == 2 and inputs.processor == "of images" and inputs.train is report.datasets[0]
 
     class Other(dataset_module.FusionDataset):
         pass
 
     monkeypatch.setattr(run_inputs, "get_dataset_class", lambda data: Other)
-    RunInputs.load(config, report)
-    assert len(reads) == 4
-    monkeypatch.undo()
-    monkeypatch.setattr(run_inputs, "load_processor", lambda config, folder: "of images")
     monkeypatch.setattr(run_inputs, "data_builders", lambda: (lambda *arguments, **options: "read", None))
     assert RunInputs.load(config, report).train == "read"
 
 
 def test_one_worker_is_this_process(config: DictConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int | None] = []
-    theirs = datasets.Dataset.filter
+    theirs = datasets.Dataset.map
 
     def seen(self: Any, *arguments: Any, **options: Any) -> Any:
         asked.append(options.get("num_proc"))
         return theirs(self, *arguments, **options)
 
-    monkeypatch.setattr(datasets.Dataset, "filter", seen)
+    monkeypatch.setattr(datasets.Dataset, "map", seen)
     RunInputs.load(config)
     assert asked == [None, None]

@@ -292,7 +292,7 @@ def test_the_start_names_the_row_and_the_setting() -> None:
 
 
 def test_pictures_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"task=general_points_images needs images in prompts.*use task=general_points"):
+    with pytest.raises(ValueError, match=r"task=general_points_images has no pictures of cards yet; use task=general_points"):
         PREPARERS["general_points_images"](tmp_path, {})
     assert (conf_dir() / "task" / "general_points_images.yaml").is_file()
 

@@ -71,6 +71,7 @@ def test_the_batch_of_a_fine_tuning_step() -> None:
         "mini_batches": 1,
         "temperature": 1.0,
         "global_token_num": t["attention_mask"].sum(dim=-1).tolist(),
+        "images_seqlens": [],
     }
     assert it.take(2, ranks=1) is None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -52,7 +53,7 @@ def build(engine_class: type, folder: str, engine_config: Any, optim: Any, check
 def make_engine_actor(
     *overrides: str, settings: Mapping[str, Any] | None = None, record: bool = True, model: str = "policy"
 ) -> EngineActor:
-    """As `make_actor`; `settings` has `use_remove_padding`, too; `model` as of `folder_of`."""
+    """As `make_actor`; `settings` has `use_remove_padding`, too; `model` as of `folder_of`, or a folder."""
     start_group()
     composed = OmegaConf.create(composed_actor(*overrides))
     settings = dict(settings or {})
@@ -61,7 +62,8 @@ def make_engine_actor(
         OmegaConf.update(composed, key, value)
     engines.settle(composed, "fsdp2")
     config = omega_conf_to_dataclass(composed)
-    engine = build(engines.PolicyEngine, folder_of(model), config.engine, config.optim, config.checkpoint, packed)
+    folder = model if Path(model).is_dir() else folder_of(model)
+    engine = build(engines.PolicyEngine, folder, config.engine, config.optim, config.checkpoint, packed)
     return (RecordingEngineActor if record else EngineActor)(config, engine)
 
 

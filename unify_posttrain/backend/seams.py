@@ -23,6 +23,7 @@ def installed() -> str | None:
 if (installed() or TESTED[0]).startswith("0.7."):
     from unify_posttrain.backend.verl07 import (
         BACKENDS,
+        SEES,
         adapted,
         base_task_runner,
         completed,
@@ -40,6 +41,7 @@ if (installed() or TESTED[0]).startswith("0.7."):
 else:
     from unify_posttrain.backend.verl09 import (
         BACKENDS,
+        SEES,
         adapted,
         base_task_runner,
         completed,
@@ -59,6 +61,7 @@ __all__ = [
     "BACKENDS",
     "ENGINE",
     "LEGACY",
+    "SEES",
     "TESTED",
     "adapted",
     "base_task_runner",

@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 BACKENDS = ("legacy", "engine")
+SEES = True  # trains models that see
 
 
 def missing_part() -> str | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unify_posttrain.chat import TemplateRefusedError, target_ids
+from unify_posttrain.experience.pictures import Reference, picture_references
 from unify_posttrain.experience.targets import Target, targets_of
 from unify_posttrain.experience.transcript import TurnFrame, replay
 
@@ -31,6 +32,7 @@ class Demonstration:
         probabilities: a teacher's probability of each of them, for the `target_prob` shape; empty if not asked for.
         mask: of a target of several turns, 1 on the tokens of answers and 0 on what was said between them; empty: all are one
             answer's.
+        pictures: what the prompt shows; its ids hold as many pads as the model sees tokens of them.
     """
 
     row_id: int
@@ -39,6 +41,7 @@ class Demonstration:
     response_ids: tuple[int, ...]
     probabilities: tuple[float, ...] = ()
     mask: tuple[int, ...] = ()
+    pictures: tuple[Reference, ...] = ()
 
     @property
     def key(self) -> tuple[int, int]:
@@ -61,7 +64,7 @@ class DemonstrationReader:
 
     Attributes:
         encode: text -> token ids, adding no special tokens.
-        render: prompt messages -> (text, token ids) with the generation prompt.
+        render: prompt messages -> (text, token ids) with the generation prompt; pads of pictures among the ids.
         eos_id: ends every complete target, once.
         max_length: longest response in tokens, EOS included (T).
         overlong: what happens to a longer one: `drop` (as if missing), `truncate` (first T ids; EOS is *not* forced in, the
@@ -131,7 +134,9 @@ class DemonstrationReader:
         probabilities = teacher_probabilities(row, row_id, len(ids)) if self.with_probabilities else ()
         # What the user says is for the answer behind it, so nothing ends with it.
         kept = slice(self.max_length if not mask else 1 + max(place for place, of in enumerate(mask[: self.max_length]) if of))
-        demonstration = Demonstration(row_id, index, tuple(prompt_ids), tuple(ids[kept]), probabilities[kept], mask[kept])
+        demonstration = Demonstration(
+            row_id, index, tuple(prompt_ids), tuple(ids[kept]), probabilities[kept], mask[kept], picture_references(prompt)
+        )
         return Reading(demonstration, overlong=overlong)
 
     def _tokens(self, target: Target) -> tuple[list[int], tuple[int, ...]]:

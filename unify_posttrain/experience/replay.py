@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from unify_posttrain.experience.pictures import Reference
+
 ORDERS = ("newest", "oldest", "random")
 
 
@@ -25,6 +27,7 @@ class ReplayEntry:
         prompt_ids, response_ids: tokens of the rendered prompt, and of the target with its EOS.
         step: training step at which the prompt was found hard.
         mask: see `Demonstration`.
+        pictures: what the prompt shows: where it is, not its pixels.
     """
 
     row_id: int
@@ -32,6 +35,7 @@ class ReplayEntry:
     response_ids: tuple[int, ...]
     step: int
     mask: tuple[int, ...] = ()
+    pictures: tuple[Reference, ...] = ()
 
 
 @dataclass
@@ -121,6 +125,7 @@ class ReplayBuffer:
                     "response_ids": [int(token) for token in entry.response_ids],
                     "step": int(entry.step),
                     **({"mask": list(entry.mask)} if entry.mask else {}),
+                    **({"pictures": [dict(shown) for shown in entry.pictures]} if entry.pictures else {}),
                 }
                 for entry in self._entries
             ]
@@ -136,6 +141,7 @@ class ReplayBuffer:
                 tuple(entry["response_ids"]),
                 entry["step"],
                 tuple(entry.get("mask", ())),
+                tuple(entry.get("pictures", ())),
             )
             for entry in state["entries"]
         )

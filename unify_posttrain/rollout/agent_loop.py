@@ -9,6 +9,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutp
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
 from unify_posttrain.backend.seams import loop_arguments
+from unify_posttrain.rollout.pictures import banned_bias
 from unify_posttrain.rollout.seeds import rollout_seeds
 
 __all__ = [
@@ -59,6 +60,8 @@ class SeededSingleTurnAgentLoop(WithoutSystemPrompt, SingleTurnAgentLoop):
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         # A copy: verl shares one dictionary between all loops of a worker.
         params = {**sampling_params, "seed": int(kwargs[SEED_COLUMN])} if SEED_COLUMN in kwargs else dict(sampling_params)
+        if self.processor is not None:
+            params["logit_bias"] = banned_bias(self.tokenizer)
         prefix = [int(token) for token in kwargs.get(PREFIX_COLUMN, ())]
         room = room_for_tokens(len(prefix), self.response_length, int(kwargs.get(NEW_TOKENS_COLUMN, self.response_length)))
         if not prefix:

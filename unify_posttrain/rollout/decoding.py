@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 
 from unify_posttrain.rollout.attention import fast_attention
 from unify_posttrain.rollout.cache import cache_for_rows, empty_cache, keep_rows
+from unify_posttrain.rollout.pictures import GRIDS, PIXELS, Inputs, picture_key
 from unify_posttrain.rollout.sampling import SamplingParams, SeededSampler
 
 
@@ -56,9 +57,10 @@ def decode_batch(
     params: Sequence[SamplingParams],
     eos_ids: Sequence[int],
     pad_id: int,
+    pictures: Sequence[Inputs] | None = None,
 ) -> list[Decoded]:
     """One response per prompt, in the order of the prompts; see :func:`decode`."""
-    (finished,) = decode(model, prompts, params, eos_ids, pad_id, portion=len(prompts))
+    (finished,) = decode(model, prompts, params, eos_ids, pad_id, portion=len(prompts), pictures=pictures)
     rows = zip(finished.token_ids.tolist(), finished.log_probs, finished.lengths.tolist(), strict=True)
     return [Decoded(ids[:length], log_probs[:length]) for ids, log_probs, length in rows]
 
@@ -71,6 +73,7 @@ def decode(
     eos_ids: Sequence[int],
     pad_id: int,
     portion: int,
+    pictures: Sequence[Inputs] | None = None,
 ) -> Iterator[Finished]:
     """Generate one response per prompt, all at once; B prompts, padded on the left.
 
@@ -81,6 +84,7 @@ def decode(
         eos_ids: tokens that end a response.
         pad_id: filler of shorter prompts, masked.
         portion: rows are handed over when so many have ended, those of a portion in their order.
+        pictures: (B,) what a model that sees needs of each prompt's pictures, whose pads the prompt holds; None: there are none.
     """
     device, steps = model.device, max(each.max_tokens for each in params)
     sampler = SeededSampler(params, device)
@@ -92,7 +96,7 @@ def decode(
     rows, waiting = torch.arange(len(prompts), device=device), 0
     # The attention is this decoding's own from one token to the next, not while the rows of a portion are looked at.
     with fast_attention(model):
-        batch = _Batch.prefilled(model, prompts, steps - 1, pad_id)
+        batch = _Batch.prefilled(model, prompts, steps - 1, pad_id, pictures)
     for step in range(steps):
         drawn, log_prob = sampler.draw(batch.logits, rows, step)
         token_ids[rows, step], log_probs[rows, step] = drawn, log_prob
@@ -131,34 +135,44 @@ class _Batch:
         self.positions = positions
 
     @classmethod
-    def prefilled(cls, model: PreTrainedModel, prompts: Sequence[Sequence[int]], room: int, pad_id: int) -> _Batch:
+    def prefilled(
+        cls,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        room: int,
+        pad_id: int,
+        pictures: Sequence[Inputs] | None = None,
+    ) -> _Batch:
         """Every prompt once, whoever shares it; then a row for each that asks for it, with room for more tokens."""
-        known: dict[tuple[int, ...], int] = {}
-        index = torch.tensor([known.setdefault(tuple(prompt), len(known)) for prompt in prompts])
-        width = max(len(prompt) for prompt in known)
+        pictures = pictures or [{}] * len(prompts)
+        known: dict[tuple[tuple[int, ...], bytes], int] = {}
+        keys = [(tuple(prompt), picture_key(inputs)) for prompt, inputs in zip(prompts, pictures, strict=True)]
+        index = torch.tensor([known.setdefault(key, len(known)) for key in keys])
+        width = max(len(prompt) for prompt, _ in known)
         input_ids = torch.full((len(known), width), pad_id)
         attended = torch.zeros_like(input_ids)
-        for row, prompt in enumerate(known):
+        for row, (prompt, _) in enumerate(known):
             input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
             attended[row, width - len(prompt) :] = 1
+        shown = _together([pictures[keys.index(key)] for key in known], model.device)
         index, input_ids, attended = (each.to(model.device) for each in (index, input_ids, attended))
         known_arguments = inspect.signature(model.forward).parameters
         positions, options = None, {}
         if "position_ids" in known_arguments:
-            positions = (attended.cumsum(dim=-1) - 1).clamp(min=0)
+            positions = _positions(model, input_ids, attended, shown.get(GRIDS))
             options["position_ids"] = positions
         if "logits_to_keep" in known_arguments:
             options["logits_to_keep"] = 1
         cache = empty_cache(model.config)
-        output = model(input_ids=input_ids, attention_mask=attended, past_key_values=cache, use_cache=True, **options)
-        last = None if positions is None else positions[index, -1:]
+        output = model(input_ids=input_ids, attention_mask=attended, past_key_values=cache, use_cache=True, **options, **shown)
+        last = None if positions is None else positions[..., index, -1:]
         return cls(model, cache_for_rows(cache, index, room), attended[index], last, output.logits[index, -1])
 
     def keep(self, order: Tensor) -> None:
         """Row i is row order[i] from now on."""
         keep_rows(self.cache, order)
         self.attended = None if self.attended is None else self.attended[order]
-        self.positions = None if self.positions is None else self.positions[order]
+        self.positions = None if self.positions is None else self.positions[..., order, :]
 
     def step(self, token_ids: Tensor) -> None:
         """Append a token (n,) to every row."""
@@ -176,6 +190,21 @@ class _Batch:
             **options,
         )
         self.logits = output.logits[:, -1]
+
+
+def _together(pictures: Sequence[Inputs], device: torch.device) -> Inputs:
+    """The pictures of several prompts, in their order, as a model's arguments."""
+    names = [name for name in (PIXELS, GRIDS) if any(name in each for each in pictures)]
+    return {name: torch.cat([each[name] for each in pictures if name in each]).to(device) for name in names}
+
+
+def _positions(model: PreTrainedModel, input_ids: Tensor, attended: Tensor, grids: Tensor | None) -> Tensor:
+    """(U, W) positions; (3, U, W) of time, height and width for a model that sees. What follows a prompt counts on from its last
+    one, in all three alike."""
+    rope_index = getattr(getattr(model, "model", None), "get_rope_index", None)
+    if rope_index is None:
+        return (attended.cumsum(dim=-1) - 1).clamp(min=0)
+    return rope_index(input_ids, image_grid_thw=grids, attention_mask=attended)[0]
 
 
 def _closing_up(alive: Tensor, left: int) -> Tensor:

@@ -33,6 +33,7 @@ from unify_posttrain.rollout.agent_loop import (
     room_for_tokens,
 )
 from unify_posttrain.rollout.decoding import end_tokens
+from unify_posttrain.rollout.pictures import banned_bias
 from unify_posttrain.tasks.environment import Environment, begin
 from unify_posttrain.tasks.episodes import NODE, EpisodeSettings, read_settings
 from unify_posttrain.tasks.turns import Step
@@ -63,9 +64,13 @@ class EnvironmentAgentLoop(WithoutSystemPrompt):
             TypeError, ValueError: the row is none of the environment, the template makes no turns, or there is no room for one.
         """
         node = OmegaConf.to_container(self.config[NODE], resolve=True)
-        prompt_ids = await self.apply_chat_template(list(row["raw_prompt"]))
+        messages = list(row["raw_prompt"])
+        shown = await self.process_vision_info(messages)
+        pictures = {"image_data": shown.get("images"), "video_data": shown.get("videos")}
+        prompt_ids = await self.apply_chat_template(messages, images=shown.get("images"), videos=shown.get("videos"))
+        banned = {} if self.processor is None else {"logit_bias": banned_bias(self.tokenizer)}
         frame = TurnFrame.from_template(self._template(), self._encode, self.tokenizer.eos_token)
-        environment = begin(node, {**row, "prompt": list(row["raw_prompt"])})
+        environment = begin(node, {**row, "prompt": messages})
         opening = [int(token) for token in row.get(PREFIX_COLUMN, ())]
         transcript = Transcript(len(prompt_ids), self._budget(node, environment, len(prompt_ids), len(opening), row))
         if opening:
@@ -79,7 +84,8 @@ class EnvironmentAgentLoop(WithoutSystemPrompt):
                 output = await self.server_manager.generate(
                     request_id=conversation,  # the same server for all turns
                     prompt_ids=[*prompt_ids, *transcript.ids],
-                    sampling_params={**sampling_params, "max_tokens": cap, **seed},
+                    sampling_params={**sampling_params, "max_tokens": cap, **seed, **banned},
+                    **pictures,
                 )
             ids = output.token_ids[:cap]
             transcript.answer(ids, output.log_probs[:cap] if output.log_probs else None)
@@ -99,7 +105,7 @@ class EnvironmentAgentLoop(WithoutSystemPrompt):
             response_mask=transcript.mask,
             response_logprobs=transcript.log_probs if sampling_params.get("logprobs") else None,
             routed_experts=output.routed_experts,  # of the last request, whose prompt was everything before
-            multi_modal_data={},
+            multi_modal_data=shown,
             reward_score=scored.score,
             num_turns=2 * transcript.turns,
             metrics=AgentLoopMetrics(**timing, num_preempted=preempted),

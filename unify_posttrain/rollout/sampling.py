@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+BAN = -100.0  # a bias that bans a token: the lowest that vLLM takes
 # Keys of a sampling-parameter dictionary that verl or an agent loop sends and that need no action here.
 _IGNORED = {"logprobs", "include_stop_str_in_output"}
 
@@ -28,6 +29,7 @@ class SamplingParams:
         top_k: -1 or 0 for all tokens.
         max_tokens: response length limit.
         seed: of this request's draws; None draws a fresh one.
+        banned: tokens that are never drawn.
     """
 
     temperature: float
@@ -35,6 +37,7 @@ class SamplingParams:
     top_k: int
     max_tokens: int
     seed: int | None
+    banned: tuple[int, ...] = ()
 
     @classmethod
     def from_request(cls, params: Mapping[str, Any], max_tokens: int) -> SamplingParams:
@@ -51,6 +54,7 @@ class SamplingParams:
             top_k=int(params.pop("top_k", -1)),
             max_tokens=max_tokens if limit is None else min(int(limit), max_tokens),
             seed=params.pop("seed", None),
+            banned=_banned(params.pop("logit_bias", None) or {}),
         )
         if params.pop("repetition_penalty", 1.0) != 1.0:
             raise ValueError("rollout.name=hf does not implement repetition_penalty; use 1.0, or rollout.name=vllm")
@@ -60,6 +64,16 @@ class SamplingParams:
         if built.temperature < 0 or not 0 < built.top_p <= 1:
             raise ValueError(f"temperature={built.temperature} must be >= 0 and top_p={built.top_p} in (0, 1]")
         return built
+
+
+def _banned(bias: Mapping[Any, float]) -> tuple[int, ...]:
+    """Tokens of a `logit_bias`, which this engine has for leaving tokens out alone."""
+    others = {token: value for token, value in bias.items() if value > BAN}
+    if others:
+        raise ValueError(
+            f"rollout.name=hf takes a logit_bias of {BAN:.0f} only, which bans a token, not {others}; use rollout.name=vllm"
+        )
+    return tuple(sorted(int(token) for token in bias))
 
 
 class SeededSampler:
@@ -85,6 +99,10 @@ class SeededSampler:
         # Asked once: what no row wants is not computed for any token.
         self.all_greedy, self.any_greedy = bool(self.greedy.all()), bool(self.greedy.any())
         self.any_top_k, self.any_top_p = bool((self.top_k > 0).any()), bool((self.top_p < 1).any())
+        # Rows of one model ban the same tokens; each distinct ban is a mask, and rows say which is theirs.
+        bans = list(dict.fromkeys(p.banned for p in params))
+        self.bans = bans if any(bans) else []
+        self.ban_of = torch.tensor([bans.index(p.banned) for p in params], device=device)
 
     def draw(self, logits: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The token at position `step` of the response, for n of the batch's rows.
@@ -98,6 +116,7 @@ class SeededSampler:
             (n,) tokens, and (n,) float32 log π of each under the tempered, truncated distribution that it was drawn from; of greedy
             rows under the untempered one.
         """
+        logits = self._allowed(logits, rows)
         log_probs = torch.log_softmax(self._truncate(logits.float() / self.temperature[rows], rows), dim=-1)
         if self.all_greedy:
             tokens = logits.argmax(dim=-1)
@@ -109,6 +128,15 @@ class SeededSampler:
             if self.any_greedy:
                 tokens = torch.where(self.greedy[rows], logits.argmax(dim=-1), tokens)
         return tokens, log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+    def _allowed(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Without the tokens that each row bans; (n, V)."""
+        for number, banned in enumerate(self.bans):
+            if banned:
+                ids = torch.tensor(banned, device=logits.device)
+                theirs = (self.ban_of[rows] == number).unsqueeze(-1)
+                logits = logits.index_copy(-1, ids, logits[:, ids].masked_fill(theirs, float("-inf")))
+        return logits
 
     def _truncate(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Top-k, then top-p, per row; (n, V)."""

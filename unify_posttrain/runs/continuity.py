@@ -107,7 +107,7 @@ USED = (
     *_below("data", "val_files val_max_samples validation_shuffle max_response_length truncation trust_remote_code"),
     *_below("data", "reward_fn_key reward_impl_version reward_kind tool_config_path"),
     *_below("data", "return_raw_input_ids return_raw_chat return_full_prompt return_multi_modal_inputs"),
-    *_below("data", "image_key video_key image_patch_size"),
+    *_below("data", "image_key video_key image_patch_size image_root"),
     *_below("trainer", "total_epochs total_training_steps test_freq critic_warmup seed_rollouts balance_batch"),
     *_below("trainer", "unify_strategy switch_gate*"),
     "fusion.*",

@@ -60,6 +60,11 @@ def _refused(config: DictConfig) -> list[tuple]:
         (f"{ACTOR}.fsdp_config.dtype", lambda value: str(value) in HALF, half),
         (f"{ACTOR}.fsdp_config.mixed_precision.param_dtype", lambda value: str(value) in HALF, half),
         (f"{ACTOR}.fsdp_config.qat.enable", bool, "the scales of quantised weights are not renewed after a step; set it to false"),
+        (
+            f"{ACTOR}.freeze_vision_tower",
+            bool,
+            "verl's engine trains the tower all the same; set it to false or use backend=legacy",
+        ),
         (f"{ACTOR}.calculate_sum_pi_squared", bool, "nothing computes it here; set it to false"),
         (
             f"{ROLLOUT}.log_prob_use_dynamic_bsz",

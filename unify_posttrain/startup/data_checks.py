@@ -32,7 +32,8 @@ class DataReport:
         without_target: rows without a usable target; None: not asked.
         masked_truths: rows of both splits whose ground truth cannot be graded against.
         episode: of environments, what an episode may take.
-        datasets: what was read, training and validation, for a model of text: a run need not read it again.
+        datasets: what was read, training and validation: a run need not read it again.
+        pictures, picture_tokens: the most that a prompt shows, and the most tokens of them.
     """
 
     train_rows: int
@@ -42,6 +43,8 @@ class DataReport:
     masked_truths: int = 0
     episode: EpisodePlan | None = None
     datasets: tuple[Any, Any] | None = field(default=None, repr=False, compare=False)
+    pictures: int = 0
+    picture_tokens: int = 0
 
 
 def check_data_if_there(config: DictConfig) -> tuple[DataReport | None, list[Missing]]:
@@ -73,13 +76,15 @@ def check_data(config: DictConfig) -> DataReport:
             than the data has, a reward function that cannot score them, ground truths that no reward can use, a tokenizer that
             loses characters, a template that makes no turns or no room for one.
     """
+    from verl.utils.fs import copy_to_local
+
     from unify_posttrain.startup.dataset import FusionDataset
-    from unify_posttrain.startup.tokenizers import load_tokenizer
+    from unify_posttrain.startup.tokenizers import load_processor, load_tokenizer
 
     algorithm = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
     tokenizer = load_tokenizer(config)
 
-    processor = _processor(config)
+    processor = load_processor(config, copy_to_local(config.actor_rollout_ref.model.path))
 
     def load(split: str) -> Any:
         limit = config.data.get(f"{split}_max_samples", -1)
@@ -110,26 +115,19 @@ def check_data(config: DictConfig) -> DataReport:
         without_target = check_targets(config, algorithm, train, template)
     for split in (train, val):
         check_round_trip(split, tokenizer)
-    again = (train, val) if processor is None else None
-    return DataReport(len(train), train.dropped_prompts, len(val), without_target, masked, episode, again)
+    shown = [split.pictures for split in (train, val)]
+    pictures, tokens = max(each.most for each in shown), max(each.tokens for each in shown)
+    _check_picture_limit(config, pictures)
+    return DataReport(len(train), train.dropped_prompts, len(val), without_target, masked, episode, (train, val), pictures, tokens)
 
 
-def _processor(config: DictConfig) -> Any:
-    """Of a multimodal model, if the data has images or videos for one; None: nothing would read them."""
-    from verl.utils.fs import copy_to_local
-
-    from unify_posttrain.startup.dataset import names_of
-    from unify_posttrain.startup.tokenizers import load_processor
-
-    columns = {config.data.get("image_key", "images"), config.data.get("video_key", "videos")}
-    files = [file for key in ("train_files", "val_files") for file in _list(config.data[key])]
-    if not any(columns & set(names_of(file)) for file in files):
-        return None
-    return load_processor(config, copy_to_local(config.actor_rollout_ref.model.path))
-
-
-def _list(files: Any) -> list[str]:
-    return [files] if isinstance(files, str) else list(files)
+def _check_picture_limit(config: DictConfig, pictures: int) -> None:
+    """vLLM refuses a prompt of more pictures than it keeps memory for, in the middle of the first batch."""
+    limit = config.actor_rollout_ref.rollout.get("limit_images")
+    if limit is not None and pictures > limit:
+        raise ValueError(
+            f"actor_rollout_ref.rollout.limit_images={limit}: a prompt of the data shows {pictures} pictures; raise it"
+        )
 
 
 def _check_truths(config: DictConfig, splits: Sequence[Any]) -> int:

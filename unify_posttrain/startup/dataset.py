@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from glob import escape
 from itertools import accumulate
 from pathlib import Path
@@ -13,18 +14,28 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from unify_posttrain.chat import ChatTemplate, TemplateRefusedError
+from unify_posttrain.experience.pictures import picture_references
 from unify_posttrain.preparation.local_rows import rows_of
 from unify_posttrain.preparation.rows import RowFault
+from unify_posttrain.rollout.pictures import PictureReader, open_pictures
 from unify_posttrain.startup.arrow_types import plain_type
+from unify_posttrain.startup.picture_paths import PictureError, placed_parts, placed_picture
 from unify_posttrain.tasks.columns import REQUIRED_COLUMNS, check_columns, check_row
 
 logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 1000  # looked at together; says nothing about the result
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The most that one prompt shows: pictures, and tokens of them as the model sees them (videos apart)."""
+
+    most: int = 0
+    tokens: int = 0
 
 
 class FusionDataset(RLHFDataset):
@@ -53,6 +64,9 @@ class FusionDataset(RLHFDataset):
         """The file of a row and its position there, for messages."""
         number = bisect_right(self._ends, row_id)
         return f"data file {self.data_files[number]}, row {row_id - (self._ends[number - 1] if number else 0)}"
+
+    def _file(self, row_id: int) -> str:
+        return str(self.data_files[bisect_right(self._ends, row_id)])
 
     def _read(self, file: str) -> datasets.Dataset:
         suffix = Path(file).suffix
@@ -113,10 +127,18 @@ class FusionDataset(RLHFDataset):
 
         verl counts a prompt that cannot be rendered as too long; here it is an error that says why it cannot.
         """
-        # `datasets` starts a process for one, too.
-        processes = self.num_workers if self.num_workers and self.num_workers > 1 else None
-        kept = frame.filter(self._fits, num_proc=processes, desc=f"prompts of at most {self.max_prompt_length} tokens")
-        dropped = sorted(set(frame["row_id"]) - set(kept["row_id"]))
+        counted = frame.map(
+            self._lengths,
+            # `datasets` starts a process for one, too.
+            num_proc=self.num_workers if self.num_workers and self.num_workers > 1 else None,
+            remove_columns=frame.column_names,
+            load_from_cache_file=self.processor is None,  # a picture may have changed since
+            desc=f"prompts of at most {self.max_prompt_length} tokens",
+        )
+        fits = np.asarray(counted["tokens"]) <= self.max_prompt_length
+        kept, row_ids = frame.select(np.flatnonzero(fits)), np.asarray(frame["row_id"])
+        dropped = row_ids[~fits].tolist()
+        self.pictures = Pictures(*(int(np.asarray(counted[name])[fits].max(initial=0)) for name in ("pictures", "picture_tokens")))
         limit = f"data.max_prompt_length={self.max_prompt_length}"
         if dropped and not self.filter_overlong_prompts:
             raise ValueError(
@@ -130,46 +152,54 @@ class FusionDataset(RLHFDataset):
         self.dropped_prompts = len(dropped)
         return kept
 
-    def _fits(self, row: dict[str, Any]) -> bool:
-        return self._length(row) <= self.max_prompt_length
+    def _build_messages(self, example: dict[str, Any]) -> list[dict[str, Any]]:
+        """verl's, with pictures where they lie, whether the row names them in a column or its messages show them as parts. verl
+        takes the column out of `example`."""
+        row_id = example["row_id"]
+        root, where = Path(self.config.get("image_root") or Path(self._file(row_id)).parent), self.place(row_id)
+        if example.get(self.image_key):
+            example[self.image_key] = [placed_picture(picture, root, where) for picture in example[self.image_key]]
+        example[self.prompt_key] = [
+            message
+            if isinstance(message["content"], str | None)
+            else {**message, "content": placed_parts(message["content"], root, where)}
+            for message in example[self.prompt_key]
+        ]
+        return super()._build_messages(example)
 
-    def _length(self, row: dict[str, Any]) -> int:
-        """Tokens of the prompt as the agent loop renders it, images and videos included."""
+    def messages(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The prompt of a row, its pictures among the parts; the row stays as it is."""
+        return self._build_messages({**row, self.prompt_key: [dict(message) for message in row[self.prompt_key]]})
+
+    def _lengths(self, row: dict[str, Any]) -> dict[str, int]:
+        """Tokens of the prompt as the agent loop renders it, images and videos included; pictures, and their tokens among these."""
         where = self.place(row["row_id"])
         options = dict(self.apply_chat_template_kwargs) | ({} if self.tool_schemas is None else {"tools": self.tool_schemas})
         if self.processor is None:
-            return len(ChatTemplate(self.tokenizer, options).ids(row[self.prompt_key], where))
+            tokens = len(ChatTemplate(self.tokenizer, options).ids(row[self.prompt_key], where))
+            return {"tokens": tokens, "pictures": 0, "picture_tokens": 0}
         try:
-            return self._processed_length(dict(row), ChatTemplate(self.processor, options), where)
-        except TemplateRefusedError:
+            return self._processed(row, ChatTemplate(self.processor, options), where)
+        except (TemplateRefusedError, PictureError):
             raise
         except Exception as error:  # a processor raises whatever its image library does
             said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise ValueError(f"{where}: its images or videos cannot be processed ({said}); mend the row or leave it out") from error
 
-    def _processed_length(self, row: dict[str, Any], template: ChatTemplate, where: str) -> int:
-        from verl.utils.dataset.vision_utils import process_image, process_video
+    def _processed(self, row: dict[str, Any], template: ChatTemplate, where: str) -> dict[str, int]:
+        from verl.utils.dataset.vision_utils import process_video
 
+        if not row.get(self.video_key):
+            tokens, shown = PictureReader(self.processor, template.options).lengths(self.messages(row), where)
+            return {"tokens": tokens, "pictures": len(shown), "picture_tokens": sum(shown)}
         size = self.image_patch_size
-        images = [process_image(image, image_patch_size=size) for image in row.get(self.image_key) or ()]
-        videos = [
-            process_video(video, image_patch_size=size, return_video_metadata=True) for video in row.get(self.video_key) or ()
-        ]
-        text = template.text(self._build_messages(row), where)
-        more = {"video_metadata": [about for _, about in videos], "do_sample_frames": False} if videos else {}
-        frames = [video for video, _ in videos]
-        encoded = self.processor(text=[text], images=images or None, videos=frames or None, videos_kwargs=more)
-        return len(encoded["input_ids"][0])
-
-
-def names_of(file: str) -> list[str]:
-    """The columns of a data file, without its rows where that can be done; none of one that cannot be read."""
-    try:
-        if str(file).endswith(".parquet"):
-            return list(pq.read_schema(file).names)
-        return list(_read_json(str(file)).column_names)
-    except (OSError, pa.ArrowException, ValueError):
-        return []  # whoever reads it says why
+        videos = [process_video(video, image_patch_size=size, return_video_metadata=True) for video in row[self.video_key]]
+        messages = self.messages(row)
+        pictures = open_pictures(picture_references(messages), size)
+        more = {"video_metadata": [about for _, about in videos], "do_sample_frames": False}
+        frames, text = [video for video, _ in videos], template.text(messages, where)
+        encoded = self.processor(text=[text], images=pictures or None, videos=frames, videos_kwargs=more)
+        return {"tokens": len(encoded["input_ids"][0]), "pictures": len(pictures), "picture_tokens": 0}
 
 
 def _read_parquet(file: str) -> datasets.Dataset:

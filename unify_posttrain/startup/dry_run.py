@@ -35,7 +35,7 @@ def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[
     rollouts = batch * max(rule.rollouts(given) for rule, _ in rules for given in (True, False))
     rows, mini_batches = max((plan_rows(batch * rule.most_rows, ranks, mini), mini) for rule, mini in rules)
     width = config.data.max_prompt_length + config.data.max_response_length
-    plan = rank_plan(config, algorithm)
+    plan = rank_plan(config, algorithm, 0 if data is None else data.picture_tokens)
     lines = [
         *_algorithm_lines(algorithm),
         f"model        {_model(config.actor_rollout_ref.model.path, actor_shape(config))}",
@@ -43,6 +43,7 @@ def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[
         *_memory_lines(plan, algorithm.needs_critic),
         f"engine       {config.actor_rollout_ref.rollout.name}, {config.actor_rollout_ref.actor.strategy}, {ranks} rank(s)",
         f"data         {_data(data)}",
+        *_picture_lines(config, data),
         f"a step       {batch} prompts -> {rollouts} rollouts (n={n}) -> at most {rows.rows} rows in {mini_batches} "
         "optimizer step(s), "
         f"{rows.per_mini_batch} rows per rank and optimizer step",
@@ -122,6 +123,17 @@ def _data(data: DataReport | None) -> str:
     targets = "not needed" if data.without_target is None else f"{data.train_rows - data.without_target} usable"
     masked = f"; {data.masked_truths} ground truths that cannot be graded" if data.masked_truths else ""
     return f"{data.train_rows} prompts ({data.train_dropped} too long), targets {targets}; validation {data.val_rows}{masked}"
+
+
+def _picture_lines(config: DictConfig, data: DataReport | None) -> list[str]:
+    """What the prompts show, as the model sees it."""
+    if data is None or not data.pictures:
+        return []
+    tower = "frozen" if config.actor_rollout_ref.actor.get("freeze_vision_tower", False) else "trained"
+    return [
+        f"pictures     at most {data.pictures} per prompt and {data.picture_tokens} tokens of them, among data.max_prompt_length="
+        f"{config.data.max_prompt_length}; the vision tower is {tower}"
+    ]
 
 
 def _episode_lines(data: DataReport | None) -> list[str]:

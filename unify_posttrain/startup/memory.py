@@ -24,7 +24,7 @@ FP32 = 4
 COPIES_PACKED, COPIES_PADDED, COPIES_ENTROPY, COPIES_ENTROPY_AUTOCAST = 4, 2, 7, 14
 COPIES_CHUNK = 3  # of one chunk's logits, in float32, whatever is asked for (objective.log_probs)
 # Activations that a layer keeps for its backward pass, per token: gate, up, their product and its activation; two norms, q, the
-# attention's output, and the two inputs of the residual sums. Keys and values, which groups share, are left out.
+# attention's output, the inputs of two residual sums. Keys and values, which groups share, are left out.
 FEED_FORWARD, WIDTH = 4, 6
 
 
@@ -43,6 +43,7 @@ class Trained:
         tokens: of a forward pass of its update, on one rank.
         checkpointing: only the inputs of layers are kept, a layer is computed again.
         activation_offload: and those wait in main memory.
+        seeing: bytes that a part that sees keeps of the pictures of such a pass.
     """
 
     shape: Shape
@@ -56,6 +57,7 @@ class Trained:
     tokens: int
     checkpointing: bool
     activation_offload: bool
+    seeing: float = 0.0
 
     @property
     def weights(self) -> float:
@@ -73,13 +75,11 @@ class Trained:
         return (self.shape.parameters - self.frozen) * self.width / self.shards
 
     @property
-    def resting_weights(self) -> float:
-        """Bytes on the accelerator while something else runs."""
+    def resting_weights(self) -> float:  # bytes on the accelerator while something else runs
         return 0.0 if self.param_offload or self.offload_policy else self.weights
 
     @property
     def resting_moments(self) -> float:
-        """Likewise."""
         return 0.0 if self.optimizer_offload or self.offload_policy else self.moments
 
     @property
@@ -221,6 +221,8 @@ def _passing(plan: RankPlan) -> Iterator[Part]:
     kept, again = _activations(actor)
     critic_kept, critic_again = _activations(critic) if critic else (0.0, 0.0)
     yield Part(f"inputs of {shape.layers} layers" if actor.checkpointing else f"{shape.layers} layers", kept, critic_kept)
+    if actor.seeing:
+        yield Part("vision tower, of the pictures of a pass", actor.seeing)
     if plan.chunk is None:
         size = tokens * shape.vocabulary * actor.compute
         yield Part(f"logits of {tokens} tokens, {_copies(plan)} x {_gigabytes(size)} GB", _copies(plan) * size, largest=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -9,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from unify_posttrain.algorithms import Algorithm
 from unify_posttrain.rollout.vllm_cpu_checks import declares_ranks
 from unify_posttrain.shapes import Shape, model_shape
-from unify_posttrain.startup.memory import Accelerator, Engine, RankPlan, Trained
+from unify_posttrain.startup.memory import FEED_FORWARD, WIDTH, Accelerator, Engine, RankPlan, Trained
 
 GIB = 1 << 30
 
@@ -33,14 +34,19 @@ def declared_shape(config: DictConfig) -> DictConfig | None:
     return OmegaConf.select(config, "shape")
 
 
-def rank_plan(config: DictConfig, algorithm: Algorithm) -> RankPlan | None:
-    """What a rank's memory follows from; None: the number of the model's weights is not known."""
+def rank_plan(config: DictConfig, algorithm: Algorithm, picture_tokens: int = 0) -> RankPlan | None:
+    """What a rank's memory follows from; None: the number of the model's weights is not known.
+
+    Args:
+        picture_tokens: the most that a prompt of the data has; 0: none, or the data was not read.
+    """
     shape = actor_shape(config)
     if shape is None or shape.parameters is None:
         return None
     actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
     algorithms = [phase.algorithm for phase in algorithm.phases]
     trained = _trained(config, shape, actor.fsdp_config, model, _tokens(config), _frozen(config, shape))
+    trained = replace(trained, seeing=_seeing(config, trained, picture_tokens))
     replay = [each.replay_step for each in algorithms if each.replay_step is not None]
     return RankPlan(
         actor=trained,
@@ -124,6 +130,16 @@ def _tokens(config: DictConfig) -> int:
         return int(actor.ppo_max_token_len_per_gpu)  # per rank, Ulysses or not
     row = config.data.max_prompt_length + config.data.max_response_length
     return -(-actor.ppo_micro_batch_size_per_gpu * row // actor.ulysses_sequence_parallel_size)
+
+
+def _seeing(config: DictConfig, model: Trained, picture_tokens: int) -> float:
+    """Bytes that the part that sees keeps for the backward pass, of as few rows as fill one; 0 if it is not trained."""
+    sight = model.shape.sight
+    if sight is None or config.actor_rollout_ref.actor.get("freeze_vision_tower", False) or _lora(config):
+        return 0.0
+    rows = model.tokens // (config.data.max_prompt_length + config.data.max_response_length)
+    kept = sight.hidden if model.checkpointing else FEED_FORWARD * sight.intermediate + WIDTH * sight.hidden
+    return sight.layers * rows * picture_tokens * sight.merge**2 * kept * model.compute
 
 
 def _has_reference(config: DictConfig) -> bool:

@@ -85,6 +85,11 @@ def _check(config: DictConfig, key: str, node: str, model_class: Any) -> None:
     override = {key: value for key, value in override.items() if key != "attn_implementation"}  # type: ignore[union-attr]
     update_model_config(described, override_config_kwargs=override)
     body = model_class is not None  # a critic's head is made anew
+    if body and type(described) not in model_class._model_mapping and not hasattr(described, "auto_map"):
+        raise ValueError(
+            f"{setting}: transformers has no critic of the architecture {described.model_type} (models that see have none); use an "
+            "algorithm without critic, or a model of text for critic.model.path"
+        )
     chosen = model_class or policy_class(described)
     check_fits(folder, shapes, chosen, setting, trust, body_only=body, config=described)
 

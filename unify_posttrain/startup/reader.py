@@ -10,6 +10,7 @@ from unify_posttrain.algorithms import FusionConfig
 from unify_posttrain.chat import ChatTemplate
 from unify_posttrain.experience.demonstrations import DemonstrationReader
 from unify_posttrain.experience.transcript import TurnFrame
+from unify_posttrain.rollout.pictures import PictureReader
 
 
 def turn_frame(template: ChatTemplate) -> TurnFrame:
@@ -24,11 +25,20 @@ def turn_frame(template: ChatTemplate) -> TurnFrame:
     )
 
 
-def make_reader(tokenizer: Any, fusion: FusionConfig, template_kwargs: Mapping[str, Any]) -> DemonstrationReader:
-    """A reader that renders prompts exactly as verl's agent loop does, and ends where a chat template does not take one."""
+def make_reader(
+    tokenizer: Any, fusion: FusionConfig, template_kwargs: Mapping[str, Any], pictures: PictureReader | None = None
+) -> DemonstrationReader:
+    """A reader that renders prompts exactly as verl's agent loop does, and ends where a chat template does not take one.
+
+    Args:
+        pictures: of a model that sees, whose processor renders its prompts.
+    """
     template = ChatTemplate(tokenizer, template_kwargs)
 
     def render(messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[int]]:
+        if pictures is not None:
+            seen = pictures.read(messages)
+            return seen.text, list(seen.ids)
         return template.text(messages), template.ids(messages)
 
     return DemonstrationReader(

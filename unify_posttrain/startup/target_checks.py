@@ -13,6 +13,7 @@ from unify_posttrain.algorithms import Algorithm
 from unify_posttrain.chat import THINKING_FAULTS, ChatTemplate, joined, thinking_fault
 from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN
 from unify_posttrain.experience.targets import TARGET_COLUMNS, targets_of
+from unify_posttrain.rollout.pictures import PictureReader
 from unify_posttrain.startup.reader import make_reader, turn_frame
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def check_targets(config: DictConfig, algorithm: Algorithm, train: Any, template
         usable += bool(targets)
         several |= any(len(target.texts) > 1 for target in targets)
         if targets:
-            prompt = template.text(row[train.prompt_key], train.place(row["row_id"]))
+            prompt = template.text(row[train.prompt_key], train.place(row["row_id"]))  # marks of pictures do not open thinking
             begun = [thinking_fault(prompt, target.texts[0]) for target in targets]
             for fault in dict.fromkeys(fault for fault in begun if fault is not None):
                 faults.setdefault(fault, []).append(row["row_id"])
@@ -64,8 +65,9 @@ def check_targets(config: DictConfig, algorithm: Algorithm, train: Any, template
         logger.warning("the targets of %d of %d rows (first: %s) %s; %s", len(rows), len(frame), train.place(rows[0]), what, remedy)
     demo = algorithm.fusion.demo
     if demo.overlong == "error" or demo.missing == "error":
-        reader = make_reader(template.tokenizer, algorithm.fusion, template.options)
-        readings = [reader.read(row["row_id"], row[train.prompt_key], row, step=0) for row in frame]
+        pictures = None if train.processor is None else PictureReader(train.processor, template.options)
+        reader = make_reader(train.tokenizer, algorithm.fusion, template.options, pictures)
+        readings = [reader.read(row["row_id"], train.messages(row), row, step=0) for row in frame]
         without = [row for row, reading in enumerate(readings) if reading.demonstration is None]
         if without and demo.missing == "error":
             raise ValueError(

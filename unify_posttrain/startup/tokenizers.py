@@ -14,9 +14,11 @@ from __future__ import annotations
 from typing import Any
 
 from omegaconf import DictConfig
+from transformers import AutoConfig, AutoProcessor
 from verl.utils import hf_processor, hf_tokenizer
 from verl.utils.fs import copy_to_local
 
+from unify_posttrain.backend import seams
 from unify_posttrain.untrusted.remote_code import local_documents, refuse_code
 
 PATH = "actor_rollout_ref.model.path"
@@ -50,9 +52,42 @@ def load_tokenizer(config: DictConfig, folder: str | None = None) -> Any:
 
 
 def load_processor(config: DictConfig, folder: str) -> Any:
-    """Processor of a multimodal policy with the template of the run; None for a text model."""
-    processor = hf_processor(folder, trust_remote_code=config.actor_rollout_ref.model.trust_remote_code, use_fast=True)
+    """Processor of a multimodal policy with the template of the run; None for a text model.
+
+    Raises:
+        ValueError: the model sees, and its processor cannot be made (verl would train it on text alone), or this verl trains no
+            such model.
+    """
+    trust = config.actor_rollout_ref.model.trust_remote_code
+    if not sees(folder, trust):
+        return None
+    if not seams.SEES:
+        raise ValueError(
+            f"{PATH}={folder}: the model sees pictures, and with verl {seams.installed()} models of text alone are trained; use "
+            "verl 0.7.1 (make install), or a model of text"
+        )
+    processor = hf_processor(folder, trust_remote_code=trust, use_fast=True)
+    if processor is None:
+        raise ValueError(
+            f"{PATH}={folder}: the model sees pictures, and its processor cannot be made ({_why(folder, trust)}); copy the whole "
+            "folder, preprocessor_config.json included, and install the extra `vl` (make install)"
+        )
     template = config.actor_rollout_ref.model.get("custom_chat_template")
-    if processor is not None and template is not None:
+    if template is not None:
         processor.chat_template = template
     return processor
+
+
+def sees(folder: str, trust_remote_code: bool = False) -> bool:
+    """Whether a model's configuration has a part that sees."""
+    described = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return getattr(described, "vision_config", None) is not None
+
+
+def _why(folder: str, trust_remote_code: bool) -> str:
+    """What verl's loader keeps to itself."""
+    try:
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code, use_fast=True)
+    except Exception as error:  # transformers, torchvision and image libraries raise whatever they do
+        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return f"verl does not know processors of the class {type(processor).__name__}"

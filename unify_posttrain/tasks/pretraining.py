@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 from unify_posttrain.tasks import arithmetic, countdown
 from unify_posttrain.tasks.general_points import pretraining as general_points
+from unify_posttrain.tasks.shapes import rows as shapes
 
 IGNORE_INDEX = -100
 
@@ -30,8 +31,8 @@ class ExampleSource(Protocol):
         """A question and a solution with at least as many characters as any that is drawn."""
         ...
 
-    def draw(self, generator: random.Random, count: int) -> list[tuple[str, str]]:
-        """``count`` pairs of a question and a solution; the generator decides all of it."""
+    def draw(self, generator: random.Random, count: int) -> list[tuple[Any, ...]]:
+        """``count`` pairs of a question and a solution, or with a picture of a third; the generator decides all of it."""
         ...
 
 
@@ -40,6 +41,7 @@ SOURCES: dict[str, type[ExampleSource]] = {
     "arithmetic": arithmetic.PretrainingExamples,
     "countdown": countdown.PretrainingExamples,
     "general_points": general_points.PretrainingExamples,
+    "shapes": shapes.PretrainingExamples,
 }
 
 
@@ -66,10 +68,27 @@ def encode_examples(tokenizer: PreTrainedTokenizerFast, examples: Sequence[tuple
     """
     chats = [[{"role": "user", "content": question}] for question, _ in examples]
     prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
-    solutions = [solution + tokenizer.eos_token for _, solution in examples]
-    targets = tokenizer(solutions, add_special_tokens=False)["input_ids"]
+    return pack(tokenizer, prompts, [solution for _, solution in examples])
+
+
+def encode_pictures(processor: ProcessorMixin, examples: Sequence[tuple[str, str, Any]]) -> tuple[dict[str, Any], torch.Tensor]:
+    """The same of B examples (question, solution, picture): a model's inputs, and labels."""
+    chats = [[{"role": "user", "content": [{"type": "text", "text": question}, {"type": "image"}]}] for question, _, _ in examples]
+    texts = [processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
+    seen = processor(text=texts, images=[picture for _, _, picture in examples])
+    ids, labels = pack(processor.tokenizer, seen["input_ids"], [solution for _, solution, _ in examples])
+    attended = torch.ones_like(ids)  # right padding under a causal mask is attended to by nothing that is trained
+    pictures = {name: torch.as_tensor(seen[name]) for name in ("pixel_values", "image_grid_thw")}
+    return {"input_ids": ids, "attention_mask": attended, **pictures}, labels
+
+
+def pack(
+    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[list[int]], solutions: Sequence[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts and the solutions that follow them as ids [B, T] and labels [B, T]; see :func:`encode_examples`."""
+    targets = tokenizer([solution + tokenizer.eos_token for solution in solutions], add_special_tokens=False)["input_ids"]
     width = max(len(prompt) + len(target) for prompt, target in zip(prompts, targets, strict=True))
-    ids = torch.full((len(examples), width), tokenizer.pad_token_id)
+    ids = torch.full((len(solutions), width), tokenizer.pad_token_id)
     labels = torch.full_like(ids, IGNORE_INDEX)
     for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
         end = len(prompt) + len(target)
@@ -80,7 +99,7 @@ def encode_examples(tokenizer: PreTrainedTokenizerFast, examples: Sequence[tuple
 
 def pretrain(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
+    reader: PreTrainedTokenizerFast | ProcessorMixin,
     training: Mapping[str, Any],
     seed: int,
     progress: Callable[[int, int, float], None] | None,
@@ -88,6 +107,7 @@ def pretrain(
     """Next-token prediction on fresh problems; linear warm-up, then a cosine to zero. Changes ``model`` in place.
 
     Args:
+        reader: the model's tokenizer; its processor, if the examples have pictures.
         training: the keys of ``prepare.model.pretraining``.
         seed: of the problems drawn.
         progress: called after each step with (step, steps, loss in nats per trained token).
@@ -103,9 +123,13 @@ def pretrain(
         rate = min(1.0, step / warmup) if step <= warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
         for group in optimizer.param_groups:
             group["lr"] = training["lr"] * rate
-        ids, labels = encode_examples(tokenizer, source.draw(generator, training["batch_size"]))
-        # Right padding under a causal mask: no trained token sees it, so no attention mask is needed.
-        logits = model(input_ids=ids, use_cache=False).logits  # [B, T, V]
+        examples = source.draw(generator, training["batch_size"])
+        if isinstance(reader, ProcessorMixin):
+            inputs, labels = encode_pictures(reader, examples)
+        else:
+            ids, labels = encode_examples(reader, examples)
+            inputs = {"input_ids": ids}  # right padding under a causal mask: no trained token sees it, so no attention mask
+        logits = model(**inputs, use_cache=False).logits  # [B, T, V]
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -14,7 +14,8 @@ teaches skills from nothing.
         build_base_model(Path('outputs/models/mine'), yaml.safe_load(open('mine.yaml')))"
 
 with the keys of ``prepare.model`` in ``conf/model/tiny_qwen2.yaml`` (sums), ``tiny_qwen2_countdown.yaml`` or
-``tiny_qwen2_points.yaml``, which also say how long it takes.
+``tiny_qwen2_points.yaml``, which also say how long it takes. With a node ``vision`` (``tiny_qwen2_5_vl.yaml``) the model is a
+Qwen2.5-VL and sees (`tiny_vision`).
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    ProcessorMixin,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
 
+from unify_posttrain.tasks import tiny_vision
 from unify_posttrain.tasks.files import plain
 from unify_posttrain.tasks.pretraining import example_source, pretrain, pretraining_keys
 from unify_posttrain.tasks.tokenizer import CHAT_TOKENS, build_tokenizer
@@ -60,20 +63,24 @@ def _check_keys(node: Mapping[str, Any], known: set[str], prefix: str) -> None:
         missing, unknown = sorted(known - set(node)), sorted(set(node) - known)
         raise ValueError(
             f"tiny model settings: missing {[prefix + k for k in missing]}, unknown {[prefix + k for k in unknown]}; "
-            "give exactly the keys of conf/model/tiny_qwen2.yaml (sums), tiny_qwen2_countdown.yaml or tiny_qwen2_points.yaml"
+            "give exactly the keys of conf/model/tiny_qwen2.yaml (sums), tiny_qwen2_countdown.yaml, tiny_qwen2_points.yaml or "
+            "tiny_qwen2_5_vl.yaml"
         )
 
 
 def _check(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A plain copy without ``name`` and ``folder``; ValueError (key, value, remedy) if a key is missing or unknown."""
     checked = {key: value for key, value in plain(settings).items() if key not in _IGNORED_KEYS}
-    # Absent in the settings of folders that were built before there was a choice.
-    given = {"architecture"} & set(checked)
+    sees = "vision" in checked
+    # `architecture` is absent in the settings of folders that were built before there was a choice.
+    given = {"vision", "rope_theta"} if sees else {"architecture"} & set(checked)
     _check_keys(checked, {*_SHAPE_KEYS, "seed", "pretraining", *given}, "")
     if checked.get("architecture", DEFAULT) not in ARCHITECTURES:
         raise ValueError(f"architecture={checked['architecture']!r} is unknown; choose one of {', '.join(sorted(ARCHITECTURES))}")
     training = checked["pretraining"]
     _check_keys(training, pretraining_keys(training), "pretraining.")
+    if sees:
+        _check_keys(checked["vision"], set(tiny_vision.KEYS), "vision.")
     if checked["hidden_size"] % checked["heads"] or checked["heads"] % checked["kv_heads"]:
         raise ValueError(
             f"hidden_size={checked['hidden_size']}, heads={checked['heads']}, "
@@ -82,8 +89,15 @@ def _check(settings: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("steps", "batch_size"):
         if training[key] < 1:
             raise ValueError(f"pretraining.{key}={training[key]}: give an integer >= 1")
-    question, solution = example_source(training).longest
-    length = len(question) + CHAT_TOKENS + len(solution) + 1  # eos
+    source = example_source(training)
+    if hasattr(source, "largest_picture") != sees:
+        raise ValueError(
+            f"pretraining.task={training['task']!r}: {'pictures need' if not sees else 'a task of text needs no'} node `vision`; "
+            "take conf/model/tiny_qwen2_5_vl.yaml for task=shapes, and tiny_qwen2.yaml for sums"
+        )
+    question, solution = source.longest
+    prompt = tiny_vision.prompt_tokens(checked, source, question) if sees else len(question) + CHAT_TOKENS
+    length = prompt + len(solution) + 1  # eos
     if length > checked["max_position_embeddings"]:
         raise ValueError(
             f"max_position_embeddings={checked['max_position_embeddings']}: the longest problem of pretraining, {question!r}, "
@@ -92,7 +106,21 @@ def _check(settings: Mapping[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def _new_model(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+def _new_model(settings: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerFast | ProcessorMixin]:
+    """The model with random weights, and its tokenizer; its processor if it sees."""
+    if "vision" in settings:
+        processor = tiny_vision.build_processor_for(settings)
+        return _ending(tiny_vision.new_model(settings, processor.tokenizer), processor.tokenizer), processor
+    tokenizer = build_tokenizer(settings["max_position_embeddings"])
+    return _ending(_new_text_model(settings, tokenizer), tokenizer), tokenizer
+
+
+def _ending(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    return model
+
+
+def _new_text_model(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     config_class, model_class = ARCHITECTURES[settings.get("architecture", DEFAULT)]
     config = config_class(
         vocab_size=len(tokenizer),
@@ -109,7 +137,6 @@ def _new_model(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) 
         dtype="float32",
     )
     model: PreTrainedModel = model_class(config).float()
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return model
 
 
@@ -118,7 +145,8 @@ def _is_built(folder: Path, settings: Mapping[str, Any]) -> bool:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return False
-    files = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    files = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    files += ["preprocessor_config.json"] if "vision" in settings else []
     return marker == {"format": MARKER_FORMAT, "settings": settings} and all((folder / f).is_file() for f in files)
 
 
@@ -164,12 +192,11 @@ def build_base_model(folder: Path, settings: Mapping[str, Any], progress: Callab
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings["seed"])
-            tokenizer = build_tokenizer(settings["max_position_embeddings"])
-            model = _new_model(settings, tokenizer)
+            model, reader = _new_model(settings)
             logger.info("pretraining %d weights for %d steps", model.num_parameters(), settings["pretraining"]["steps"])
-            pretrain(model, tokenizer, settings["pretraining"], settings["seed"], progress)
+            pretrain(model, reader, settings["pretraining"], settings["seed"], progress)
         model.save_pretrained(temporary, safe_serialization=True)
-        tokenizer.save_pretrained(temporary)
+        reader.save_pretrained(temporary)
         marker = {"format": MARKER_FORMAT, "settings": settings}
         (temporary / MARKER).write_text(json.dumps(marker, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         temporary.chmod(0o755)  # mkdtemp's 0700 would hide a shared model from other users

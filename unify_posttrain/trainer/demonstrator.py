@@ -17,14 +17,16 @@ from unify_posttrain.experience.demonstrations import (
     PROBABILITY_COLUMN,
     Demonstration,
     DemonstrationReader,
-    demonstration_tensors,
 )
+from unify_posttrain.experience.pictures import picture_references
 from unify_posttrain.experience.rows import Rows, object_column
 from unify_posttrain.experience.targets import TARGET_COLUMNS
 from unify_posttrain.rewards.contract import SCORE, UNSCORED
+from unify_posttrain.rollout.pictures import PictureReader
 from unify_posttrain.startup.reader import make_reader
 from unify_posttrain.tasks.environment import play
 from unify_posttrain.tasks.episodes import NODE
+from unify_posttrain.trainer.packing import INPUTS_COLUMN, Packing, picture_reader
 from unify_posttrain.trainer.rewards import column, unscored_rows
 
 Score = dict[str, Any]  # the reward and its fields; `unscored` of one that has none
@@ -37,7 +39,7 @@ class Demonstrator:
         reader: see `make_reader`.
         score_rows: rows with `rm_scores`-free tensors -> DataProto with `rm_scores` and reward columns (verl's reward loop).
         workers: reward workers, which verl wants to share the rows evenly.
-        prompt_length, response_length, pad_id: packing.
+        prompt_length, response_length, pad_id, pictures: see `Packing`.
         environment: node of the configuration; it scores demonstrations of several turns, turn by turn. None: their last answer
             is scored like any other.
         decode: token ids -> text, for the environment.
@@ -53,20 +55,26 @@ class Demonstrator:
         pad_id: int,
         environment: Mapping[str, Any] | None = None,
         decode: Callable[[Sequence[int]], str] | None = None,
+        pictures: PictureReader | None = None,
     ) -> None:
         self.environment, self.decode = environment, decode
         self.reader, self.score_rows, self.workers = reader, score_rows, workers
-        self.prompt_length, self.response_length, self.pad_id = prompt_length, response_length, pad_id
+        self.packing = Packing(prompt_length, response_length, pad_id, pictures)
         self.scores: dict[tuple[int, int], Score] = {}
         self.reward_keys: list[str] = []
 
     @classmethod
     def from_config(
-        cls, config: Any, fusion: FusionConfig, tokenizer: Any, score_rows: Callable[[DataProto], DataProto]
+        cls,
+        config: Any,
+        fusion: FusionConfig,
+        tokenizer: Any,
+        score_rows: Callable[[DataProto], DataProto],
+        processor: Any = None,
     ) -> Demonstrator:
-        data = config.data
+        data, pictures = config.data, picture_reader(config, processor)
         return cls(
-            make_reader(tokenizer, fusion, data.get("apply_chat_template_kwargs", {})),
+            make_reader(tokenizer, fusion, data.get("apply_chat_template_kwargs", {}), pictures),
             score_rows,
             workers=config.reward.num_workers,
             prompt_length=data.max_prompt_length,
@@ -74,6 +82,7 @@ class Demonstrator:
             pad_id=tokenizer.pad_token_id,
             environment=OmegaConf.to_container(config[NODE], resolve=True) if config.get(NODE) is not None else None,
             decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+            pictures=pictures,
         )
 
     @property
@@ -142,14 +151,12 @@ class Demonstrator:
             picked: (uid, demonstration) per row.
             log_probs: whether rollouts carry `rollout_log_probs`; a demonstration's are 0 and never read.
         """
-        tensors = demonstration_tensors(
-            [demonstration for _, demonstration in picked], self.prompt_length, self.response_length, self.pad_id
-        )
-        columns = self._columns(batch, [uid for uid, _ in picked])
+        tensors, inputs = self.packing.rows([demonstration for _, demonstration in picked])
+        columns = {INPUTS_COLUMN: inputs, **self._columns(batch, [uid for uid, _ in picked])}
         columns["__num_turns__"] = np.array([2 * len(demonstration.answers) for _, demonstration in picked], dtype=np.int32)
         scored = [self.scores.get(demonstration.key) for _, demonstration in picked]
         if all(score is not None for score in scored):
-            last = tensors["attention_mask"][:, self.prompt_length :].sum(dim=-1) - 1
+            last = tensors["attention_mask"][:, self.packing.prompt_length :].sum(dim=-1) - 1
             tensors["rm_scores"] = torch.zeros(tensors["response_mask"].shape, dtype=torch.float32)
             tensors["rm_scores"][torch.arange(len(picked)), last] = torch.tensor([score["reward"] for score in scored])
             columns.update({key: column(key, [score.get(key) for score in scored]) for key in self.reward_keys})
@@ -159,8 +166,9 @@ class Demonstrator:
 
     def filler(self, batch: DataProto, log_probs: bool) -> Rows:
         """One row with the first prompt and an EOS, for padding a batch in which no prompt has anything to train on."""
-        _, prompt_ids = self.reader.render(batch.non_tensor_batch["raw_prompt"][0])
-        empty = Demonstration(-1, 0, tuple(prompt_ids), (self.reader.eos_id,))
+        prompt = batch.non_tensor_batch["raw_prompt"][0]
+        _, prompt_ids = self.reader.render(prompt)
+        empty = Demonstration(-1, 0, tuple(prompt_ids), (self.reader.eos_id,), pictures=picture_references(prompt))
         rows = self.rows(batch, [(batch.non_tensor_batch["uid"][0], empty)], log_probs)
         rows.tensors["rm_scores"] = torch.zeros(rows.tensors["response_mask"].shape, dtype=torch.float32)
         rows.columns.update({key: column(key, [None]) for key in self.reward_keys})
@@ -177,7 +185,6 @@ class Demonstrator:
         }
         return {
             "uid": object_column(list(uids)),
-            "multi_modal_inputs": object_column([{} for _ in uids]),
             **columns,
         }
 

@@ -61,13 +61,13 @@ class FusionTrainer(SeparateRayPPOTrainer):
         config, demonstrator = self.config, None
         self.rewards = RewardReader.from_config(config, self._compute_reward_colocate)
         if self.clock.needs_target:
-            demonstrator = Demonstrator.from_config(config, self.fusion, self.tokenizer, self.rewards.score)
+            demonstrator = Demonstrator.from_config(config, self.fusion, self.tokenizer, self.rewards.score, self.processor)
         self.port: ActorPort = WorkerPort.of(self)
         self.engine = self.checkpoint_manager = Engine(config, rollout_manager(self), self.checkpoint_manager)
         self.reader = PromptReader(demonstrator, self.tokenizer)
         self.mixer = BatchMixer.from_config(config, demonstrator)
         self.log_probs = LogProbs.from_config(config, self.port, self.use_reference_policy)
-        self.replayer = Replayer.from_config(config, self.clock.phase.algorithm, self.tokenizer.pad_token_id)
+        self.replayer = Replayer.from_config(config, self.clock.phase.algorithm, self.tokenizer.pad_token_id, self.processor)
         self.dump = RolloutDump(config.trainer.get("rollout_data_dir"), self.tokenizer)
         self.checkpoints = Checkpoints(config, self.clock, demonstrator, self.replayer, self.train_dataloader, self.logs)
 

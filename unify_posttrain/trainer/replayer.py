@@ -9,11 +9,14 @@ from verl import DataProto
 from verl.utils.debug import marked_timer
 
 from unify_posttrain.algorithms import Algorithm
-from unify_posttrain.experience.demonstrations import Demonstration, demonstration_tensors
+from unify_posttrain.experience.demonstrations import Demonstration
 from unify_posttrain.experience.mixer import mix
 from unify_posttrain.experience.plan import BatchPlan, GroupPlan
 from unify_posttrain.experience.replay import ReplayBuffer, ReplayEntry
 from unify_posttrain.experience.rows import Rows, object_column
+from unify_posttrain.rollout.pictures import PictureReader
+from unify_posttrain.trainer.mixed_batch import note_lengths
+from unify_posttrain.trainer.packing import INPUTS_COLUMN, Packing, picture_reader
 from unify_posttrain.trainer.port import ActorPort
 
 REPLAY = "replay"  # meta_info["objective"] of such a batch
@@ -26,7 +29,7 @@ class Replayer:
     Args:
         buffer: the algorithm's; None for one that replays nothing.
         mini_batch: entries per optimizer step; None: all of them.
-        prompt_length, response_length, pad_id: packing.
+        prompt_length, response_length, pad_id, pictures: see `Packing`.
         temperature: of the log-probabilities, which verl reads from the batch.
     """
 
@@ -38,14 +41,15 @@ class Replayer:
         response_length: int,
         pad_id: int,
         temperature: float,
+        pictures: PictureReader | None = None,
     ) -> None:
         self.buffer = buffer
         self.mini_batches = 1 if buffer is None or mini_batch is None else buffer.size // mini_batch
-        self.prompt_length, self.response_length, self.pad_id = prompt_length, response_length, pad_id
+        self.packing = Packing(prompt_length, response_length, pad_id, pictures)
         self.temperature = temperature
 
     @classmethod
-    def from_config(cls, config: Any, algorithm: Algorithm, pad_id: int) -> Replayer:
+    def from_config(cls, config: Any, algorithm: Algorithm, pad_id: int, processor: Any = None) -> Replayer:
         step = algorithm.replay_step
         return cls(
             algorithm.replay,
@@ -54,6 +58,7 @@ class Replayer:
             response_length=config.data.max_response_length,
             pad_id=pad_id,
             temperature=config.actor_rollout_ref.rollout.temperature,
+            pictures=picture_reader(config, processor),
         )
 
     @property
@@ -71,20 +76,21 @@ class Replayer:
         if self.buffer is None:
             return
         hard = [demonstrations[group.uid] for group in plan if not group.successes and group.uid in demonstrations]
-        self.buffer.add(ReplayEntry(each.row_id, each.prompt_ids, each.response_ids, step, each.mask) for each in hard)
+        self.buffer.add(
+            ReplayEntry(each.row_id, each.prompt_ids, each.response_ids, step, each.mask, each.pictures) for each in hard
+        )
 
     def take(self, step: int, ranks: int) -> DataProto | None:
         """A batch for the fine-tuning step that is due, dealt to ranks and optimizer steps; None if none is due."""
         entries = () if self.buffer is None else self.buffer.take(step)
         if not entries:
             return None
-        demonstrations = [
-            Demonstration(entry.row_id, 0, entry.prompt_ids, entry.response_ids, mask=entry.mask) for entry in entries
-        ]
-        tensors = demonstration_tensors(demonstrations, self.prompt_length, self.response_length, self.pad_id)
+        tensors, inputs = self.packing.rows(
+            [Demonstration(of.row_id, 0, of.prompt_ids, of.response_ids, mask=of.mask, pictures=of.pictures) for of in entries]
+        )
         # Entries may repeat a question (dedup=false), so they are named by position.
         uids = [f"replay-{number}-row-{entry.row_id}" for number, entry in enumerate(entries)]
-        columns = {"uid": object_column(uids), "multi_modal_inputs": object_column([{} for _ in entries])}
+        columns = {"uid": object_column(uids), INPUTS_COLUMN: inputs}
         plan = BatchPlan(tuple(GroupPlan(uid, 0, 0, 0, 1, {"sft": 1.0}) for uid in uids))
         mixed = mix(plan, None, Rows(tensors, columns), ranks, self.mini_batches)
         batch = DataProto.from_dict(tensors=mixed.rows.tensors, non_tensors=mixed.rows.columns)
@@ -92,8 +98,8 @@ class Replayer:
             "objective": REPLAY,
             "mini_batches": self.mini_batches,
             "temperature": self.temperature,
-            "global_token_num": batch.batch["attention_mask"].sum(dim=-1).tolist(),
         }
+        note_lengths(batch)
         return batch
 
     def fine_tune(self, port: ActorPort, step: int, timing: dict[str, Any]) -> dict[str, float]:

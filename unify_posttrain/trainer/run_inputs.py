@@ -34,8 +34,8 @@ class RunInputs:
         model = config.actor_rollout_ref.model
         folder = copy_to_local(model.path, use_shm=model.get("use_shm", False))
         tokenizer, processor = load_tokenizer(config, folder), load_processor(config, folder)
-        if checked is not None and checked.datasets and processor is None and get_dataset_class(config.data) is FusionDataset:
-            return cls(tokenizer, None, *checked.datasets)
+        if checked is not None and checked.datasets and get_dataset_class(config.data) is FusionDataset:
+            return cls(tokenizer, processor, *checked.datasets)
 
         def dataset(split: str) -> Any:
             return data_builders()[0](

@@ -247,6 +247,5 @@ def write_images(folder: Path, settings: Mapping[str, Any]) -> dict[str, Path]:
         ValueError: always.
     """
     raise ValueError(
-        "task=general_points_images needs images in prompts and in feedback, which this version has no support for; use "
-        "task=general_points, which shows the cards as text"
+        "task=general_points_images has no pictures of cards yet; use task=general_points, which shows the cards as text"
     )
