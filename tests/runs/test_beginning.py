@@ -29,7 +29,7 @@ class Folder:
         return OmegaConf.create({"trainer": {**trainer, "resume_from_path": path and str(path)}})
 
     def start(self, mode: str = "auto", path: Path | None = None) -> str:
-        """As `task_runner.run` and the trainer do; returns the run's id."""
+        """As `launch.run` and the trainer do; returns the run's id."""
         config = self.config(mode, path)
         self.lineage = begin(config)
         OmegaConf.save(config, self.home / "config.yaml")

@@ -60,7 +60,7 @@ def config(run_dir: Path, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_wandb_goes_on_with_one_run_over_two_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from unify_posttrain.trainer.task_runner import RunTracking
+    from unify_posttrain.trainer.launch import RunTracking
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -113,7 +113,7 @@ class StandIn(ModuleType):
 
 
 def test_mlflow_goes_on_with_the_run_that_it_gave_even_if_settings_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from unify_posttrain.trainer.task_runner import RunTracking
+    from unify_posttrain.trainer.launch import RunTracking
 
     mlflow = StandIn()
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)

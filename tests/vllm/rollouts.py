@@ -19,7 +19,7 @@ from verl import DataProto
 from unify_posttrain.config import compose_config
 from unify_posttrain.rollout.agent_loop import PREFIX_COLUMN, PREFIX_TRAINED_COLUMN, SEED_COLUMN
 from unify_posttrain.startup.checks import check_config
-from unify_posttrain.trainer import task_runner
+from unify_posttrain.trainer import launch, task_runner
 
 
 class RolloutRunner(task_runner.FusionTaskRunner):
@@ -85,7 +85,7 @@ def main(file: str, *overrides: str) -> None:
     config = compose_config(["algorithm=grpo", "trainer.experiment_name=rollouts", f"trainer.rollout_data_dir={file}", *overrides])
     check_config(config)
     task_runner.FusionTaskRunner = RolloutRunner
-    task_runner.run(config)
+    launch.run(config)
 
 
 if __name__ == "__main__":
