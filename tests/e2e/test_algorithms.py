@@ -58,7 +58,8 @@ def test_two_ranks_with_uneven_rows_and_kl(world: World) -> None:
         histogram = [entry[f"fusion/gate_hist/{s}"] for s in range(5)]
         assert zones == [sum(histogram[2:]), histogram[0], histogram[1], 0], "0 solved: SFT, 1: off-policy, more: RL"
         assert sum(zones) == 7 and entry["fusion/optimizer_steps"] == 1
-        assert entry["fusion/rows_on"] == 4 * (7 - zones[1]) and entry["fusion/rows_demo"] == zones[1] + zones[2]
+        demonstrations = zones[1] + zones[2]
+        assert entry["fusion/rows_on"] == 4 * (7 - demonstrations) and entry["fusion/rows_demo"] == demonstrations
     for entry in metrics.values():
         assert entry["fusion/rows_padding"] == (entry["fusion/rows_on"] + entry["fusion/rows_demo"]) % 2
     assert any(entry["fusion/rows_padding"] for entry in metrics.values())
