@@ -33,6 +33,7 @@ PLAIN = Path(packed=False)
 LAYOUTS = [Path(), Path(packed=False, chunk=7), Path(chunk=7, dynamic=True)]
 
 
+EVERY = [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in sorted(ALGORITHMS)]
 WITH_LEGACY = pytest.mark.skipif("legacy" not in seams.BACKENDS, reason="verl 0.7.1 alone has the other backend")
 
 
@@ -68,14 +69,14 @@ def assert_same_record(found: list[dict[str, Any]], expected: list[dict[str, Any
 
 
 @WITH_LEGACY
-@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+@pytest.mark.parametrize("name", EVERY)
 def test_the_record_is_what_the_other_backend_makes(name: str) -> None:
     """If not, and on purpose: python -m tests.workers.legacy_outcomes --write."""
     assert_same_record(legacy_outcomes.legacy(name), legacy_outcomes.read()[name])
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+@pytest.mark.parametrize("name", EVERY)
 def test_every_algorithm_trains_as_on_the_other_backend(name: str, packed: bool) -> None:
     actor = make_engine_actor(f"algorithm={name}", settings={"use_remove_padding": packed}, model="settled")
     assert_same_record(legacy_outcomes.record(actor), legacy_outcomes.read()[name])
