@@ -36,14 +36,16 @@ def data_builders() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def completed(config: Any) -> None:
-    """Give a composed configuration, in place, what the older version has and this package reads: a critic's sharding below its
-    model. `adapted` takes it back to where this version has it."""
+    """Give a configuration, in place, what the older version has and this package reads: a critic's sharding below its model.
+    `adapted` takes it back to where this version has it. It is the same in both places, so that one that was adapted and is
+    completed again is what it was: checkpoints are compared with either (`runs.continuity.settings`)."""
     from omegaconf import open_dict
 
     if "critic" in config:
-        model = config.critic.model
-        with open_dict(model):
-            model.fsdp_config = _joined(config.critic.fsdp, model.get("fsdp_config"))
+        critic = config.critic
+        with open_dict(critic):
+            critic.fsdp = _joined(critic.fsdp, critic.model.get("fsdp_config"))
+            critic.model.fsdp_config = critic.fsdp
 
 
 def adapted(config: Any) -> Any:
