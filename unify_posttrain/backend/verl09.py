@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
 BACKENDS = ("engine",)
+VLLM_ON_CPU = ("0.24.0", "constraints-verl09-vllm.txt", "make test-verl09-vllm", ".venv-verl09-vllm")  # as in verl07
+HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 CRITIC_SETTINGS = "critic_settings"
 
 
@@ -127,6 +129,23 @@ def loop_arguments(given: dict[str, Any], silent: Any) -> dict[str, Any]:
     """What an agent loop of a single turn is made with: no type of model, by which verl chooses rules for the seams between turns.
     Those of Qwen want a newline to be one token of the vocabulary, and a single turn has no seams."""
     return {name: value for name, value in given.items() if name != "hf_model_type"}
+
+
+def naming_devices(module: Any, device_uuid: Callable[[Any], str]) -> Any:
+    """Nothing: the socket of weights is named by job, replica and rank here."""
+    return nullcontext()
+
+
+def keep_weights() -> None:
+    """Have vLLM multiply by a layer's weight as it is. On CPU it packs a copy otherwise and frees the weight, and there would be
+    none to load the next ones into."""
+    import torch
+    from vllm.model_executor.layers import utils
+
+    def multiply_as_it_is(layer: Any, remove_weight: bool) -> None:
+        layer.cpu_linear = torch.nn.functional.linear
+
+    utils.dispatch_cpu_unquantized_gemm = multiply_as_it_is
 
 
 async def start_load_balancer(manager: Any) -> None:

@@ -150,8 +150,10 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def settings(config: DictConfig) -> dict[str, Any]:
-    """What a checkpoint remembers of a configuration, as JSON: every setting that is not harmless, secrets left out. Start-up checks
-    have it as it was composed, the trainer as verl wants it (`seams.adapted`); what is remembered must be the same of both."""
+    """What a checkpoint remembers of a configuration, as JSON: every setting that is not harmless, secrets left out.
+
+    Start-up checks have it as it was composed, the trainer as verl wants it (`seams.adapted`): both are remembered alike.
+    """
     config = config.copy()
     completed(config)
     content = redacted(OmegaConf.to_container(config, resolve=True))
