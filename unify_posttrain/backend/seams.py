@@ -24,6 +24,7 @@ if (installed() or TESTED[0]).startswith("0.7."):
     from unify_posttrain.backend.verl07 import (
         BACKENDS,
         HEAD_DIMS,
+        LOST_OVERRIDES,
         VLLM_ON_CPU,
         adapted,
         base_task_runner,
@@ -45,6 +46,7 @@ else:
     from unify_posttrain.backend.verl09 import (
         BACKENDS,
         HEAD_DIMS,
+        LOST_OVERRIDES,
         VLLM_ON_CPU,
         adapted,
         base_task_runner,
@@ -68,6 +70,7 @@ __all__ = [
     "ENGINE",
     "HEAD_DIMS",
     "LEGACY",
+    "LOST_OVERRIDES",
     "TESTED",
     "VLLM_ON_CPU",
     "adapted",

@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 BACKENDS = ("legacy", "engine")
+LOST_OVERRIDES: tuple[str, ...] = ()  # settings of a model that verl overrides where transformers does not read them
 VLLM_ON_CPU = ("0.12.0", "constraints-vllm.txt", "make test-vllm", ".venv-vllm")  # tested; its versions; what installs them, where
 HEAD_DIMS = (32, 64, 96, 128, 160, 192, 224, 256)  # of that vLLM's attention on CPU
 

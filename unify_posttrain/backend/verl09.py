@@ -8,6 +8,8 @@ from typing import Any
 from unittest.mock import patch
 
 BACKENDS = ("engine",)
+# Of a model: verl overrides them where transformers 5 does not read them, which has them in a dictionary rope_parameters.
+LOST_OVERRIDES: tuple[str, ...] = ("rope_theta", "rope_scaling")
 VLLM_ON_CPU = ("0.24.0", "constraints-verl09-vllm.txt", "make test-verl09-vllm", ".venv-verl09-vllm")  # as in verl07
 HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 CRITIC_SETTINGS = "critic_settings"
