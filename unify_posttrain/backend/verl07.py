@@ -139,6 +139,15 @@ def loop_arguments(given: dict[str, Any], silent: Any) -> dict[str, Any]:
     return {**given, "tokenizer": silent}
 
 
+def loop_fixes() -> type:
+    """Nothing: this version's agent loops render a prompt by `apply_chat_template`."""
+
+    class LoopFixes:
+        """None."""
+
+    return LoopFixes
+
+
 def naming_devices(module: Any, device_uuid: Callable[[Any], str]) -> Any:
     """While it lasts, vLLM's adapter in that module names its device, and the socket of its weights after it, by this function."""
     return patch.object(module, "get_device_uuid", device_uuid)

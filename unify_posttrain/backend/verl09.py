@@ -133,6 +133,18 @@ def loop_arguments(given: dict[str, Any], silent: Any) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name != "hf_model_type"}
 
 
+def loop_fixes() -> type:
+    """What an agent loop of several turns asks for that this version has under another name, as a base class in front of verl's."""
+
+    class LoopFixes:
+        """Renders a prompt as in verl 0.7.1: the tokens of messages, with what asks for an answer."""
+
+        async def apply_chat_template(self, messages: list[dict], **given: Any) -> list[int]:
+            return await self.ct_build_initial_tokens(messages, **given)
+
+    return LoopFixes
+
+
 def naming_devices(module: Any, device_uuid: Callable[[Any], str]) -> Any:
     """Nothing: the socket of weights is named by job, replica and rank here."""
     return nullcontext()
