@@ -4,10 +4,11 @@
     python -m tests.benchmarks.backends --runs relift uft --world FOLDER --output backends.json
 
 Real runs of the training command on the miniature world of the end-to-end tests. Prints two Markdown tables. The first one has, per
-run, how many metrics are equal to the last bit, the largest relative difference from `legacy` in each group of metrics, and how
-long a step and the start-up took as ratios. The second one has what the engine does with a run besides: killed after its third step
-and started again, does it end as if nothing had happened, and how far are its exported weights from those of `legacy`? Exits with 1
-if a number is further away than rounding takes it, or if a run that was killed ends otherwise.
+run, how many metrics are equal to the last bit to those of `legacy`, and of the two engines to each other; the largest relative
+difference from `legacy` in each group of metrics; and how long a step and the start-up took as ratios. The second one has what the
+engine does with a run besides: killed after its third step and started again, does it end as if nothing had happened, and how far
+are its exported weights from those of `legacy`? Exits with 1 if a number is further away than rounding takes it, or if a run that was
+killed ends otherwise.
 
 With `--world` a folder keeps the runs, and the same command later makes only those that are missing there.
 About half a minute per run on two idle cores, 40 runs.
@@ -180,9 +181,11 @@ def compare(sides: list[Side], run: str) -> dict[str, Any]:
     first = sides[0]
     times = {side.name: timing(side.world, side.label(run), seconds[side.name]) for side in sides}
     found: dict[str, Any] = {"seconds": times}
+    between = differences(*(side.world.metrics(side.label(run)) for side in sides[1:]))
     for side in sides[1:]:
         found[side.name] = differences(first.world.metrics(first.label(run)), side.world.metrics(side.label(run)))
         found[side.name]["same_gate"] = gate(first, run) == gate(side, run)
+        found[side.name]["equal_to_each_other"] = between["equal"]
         found[side.name] |= {f"{key}_ratio": times[side.name][key] / times[first.name][key] for key in ("step", "start")}
     return found
 
@@ -212,7 +215,7 @@ def alone(sides: list[Side], run: str) -> dict[str, Any]:
 
 def markdown(results: dict[str, dict[str, Any]]) -> str:
     """Both tables."""
-    head = ["run", "engine with verl", "metrics equal to the last bit", *GROUPS, "step", "start-up"]
+    head = ["run", "engine with verl", "metrics equal to the last bit", "both engines", *GROUPS, "step", "start-up"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for run, result in results.items():
         for side, found in result["compared"].items():
@@ -221,7 +224,7 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
             worst = [f"{found['worst'].get(group, 0.0):.1e}".replace("0.0e+00", "0") for group in GROUPS]
             equal = f"{found['equal']} of {found['metrics']}"
             ratios = [f"{found[f'{key}_ratio']:.2f}" for key in ("step", "start")]
-            lines.append("| " + " | ".join([run, side, equal, *worst, *ratios]) + " |")
+            lines.append("| " + " | ".join([run, side, equal, str(found["equal_to_each_other"]), *worst, *ratios]) + " |")
     lines += [
         "",
         "| run | engine with verl | killed after step 3, started again | exported weights, largest difference |",
