@@ -7,8 +7,8 @@ Real runs of the training command on the miniature world of the end-to-end tests
 run, how many metrics are equal to the last bit to those of `legacy`, and of the two engines to each other; the largest relative
 difference from `legacy` in each group of metrics; and how long a step and the start-up took as ratios. The second one has what the
 engine does with a run besides: killed after its third step and started again, does it end as if nothing had happened, and how far
-are its exported weights from those of `legacy`? Exits with 1 if a number is further away than rounding takes it, or if a run that was
-killed ends otherwise.
+are its exported weights from those of `legacy`? Exits with 1 if a number is further away than rounding takes it, or if a run that
+was killed ends otherwise.
 
 With `--world` a folder keeps the runs, and the same command later makes only those that are missing there.
 About half a minute per run on two idle cores, 40 runs.

@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,10 @@ class EngineCriticWorker(TrainingWorker):
         self.settings, parts = critic_parts(config)
         super().__init__(parts)
         self.engine.seed = self.settings.data_loader_seed
+        # From prompts of all ranks to rows of this one, as verl's FSDP worker does.
+        self.settings = copy(self.settings)
+        rows = self.settings.ppo_mini_batch_size * self.settings.rollout_n
+        self.settings.ppo_mini_batch_size = rows // self.engine.get_data_parallel_size()
         rank, collects = self.engine.get_data_parallel_rank(), self.engine.is_mp_src_rank_with_outputs()
         self._register_dispatch_collect_info(mesh_name="critic", dp_rank=rank, is_collect=collects)
 
