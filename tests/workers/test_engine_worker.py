@@ -131,6 +131,8 @@ def test_the_critic_of_a_base_model_has_values_and_a_checkpoint(folder: str, tmp
         [
             *(*FOLDER_FREE, "backend=engine", f"actor_rollout_ref.model.path={folder}", f"critic.model.path={folder}"),
             *("actor_rollout_ref.rollout.n=3", "critic.ppo_mini_batch_size=2"),
+            # No warm-up, as this is read by verl's FSDP worker; its engine would read the ratio.
+            *("critic.optim.lr_warmup_steps=0", "critic.optim.lr_warmup_steps_ratio=0.5", "critic.optim.total_training_steps=10"),
         ]
     )
     OmegaConf.resolve(config)

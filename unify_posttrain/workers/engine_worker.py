@@ -35,6 +35,7 @@ from unify_posttrain.workers.optimizers import (
     load_moments,
     make_schedule,
     optim_of,
+    plain_schedule,
     restart,
     save_moments,
 )
@@ -217,6 +218,9 @@ class EngineCriticWorker(TrainingWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def reset(self) -> None:
         super().reset()
+        optim = self.settings.optim
+        schedule = plain_schedule(self.engine.optimizer, optim, optim.total_training_steps)  # verl's engine has other rules
+        self.engine.lr_scheduler = self.engine.checkpoint_manager.lr_scheduler = schedule
         check_weights(self.engine.module, f"critic.model.path={self.settings.model.path}")
         self.critic = EngineCritic(self.settings, self.engine)
 
