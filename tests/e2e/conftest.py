@@ -46,10 +46,11 @@ class World:
     """Folder with data and base model, and how to run commands against them."""
 
     home: Path
+    python: str = sys.executable  # another one: of another version of verl
 
     def command(self, name: str, *overrides: str) -> list[str]:
         return [
-            sys.executable, "-m", "unify_posttrain.train", *SMALL, f"trainer.experiment_name={name}", *overrides,
+            self.python, "-m", "unify_posttrain.train", *SMALL, f"trainer.experiment_name={name}", *overrides,
         ]  # fmt: skip
 
     @property

@@ -22,6 +22,7 @@ from verl.workers.rollout.replica import TokenOutput
 
 from tests.tasks.environments import hand_row
 from tests.tiny_vision import picture, prompt
+from unify_posttrain.backend import seams
 from unify_posttrain.config import compose_config
 from unify_posttrain.experience.rows import object_column
 from unify_posttrain.experience.transcript import turn_seed
@@ -292,6 +293,9 @@ def test_what_is_no_text_is_refused(config: Any, monkeypatch: pytest.MonkeyPatch
         play(config, Engine("a"))
 
 
+@pytest.mark.skipif(
+    "legacy" not in seams.BACKENDS, reason="makes the worker of verl 0.7.1; runs are played by tests.benchmarks.backends"
+)
 @pytest.mark.parametrize("validate", [False, True])
 def test_verls_collation_keeps_every_row(config: Any, validate: bool) -> None:
     """Through verl's worker and manager, and the driver's reader of outcomes: episodes of one, two and three turns."""

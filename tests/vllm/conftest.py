@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from unify_posttrain.backend.seams import BACKENDS
+
 from ..e2e.conftest import ROOT, SMALL, World, build_world
 
 LIMIT = 1800  # seconds; a start takes one or two minutes of two idle cores, and many times that beside other work
@@ -37,7 +39,7 @@ class VLLMWorld(World):
     """Runs with `hardware=cpu_vllm`. Heads have 32 dimensions, the fewest that vLLM has on CPU."""
 
     def command(self, name: str, *overrides: str) -> list[str]:
-        return super().command(name, "hardware=cpu_vllm", "trainer.resume_mode=disable", *overrides)
+        return super().command(name, f"backend={BACKENDS[0]}", "hardware=cpu_vllm", "trainer.resume_mode=disable", *overrides)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -64,7 +66,16 @@ class VLLMWorld(World):
         """Start engine and workers, generate without training (tests/vllm/rollouts.py), and return the file of rollouts."""
         file = self.home / "rollouts.json"
         ended = subprocess.run(
-            [sys.executable, "-m", "tests.vllm.rollouts", str(file), *SMALL, "hardware=cpu_vllm", *overrides],
+            [
+                sys.executable,
+                "-m",
+                "tests.vllm.rollouts",
+                str(file),
+                *SMALL,
+                f"backend={BACKENDS[0]}",
+                "hardware=cpu_vllm",
+                *overrides,
+            ],
             env=self.environment,
             capture_output=True,
             text=True,

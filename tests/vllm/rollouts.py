@@ -20,16 +20,17 @@ from unify_posttrain.config import compose_config
 from unify_posttrain.rollout.agent_loop import PREFIX_COLUMN, PREFIX_TRAINED_COLUMN, SEED_COLUMN
 from unify_posttrain.startup.checks import check_config
 from unify_posttrain.trainer import launch, task_runner
+from unify_posttrain.trainer.run_inputs import RunInputs
 
 
 class RolloutRunner(task_runner.FusionTaskRunner):
     """Everything is built as for training; then `generate_all` takes the place of `fit`."""
 
-    def run(self, config: Any) -> None:
+    def run(self, config: Any, inputs: RunInputs) -> None:
         from unify_posttrain.trainer.fusion_trainer import FusionTrainer
 
         FusionTrainer.fit = generate_all  # in this process, which ends with the run
-        super().run(config)
+        super().run(config, inputs)
 
 
 def generate_all(trainer: Any) -> None:

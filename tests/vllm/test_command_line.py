@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForVision2Seq, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, Qwen2Config, Qwen2ForCausalLM
 
+from unify_posttrain.backend.seams import LOST_OVERRIDES
 from unify_posttrain.config import compose_config
 from unify_posttrain.tasks.tokenizer import build_tokenizer
 
@@ -27,7 +28,6 @@ from .conftest import LIMIT
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(LIMIT)]
 
-MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
 HARDWARE = sorted(
     path.stem for path in (ROOT / "conf" / "hardware").glob("*.yaml")
     if compose_config(["algorithm=grpo", "model=tiny_qwen2", f"hardware={path.stem}"]).actor_rollout_ref.rollout.name == "vllm"
@@ -35,6 +35,12 @@ HARDWARE = sorted(
 # The folder's own positions and rotary base: those of Qwen2.5-Math, which the published runs override, and common ones.
 OWN = {"qwen2_5_math_1_5b": (4096, 10_000.0), "qwen2_5_math_7b": (4096, 10_000.0)}
 OTHERS = (32_768, 1_000_000.0)
+# Where transformers does not read them, such a model is refused before anything starts.
+OVERRIDDEN = pytest.mark.skipif("rope_theta" in LOST_OVERRIDES, reason="this verl refuses an overridden rotary base")
+MODELS = [
+    pytest.param(path.stem, marks=[OVERRIDDEN] if path.stem in OWN else [])
+    for path in sorted((ROOT / "conf" / "model").glob("*.yaml"))
+]
 TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 128}
 RESPONSE = 40
 # float32 in both; see test_rollouts.py
@@ -50,7 +56,7 @@ def folder_of(folder: Path, name: str, architecture: str) -> Path:
     if "vl" in architecture:
         numbers["rope_scaling"] = {"type": "mrope", "mrope_section": [4, 6, 6]}
     config = AutoConfig.for_model(architecture, **numbers)
-    models = AutoModelForVision2Seq if "vl" in architecture else AutoModelForCausalLM
+    models = AutoModelForImageTextToText if "vl" in architecture else AutoModelForCausalLM
     config.architectures = [models._model_mapping[type(config)].__name__]
     config.save_pretrained(folder)
     build_tokenizer(positions).save_pretrained(folder)
@@ -106,6 +112,7 @@ def test_the_engine_has_the_actors_positions(model: str, hardware: str, engine_c
         assert (rope(found), found.max_position_embeddings) == (40_000.0, 16_384), "the published values, not the folder's"
 
 
+@OVERRIDDEN
 @pytest.mark.parametrize("model", sorted(OWN))
 def test_without_the_overrides_it_would_have_others(model: str, engine_config: Built) -> None:
     """The comparison above can fail: the engine reads the folder unless it is told otherwise."""
@@ -116,6 +123,7 @@ def test_without_the_overrides_it_would_have_others(model: str, engine_config: B
     assert (found.max_position_embeddings, actor.max_position_embeddings) == (4096, 16_384)
 
 
+@OVERRIDDEN
 def test_log_probs_with_an_overridden_base_are_the_actors(tmp_path: Path, record_property: Any) -> None:
     """A random model of 40 positions and base 10,000, continued to position 90 as Qwen2.5-Math is beyond its 4096."""
     config = compose_config(["algorithm=hpt", "model=qwen2_5_math_7b", "task=openr1_math", "hardware=node_8gpu"])

@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from unify_posttrain.backend.seams import HEAD_DIMS
 from unify_posttrain.rollout.decoding import end_tokens
 from unify_posttrain.rollout.hf_server import HFServer
-from unify_posttrain.rollout.vllm_cpu_checks import HEAD_DIMS
 
 from .conftest import AGENT_LOOPS, LIMIT, VLLMWorld
 from .two_turns import OBSERVATION, TURN_TOKENS, TURNS

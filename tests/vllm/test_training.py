@@ -60,7 +60,7 @@ def moved(world: VLLMWorld, step: int) -> float:
     folder = world.home / "models" / "tiny_qwen2"
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     prompt = AutoTokenizer.from_pretrained(folder).apply_chat_template(
-        [{"role": "user", "content": "47+38="}], add_generation_prompt=True, return_tensors="pt"
+        [{"role": "user", "content": "47+38="}], add_generation_prompt=True, return_tensors="pt", return_dict=False
     )
     after = AutoModelForCausalLM.from_pretrained(exported(world, step), dtype=torch.float32)
     with torch.inference_mode():

@@ -128,7 +128,12 @@ def test_the_critic_of_a_base_model_has_values_and_a_checkpoint(folder: str, tmp
     from unify_posttrain.workers.engine_worker import EngineCriticWorker
 
     config = compose_config(
-        [*FOLDER_FREE, "backend=engine", f"actor_rollout_ref.model.path={folder}", f"critic.model.path={folder}"]
+        [
+            *(*FOLDER_FREE, "backend=engine", f"actor_rollout_ref.model.path={folder}", f"critic.model.path={folder}"),
+            *("actor_rollout_ref.rollout.n=3", "critic.ppo_mini_batch_size=2"),
+            # No warm-up, as this is read by verl's FSDP worker; its engine would read the ratio.
+            *("critic.optim.lr_warmup_steps=0", "critic.optim.lr_warmup_steps_ratio=0.5", "critic.optim.total_training_steps=10"),
+        ]
     )
     OmegaConf.resolve(config)
     config = seams.adapted(config)
@@ -144,7 +149,10 @@ def test_the_critic_of_a_base_model_has_values_and_a_checkpoint(folder: str, tmp
     values = worker.compute_values(make_value_batch(12)).batch["values"]
     assert values.shape == given.batch["responses"].shape and float(values.std()) > 0
     assert type(worker.engine.module).__name__.endswith("Qwen2ForTokenClassification")
+    step, steps = worker.critic._optimizer_step, []
+    worker.critic._optimizer_step = lambda: steps.append(step()) or steps[-1]
     metrics = worker.update_critic(given).meta_info["metrics"]
+    assert len(steps) == 2, "12 rows in mini-batches of 2 prompts, which are 2 x 3 rows"
     assert metrics["critic/vf_loss"] > 0 and metrics["critic/grad_norm"] > 0 and metrics["critic/lr"] > 0
     trained = worker.compute_values(make_value_batch(12)).batch["values"]
     worker.save_checkpoint(str(tmp_path / "critic"), None, 1, max_ckpt_to_keep=None)

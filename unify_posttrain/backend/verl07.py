@@ -9,6 +9,9 @@ from unittest.mock import patch
 
 BACKENDS = ("legacy", "engine")
 SEES = True  # trains models that see
+LOST_OVERRIDES: tuple[str, ...] = ()  # settings of a model that verl overrides where transformers does not read them
+VLLM_ON_CPU = ("0.12.0", "constraints-vllm.txt", "make test-vllm", ".venv-vllm")  # tested; its versions; what installs them, where
+HEAD_DIMS = (32, 64, 96, 128, 160, 192, 224, 256)  # of that vLLM's attention on CPU
 
 
 def missing_part() -> str | None:
@@ -135,6 +138,24 @@ def loop_arguments(given: dict[str, Any], silent: Any) -> dict[str, Any]:
     roles to alternate (Gemma's) refuse them, and a single turn cuts nothing off.
     """
     return {**given, "tokenizer": silent}
+
+
+def loop_fixes() -> type:
+    """Nothing: this version's agent loops render a prompt by `apply_chat_template`."""
+
+    class LoopFixes:
+        """None."""
+
+    return LoopFixes
+
+
+def naming_devices(module: Any, device_uuid: Callable[[Any], str]) -> Any:
+    """While it lasts, vLLM's adapter in that module names its device, and the socket of its weights after it, by this function."""
+    return patch.object(module, "get_device_uuid", device_uuid)
+
+
+def keep_weights() -> None:
+    """Nothing: on CPU vLLM 0.12 keeps the weights that it was given."""
 
 
 async def start_load_balancer(manager: Any) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
 BACKENDS = ("engine",)
 SEES = False  # transformers 5 makes positions of pictures from inputs that rows do not have here
+# Of a model: verl overrides them where transformers 5 does not read them, which has them in a dictionary rope_parameters.
+LOST_OVERRIDES: tuple[str, ...] = ("rope_theta", "rope_scaling")
+VLLM_ON_CPU = ("0.24.0", "constraints-verl09-vllm.txt", "make test-verl09-vllm", ".venv-verl09-vllm")  # as in verl07
+HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 CRITIC_SETTINGS = "critic_settings"
 
 
@@ -37,14 +41,16 @@ def data_builders() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def completed(config: Any) -> None:
-    """Give a composed configuration, in place, what the older version has and this package reads: a critic's sharding below its
-    model. `adapted` takes it back to where this version has it."""
+    """Give a configuration, in place, what the older version has and this package reads: a critic's sharding below its model.
+    `adapted` takes it back to where this version has it. It is the same in both places, so that one that was adapted and is
+    completed again is what it was: checkpoints are compared with either (`runs.continuity.settings`)."""
     from omegaconf import open_dict
 
     if "critic" in config:
-        model = config.critic.model
-        with open_dict(model):
-            model.fsdp_config = _joined(config.critic.fsdp, model.get("fsdp_config"))
+        critic = config.critic
+        with open_dict(critic):
+            critic.fsdp = _joined(critic.fsdp, critic.model.get("fsdp_config"))
+            critic.model.fsdp_config = critic.fsdp
 
 
 def adapted(config: Any) -> Any:
@@ -126,6 +132,35 @@ def loop_arguments(given: dict[str, Any], silent: Any) -> dict[str, Any]:
     """What an agent loop of a single turn is made with: no type of model, by which verl chooses rules for the seams between turns.
     Those of Qwen want a newline to be one token of the vocabulary, and a single turn has no seams."""
     return {name: value for name, value in given.items() if name != "hf_model_type"}
+
+
+def loop_fixes() -> type:
+    """What an agent loop of several turns asks for that this version has under another name, as a base class in front of verl's."""
+
+    class LoopFixes:
+        """Renders a prompt as in verl 0.7.1: the tokens of messages, with what asks for an answer."""
+
+        async def apply_chat_template(self, messages: list[dict], **given: Any) -> list[int]:
+            return await self.ct_build_initial_tokens(messages, **given)
+
+    return LoopFixes
+
+
+def naming_devices(module: Any, device_uuid: Callable[[Any], str]) -> Any:
+    """Nothing: the socket of weights is named by job, replica and rank here."""
+    return nullcontext()
+
+
+def keep_weights() -> None:
+    """Have vLLM multiply by a layer's weight as it is. On CPU it packs a copy otherwise and frees the weight, and there would be
+    none to load the next ones into."""
+    import torch
+    from vllm.model_executor.layers import utils
+
+    def multiply_as_it_is(layer: Any, remove_weight: bool) -> None:
+        layer.cpu_linear = torch.nn.functional.linear
+
+    utils.dispatch_cpu_unquantized_gemm = multiply_as_it_is
 
 
 async def start_load_balancer(manager: Any) -> None:

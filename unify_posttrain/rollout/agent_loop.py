@@ -8,7 +8,7 @@ from typing import Any
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
-from unify_posttrain.backend.seams import loop_arguments
+from unify_posttrain.backend.seams import loop_arguments, loop_fixes
 from unify_posttrain.rollout.pictures import banned_bias
 from unify_posttrain.rollout.seeds import rollout_seeds
 
@@ -45,7 +45,7 @@ def room_for_tokens(prefix: int, response: int, limit: int) -> int:
     return room
 
 
-class WithoutSystemPrompt(AgentLoopBase):
+class WithoutSystemPrompt(loop_fixes(), AgentLoopBase):
     """An agent loop that verl does not let look for a system prompt."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

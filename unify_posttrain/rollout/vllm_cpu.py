@@ -7,6 +7,7 @@ real runs. What is answered here and in `vllm_cpu_server` is what verl asks of a
   rank name it, since several runs may share a machine;
 * the Ray resource of a rank: `hardware=cpu` declares its ranks as GPUs, where verl would look for NPUs;
 * memory that nobody writes to while weights are loaded from it (`late_reply`);
+* weights that can be loaded again (`seams.keep_weights`, of the newer vLLM);
 * the functions that `torch.cpu` lacks (`unify_posttrain.cpu_compat`), in vLLM's worker process too.
 
 Imported only when needed (`unify_posttrain.rollout.register_engines`); `vllm_cpu_checks` says what it needs. Apart from
@@ -22,7 +23,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# First of all: the wheel enters itself as "vllm" among the installed packages when it is imported, and verl asks for that name.
+# First of all: the wheel of vLLM 0.12 enters itself as "vllm" among the installed packages when it is imported, and verl asks for
+# that name.
 import vllm  # noqa: F401
 
 # isort: split
@@ -32,9 +34,11 @@ from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer, vllm_rol
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
 from unify_posttrain import cpu_compat
+from unify_posttrain.backend.seams import keep_weights, naming_devices
 from unify_posttrain.rollout.late_reply import replying_late
 
 LONGEST_SOCKET = 107  # characters of a path, on Linux
+keep_weights()  # vLLM's worker process imports this module before it builds the model
 CHANNEL = "UNIFY_VLLM_CHANNEL"  # environment variable: from a replica's server to its vLLM processes
 
 
@@ -76,12 +80,9 @@ class CPUServerAdapter(vllm_rollout.ServerAdapter):
         def device_uuid(_: Any) -> str:
             return f"{channel(self.replica_rank)}-{self.rollout_rank}"
 
-        of_a_gpu = vllm_rollout.get_device_uuid
-        vllm_rollout.get_device_uuid = device_uuid
-        try:
+        with naming_devices(vllm_rollout, device_uuid):
             super().__init__(*args, **kwargs)
-        finally:
-            vllm_rollout.get_device_uuid = of_a_gpu
+        self.device_uuid = device_uuid(None)
         self.zmq_handle = handle_of(self.device_uuid)
 
 

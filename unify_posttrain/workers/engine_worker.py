@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from unify_posttrain.workers.optimizers import (
     load_moments,
     make_schedule,
     optim_of,
+    plain_schedule,
     restart,
     save_moments,
 )
@@ -202,6 +204,10 @@ class EngineCriticWorker(TrainingWorker):
         self.settings, parts = critic_parts(config)
         super().__init__(parts)
         self.engine.seed = self.settings.data_loader_seed
+        # From prompts of all ranks to rows of this one, as verl's FSDP worker does.
+        self.settings = copy(self.settings)
+        rows = self.settings.ppo_mini_batch_size * self.settings.rollout_n
+        self.settings.ppo_mini_batch_size = rows // self.engine.get_data_parallel_size()
         rank, collects = self.engine.get_data_parallel_rank(), self.engine.is_mp_src_rank_with_outputs()
         self._register_dispatch_collect_info(mesh_name="critic", dp_rank=rank, is_collect=collects)
 
@@ -212,6 +218,9 @@ class EngineCriticWorker(TrainingWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def reset(self) -> None:
         super().reset()
+        optim = self.settings.optim
+        schedule = plain_schedule(self.engine.optimizer, optim, optim.total_training_steps)  # verl's engine has other rules
+        self.engine.lr_scheduler = self.engine.checkpoint_manager.lr_scheduler = schedule
         check_weights(self.engine.module, f"critic.model.path={self.settings.model.path}")
         self.critic = EngineCritic(self.settings, self.engine)
 

@@ -60,6 +60,11 @@ def make_schedule(optimizer: Optimizer, phase: Phase, optim: Any, total: int) ->
             optimizer,
             partial(warmup_cosine, total=total, start=own.start, warmup_ratio=own.warmup_ratio, floor=own.min_lr / lr),
         )
+    return plain_schedule(optimizer, optim, total)
+
+
+def plain_schedule(optimizer: Optimizer, optim: Any, total: int) -> Any:
+    """The scheduler that `optim` says, as verl's FSDP workers build it: a warm-up of 0 steps is one, whatever its ratio says."""
     given = -1 if optim.lr_warmup_steps is None else optim.lr_warmup_steps
     warm = given if given >= 0 else int((optim.lr_warmup_steps_ratio or 0.0) * total)
     if optim.lr_scheduler_type == "cosine":
