@@ -4,6 +4,7 @@ that is killed in the middle. The engine is made up: it says what it is told to.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +73,9 @@ def play(config: Any, processor: Any, engine: Engine) -> Any:
             dataset_cls=RLHFDataset,
             data_config=DictConfigWrap(config.data),
         )
-        return await loop.run({"temperature": 1.0, "logprobs": True}, **row(), raw_prompt=[{"role": "user", "content": "How much?"}])
+        return await loop.run(
+            {"temperature": 1.0, "logprobs": True}, **row(), raw_prompt=[{"role": "user", "content": "How much?"}]
+        )
 
     return asyncio.run(run())
 
@@ -90,10 +93,10 @@ def verls_inputs(processor: Any, output: Any) -> dict[str, Any]:
 
 
 def target_of(processor: Any, output: Any) -> tuple[list[dict[str, str]], list[str]]:
-    """A recorded rollout as the columns `target` and `target_images` of a row: the texts of its turns, and where images are from."""
+    """A recorded rollout as the columns `target` and `target_images` of a row: texts of turns, and where images are from."""
     ids, mask, messages = output.response_ids, output.response_mask, []
     edges = [0, *(np.flatnonzero(np.diff(mask)) + 1).tolist(), len(ids)]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in itertools.pairwise(edges):
         text = processor.tokenizer.decode(ids[begin:end], skip_special_tokens=True)
         if mask[begin]:
             messages.append({"role": "assistant", "content": text})
@@ -184,7 +187,10 @@ def test_a_server_that_is_killed_in_the_middle_costs_its_turn(config: Any, proce
     found = said(output)
     assert (found["n_search"], found["search_errors"], found["n_images"], found["acc"]) == (2, 1, 1, 1)
     assert NO_SEARCH in processor.tokenizer.decode(output.response_ids)
-    with pytest.raises(ValueError, match=rf"environment.retriever: a search fails \(.*kind=http, start the server of environment.retriever.url={url}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"environment.retriever: a search fails \(.*kind=http, start the server of environment.retriever.url={url}",
+    ):
         check_ready(config)
 
 

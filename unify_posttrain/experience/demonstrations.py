@@ -148,9 +148,7 @@ class DemonstrationReader:
         # What the user says is for the answer behind it, so nothing ends with it.
         kept = slice(self.max_length if not mask else 1 + max(place for place, of in enumerate(mask[: self.max_length]) if of))
         pictures = (*picture_references(prompt), *(reference(part.image) for part in images))
-        demonstration = Demonstration(
-            row_id, index, tuple(prompt_ids), tuple(ids[kept]), probabilities[kept], mask[kept], pictures
-        )
+        demonstration = Demonstration(row_id, index, tuple(prompt_ids), tuple(ids[kept]), probabilities[kept], mask[kept], pictures)
         return Reading(demonstration, overlong=overlong)
 
     def _tokens(self, target: Target, row: Mapping[str, Any], row_id: int) -> Replayed:
