@@ -25,7 +25,13 @@ def corpus(world: World) -> Path:
 
     model = copy.deepcopy(SETTINGS) | {"max_position_embeddings": 2048}
     kept = ("steps", "batch_size", "lr", "betas", "weight_decay", "warmup_ratio", "grad_clip")
-    model["pretraining"] = {"task": "vrag", "seeds": [1], "zoom": 0.5, **SIZES, **{key: SETTINGS["pretraining"][key] for key in kept}}
+    model["pretraining"] = {
+        "task": "vrag",
+        "seeds": [1],
+        "zoom": 0.5,
+        **SIZES,
+        **{key: SETTINGS["pretraining"][key] for key in kept},
+    }
     build_base_model(world.home / "models" / "tiny_qwen2_5_vl_pages", model)
     config = compose_config(["task=vrag_small"])
     folder = world.home / "data" / "vrag_small"
