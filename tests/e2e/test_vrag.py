@@ -46,7 +46,8 @@ def test_rollouts_and_demonstrations_with_pages_are_trained_through_a_server(wor
     with real_server(corpus, pages=12) as (url, _):
         world.train(
             "pages", "task=vrag_small", "model=tiny_qwen2_5_vl_pages", "algorithm=sft_then_rl",
-            "fusion.phases=[{algorithm:uft,steps:1},{algorithm:hpt}]", "data.max_prompt_length=768", "data.max_response_length=1024",
+            "fusion.phases=[{algorithm:uft,steps:1},{algorithm:hpt}]",
+            "data.max_prompt_length=768", "data.max_response_length=1024",
             f"environment.retriever.corpus={corpus}", "environment.retriever.kind=http", f"environment.retriever.url={url}",
             "actor_rollout_ref.rollout.n=2", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
             "trainer.total_training_steps=2", "trainer.test_freq=2",
