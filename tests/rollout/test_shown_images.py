@@ -166,6 +166,8 @@ def test_an_overlong_target_loses_whole_turns_and_images(config: Any, processor:
     assert replace(whole, max_length=60).read(0, asked, data, step=1) == Reading(None, overlong=True)
     with pytest.raises(ValueError, match=r"training row 7: target has 2 marks <image> for 1 target_images"):
         whole.read(7, asked, {**data, "target_images": named[:1]}, step=1)
+    with pytest.raises(ValueError, match=r"training row 7: target has 2 marks <image> for 0 target_images"):
+        whole.read(7, asked, {"target": target}, step=1)
 
 
 def test_a_server_that_is_killed_in_the_middle_costs_its_turn(config: Any, processor: Any, corpus: Path) -> None:

@@ -165,8 +165,8 @@ class DemonstrationReader:
         named = row.get(TARGET_IMAGES)
         frame = None
         try:
-            if self.with_images is not None and named is not None and len(named):
-                messages = self.with_images(messages, [str(entry) for entry in named])
+            if self.with_images is not None:  # without images, too: a mark that stands for none is a fault of the row
+                messages = self.with_images(messages, [] if named is None else [str(entry) for entry in named])
                 frame = None if self.image_frame is None else self.image_frame()
             return replay(messages, self.frame(), self.encode, self.eos_id, self.eos_text, frame)
         except ValueError as error:
