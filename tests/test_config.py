@@ -28,6 +28,7 @@ PATHS = {
     "qwen2_5_vl_3b": "Qwen/Qwen2.5-VL-3B-Instruct",
     "qwen2_5_vl_7b": "Qwen/Qwen2.5-VL-7B-Instruct",
     "tiny_qwen2_5_vl": "outputs/models/tiny_qwen2_5_vl",
+    "tiny_qwen2_5_vl_pages": "outputs/models/tiny_qwen2_5_vl_pages",
     "qwen3_4b": "Qwen/Qwen3-4B-Base",
     "qwen3_8b": "Qwen/Qwen3-8B-Base",
     "llama3_1_8b": "meta-llama/Llama-3.1-8B",

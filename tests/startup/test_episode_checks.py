@@ -15,10 +15,12 @@ from tests.tasks.environments import hand_row
 from unify_posttrain.chat import ChatTemplate
 from unify_posttrain.config import compose_config
 from unify_posttrain.rollout.environment_loop import EnvironmentAgentLoop
-from unify_posttrain.startup.data_checks import DataReport
+from unify_posttrain.startup.data_checks import DataReport, _check_picture_limit
 from unify_posttrain.startup.dry_run import describe_run
 from unify_posttrain.startup.episode_checks import PLAYER, check_episodes, check_turns
 from unify_posttrain.tasks.tokenizer import build_tokenizer
+from unify_posttrain.tasks.turns import ImageLimits
+from unify_posttrain.tasks.vrag.protocol import no_action
 
 ROW = hand_row("A 2 3 4", style="compact")
 LOOP = "actor_rollout_ref.rollout.agent.default_agent_loop"
@@ -78,11 +80,21 @@ def test_contradictions_are_refused(overrides: list[str], message: str) -> None:
         check_episodes(composed(*overrides))
 
 
-def test_images_are_refused_while_no_loop_shows_them() -> None:
-    with pytest.raises(
-        ValueError, match=r"environment\.name=vrag answers with images, and the agent loop of environments takes text"
-    ):
-        check_episodes(base("grpo", "vrag"))
+def test_images_of_an_episode_are_planned(caplog: pytest.LogCaptureFixture) -> None:
+    """Every feedback may be an image of 32 tokens, which is longer than none of the texts of this environment."""
+    config = composed(task="vrag_small", algorithm="hpt")
+    check_episodes(config)
+    row = {"data_source": "vrag", "reward_model": {"ground_truth": "12"}, "extra_info": {}}
+    plan = check_turns(config, template(), row)
+    assert plan is not None and plan.limits == ImageLimits(2, 32) and plan.budget.max_turns == 3
+    said = template().tokenizer(no_action("bbox"), add_special_tokens=False)["input_ids"]
+    assert plan.feedback == max(len(said), 32 + 2)
+    report = DataReport(100, 0, 10, None, 0, plan, pictures=1, picture_tokens=16)
+    assert report.seen_tokens == 16 + 2 * 32
+    assert "             at most 2 images of 32 tokens among them" in describe_run(config, report).splitlines()
+    _check_picture_limit(config, 0, plan.limits.images)
+    with pytest.raises(ValueError, match=r"limit_images=2: a prompt of the data shows 1 pictures, and its episode up to 2 more"):
+        _check_picture_limit(config, 1, plan.limits.images)
 
 
 def test_the_loop_is_known_by_its_name() -> None:

@@ -17,8 +17,8 @@ from verl.utils import hf_processor
 
 from tests.tiny_vision import picture, prompt
 from unify_posttrain.experience.demonstrations import Demonstration
-from unify_posttrain.experience.pictures import picture_references
-from unify_posttrain.rollout.pictures import PictureReader
+from unify_posttrain.experience.pictures import picture_references, reference
+from unify_posttrain.rollout.pictures import PictureReader, image_frame
 from unify_posttrain.trainer.packing import INPUTS_COLUMN, Packing
 
 PROMPT, RESPONSE = 48, 12
@@ -54,16 +54,31 @@ def make_seeing_model(folder: Path, frozen: bool = False):
     return model
 
 
-def rows(folder: Path, shown: Sequence[int]) -> DataProto:
-    """A demonstration per entry: how many pictures its prompt shows, all of different sizes and contents."""
+def rows(folder: Path, shown: Sequence[int], told: Sequence[int] | None = None, seed: int = 0) -> DataProto:
+    """A demonstration per entry: how many pictures its prompt shows, all of different sizes and contents.
+
+    Args:
+        folder: of the model.
+        shown: pictures of each prompt.
+        told: images that each response shows between its answers; None: it has one answer.
+        seed: of what those images show.
+    """
     processor = hf_processor(str(folder), use_fast=True)
     reader, found = PictureReader(processor), []
     for row, number in enumerate(shown):
         pictures = [picture(56 + 28 * (each % 2), 56 + 28 * (row % 3), 10 * row + each) for each in range(number)]
         messages = prompt(f"Row {row}?", *pictures)
         response = tuple(range(20 + row, 20 + row + 3 + row % (RESPONSE - 3)))
-        found.append(Demonstration(row, 0, reader.read(messages).ids, response, pictures=picture_references(messages)))
-    tensors, inputs = Packing(PROMPT, RESPONSE, processor.tokenizer.pad_token_id, reader).rows(found)
+        references, mask = picture_references(messages), ()
+        if told is not None:
+            answer, mask = response, (1,) * len(response)
+            for each in range(told[row]):
+                block = image_frame(processor.tokenizer).around(6)
+                response, mask = (*response, *block, *answer), (*mask, *[0] * len(block), *[1] * len(answer))
+                references = (*references, reference(picture(84, 56, 100 + 10 * row + each + seed)))
+        found.append(Demonstration(row, 0, reader.read(messages).ids, response, mask=mask, pictures=references))
+    width = RESPONSE if told is None else 48
+    tensors, inputs = Packing(PROMPT, width, processor.tokenizer.pad_token_id, reader).rows(found)
     generator = torch.Generator().manual_seed(0)
     mask = tensors["response_mask"]
     tensors["old_log_probs"] = -4 + torch.randn(mask.shape, generator=generator)

@@ -46,6 +46,21 @@ def test_split_order_padding_and_chunks_change_nothing(seeing_folder: Path, kind
         assert gradient_distance(whole, other) < TOLERANCE, how
 
 
+def test_images_between_answers_decide_the_gradient_and_their_pads_do_not(seeing_folder: Path) -> None:
+    """Episodes with images in prompt, response, both and neither: equal under order and split, no token of an image is trained, and
+    what an image shows matters to the answers behind it."""
+    batch = rows(seeing_folder, [0, 1, 1, 0], told=[2, 1, 0, 0])
+    ids, mask = batch.batch["responses"], batch.batch["response_mask"]
+    assert not mask[ids > 270].any() and (ids > 270).any(), "the special tokens are the last of 280"
+    whole, metrics = gradient(seeing_folder, batch)
+    assert metrics and any("visual" in name and value.abs().max() > 0 for name, value in whole.items())
+    for how in ({"micro": 1}, {"micro": 2, "trim": False}, {"micro": 4, "chunk": "5"}):
+        other, _ = gradient(seeing_folder, batch.select_idxs(torch.tensor([2, 0, 3, 1])), **how)
+        assert gradient_distance(whole, other) < TOLERANCE, how
+    other, _ = gradient(seeing_folder, rows(seeing_folder, [0, 1, 1, 0], told=[2, 1, 0, 0], seed=1))
+    assert gradient_distance(whole, other) > 100 * TOLERANCE
+
+
 @pytest.fixture(scope="module")
 def saved_folder(seeing_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model of the other tests, for engines, which read theirs."""

@@ -126,7 +126,7 @@ def _player(
     from unify_posttrain.evaluation.episodes import EpisodePlayer
 
     limits = evaluation.max_response_length, evaluation.engine.max_context
-    player = EpisodePlayer(benchmark.environment, tokenizer, template, *limits)
+    player = EpisodePlayer(benchmark.environment, tokenizer, template, *limits, engine=evaluation.engine.name)
     player.check(prompts, benchmark.name)
     return player
 

@@ -14,6 +14,8 @@ from unify_posttrain.measures.statistics import Bootstrap, estimate
 from unify_posttrain.tasks.navigation.routes import route_outcome
 
 OUTCOME = "outcome_"  # how fields that count the turns of an outcome begin
+# Fields that every environment has, or that have a place of their own in the results.
+SAID = ("score", "acc", "turns", "right_turns", "first_acc", "truncated", "faults", "other_rule")
 
 
 def episode_entry(
@@ -30,7 +32,8 @@ def episode_entry(
     Returns:
         first_acc (share of episodes whose first answer is right), turns (mean), step_accuracy (right turns of all turns),
         other_rule (share of turns that are right under the rule that is not asked for), outcomes (share of turns each), stops
-        (share of episodes each), faults (turns that the environment failed to judge); splits {field: {value: {problems,
+        (share of episodes each), faults (turns that the environment failed to judge), means (of the other numbers that it gives
+        of an episode, such as the searches and pages of vrag), where there are any; splits {field: {value: {problems,
         accuracy}}} and routes, where there are any.
     """
     extras = {problem.row: problem.extra_info for problem in problems}
@@ -50,6 +53,9 @@ def episode_entry(
         "stops": {stop: stops.count(stop) / len(stops) for stop in sorted(set(stops))},
         "faults": int(sum(each.get("faults", 0.0) for each in fields)),
     }
+    means = {name: fmean(each[name] for each in fields) for name in fields[0] if name not in SAID and not name.startswith(OUTCOME)}
+    if means:
+        found["means"] = means
     splits = {name: _split(samples, extras, name, how) for name in split_by}
     if splits:
         found["splits"] = splits

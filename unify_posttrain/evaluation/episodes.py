@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,8 +18,10 @@ from unify_posttrain.chat import ChatTemplate
 from unify_posttrain.evaluation.benchmarks import Problem
 from unify_posttrain.evaluation.requests import Output, Request
 from unify_posttrain.evaluation.store import Sample
+from unify_posttrain.experience.feedback import QWEN_VISION, feedback_ids, images_of
 from unify_posttrain.experience.transcript import LENGTH, Transcript, TurnBudget, TurnFrame, turn_seed
-from unify_posttrain.tasks.environment import Environment, make_environment
+from unify_posttrain.rollout.pictures import image_frame
+from unify_posttrain.tasks.environment import Environment, image_limits, make_environment
 from unify_posttrain.tasks.episodes import NODE, read_settings
 from unify_posttrain.tasks.turns import Step
 
@@ -46,6 +49,7 @@ class _Episode:
         return replace(
             self.request,
             prompt_ids=(*self.request.prompt_ids, *self.transcript.ids),
+            images=tuple(part.image for part in self.transcript.images),
             max_tokens=room,
             seed=turn_seed(self.request.seed, self.transcript.turns),
         )
@@ -60,13 +64,21 @@ class EpisodePlayer:
         template: of the model, with the options of the evaluation.
         response_length: tokens of a whole episode, `data.max_response_length` of training.
         max_context: tokens of prompt and episode together.
+        engine: name of the engine that answers.
 
     Raises:
-        ValueError: settings that the environment refuses, or a template that episodes cannot be laid out with.
+        ValueError: settings that the environment refuses, a template that episodes cannot be laid out with, or images for an
+            engine or a model that takes none.
     """
 
     def __init__(
-        self, node: Mapping[str, Any], tokenizer: Any, template: ChatTemplate, response_length: int, max_context: int
+        self,
+        node: Mapping[str, Any],
+        tokenizer: Any,
+        template: ChatTemplate,
+        response_length: int,
+        max_context: int,
+        engine: str = "hf",
     ) -> None:
         self.node, self.tokenizer = node, tokenizer
         settings, _ = read_settings(node)
@@ -74,6 +86,15 @@ class EpisodePlayer:
             settings.max_turns, settings.max_tokens_per_turn, settings.min_turn_tokens, response_length, max_context
         )
         several = getattr(make_environment(node), "generations", settings.max_turns) > 1
+        limits = image_limits(node)
+        if limits.images and engine != "hf":
+            raise ValueError(
+                f"{NODE}.name={settings.name} answers with images, and engine={engine} is asked by text alone; set engine=hf"
+            )
+        self.image_frame = image_frame(tokenizer) if limits.images else None
+        self.feedback = (
+            limits.tokens + len(QWEN_VISION) - 1 if limits.images else 0
+        )  # tokens that one takes at most, as far as is known
         # One turn needs no frame, and so no template that has one.
         self.frame = TurnFrame.from_template(template, self._encode, str(tokenizer.eos_token)) if several else TurnFrame((), ())
 
@@ -88,7 +109,7 @@ class EpisodePlayer:
             ValueError: names the keys and the arithmetic.
         """
         try:
-            warning = self.budget.check(max(map(len, prompts.values())), len(self.frame), 0)
+            warning = self.budget.check(max(map(len, prompts.values())), len(self.frame), self.feedback)
         except ValueError as error:
             raise ValueError(f"benchmark {name}: {_by_own_keys(str(error))}") from None
         if warning is not None:
@@ -130,7 +151,8 @@ class EpisodePlayer:
             transcript.judged(step.reward, not output.truncated, step.done, step.solved)
             told = "".join(map(_text, step.feedback))
             if transcript.stop is None:
-                transcript.feedback(self.frame.around(self._encode(told)))
+                ids = feedback_ids(step.feedback, self._encode, self.image_frame)
+                transcript.feedback(self.frame.around(ids), images_of(step.feedback))
             said = told if transcript.stop is None else ""  # what no answer follows was not said
             turn = {"text": text, "feedback": said, "reward": step.reward, "solved": step.solved, "tokens": len(output.token_ids)}
             episode.turns.append(turn)
@@ -174,9 +196,8 @@ async def _judged(episodes: Sequence[_Episode], texts: Sequence[str], outputs: S
 
 
 def _text(part: Any) -> str:
-    if not isinstance(part, str):
-        raise ValueError(f"{NODE}: feedback with {type(part).__name__} is no text, and the evaluation asks by text alone")
-    return part
+    """What samples say of a part: a text is itself, an image where it comes from."""
+    return part if isinstance(part, str) else f"[image {json.dumps(dict(part.origin))}]"
 
 
 def _by_own_keys(message: str) -> str:

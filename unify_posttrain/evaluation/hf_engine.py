@@ -9,17 +9,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from unify_posttrain.evaluation.requests import EngineSettings, Output, Request
 from unify_posttrain.rollout.decoding import decode_batch, end_tokens
+from unify_posttrain.rollout.pictures import banned_bias, picture_inputs
 from unify_posttrain.rollout.sampling import SamplingParams
 from unify_posttrain.untrusted.loading import flaws_of
 from unify_posttrain.untrusted.weights import first_not_finite
 
 
 class HFEngine:
-    """A causal language model of transformers on one device.
+    """A causal language model of transformers on one device, which may see.
 
     Raises:
         ValueError: the folder cannot be loaded as one, lacks weights of the model, or holds some that are no numbers.
@@ -29,7 +30,8 @@ class HFEngine:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **settings.override_config)
-            model, loading = AutoModelForCausalLM.from_pretrained(
+            sees = type(config) in AutoModelForImageTextToText._model_mapping
+            model, loading = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
                 folder,
                 config=config,
                 dtype=getattr(torch, settings.dtype),
@@ -38,6 +40,7 @@ class HFEngine:
                 ignore_mismatched_sizes=True,  # reported below, with the whole name
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, use_fast=True) if sees else None
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"model {folder} cannot be loaded as a causal language model: {error}") from error
         flaws = flaws_of(loading)
@@ -47,6 +50,7 @@ class HFEngine:
         if bad is not None:
             raise ValueError(f"model {folder}: {bad} holds NaN or infinite numbers in {settings.dtype}; take an earlier checkpoint")
         self.model: Any = model.to(device).eval()
+        self.banned = banned_bias(tokenizer) if sees else {}
         self.eos_ids = end_tokens(str(folder), tokenizer.eos_token_id)
         if not self.eos_ids:
             raise ValueError(f"model {folder} has no end token; add eos_token to its tokenizer")
@@ -77,7 +81,9 @@ class HFEngine:
 
     def _decode(self, batch: Sequence[Request]) -> list[Output]:
         params = [self._params(request) for request in batch]
-        decoded = decode_batch(self.model, [request.prompt_ids for request in batch], params, self.eos_ids, self.pad_id)
+        prompts = [request.prompt_ids for request in batch]
+        pictures = [picture_inputs(self.processor, request.images) for request in batch]
+        decoded = decode_batch(self.model, prompts, params, self.eos_ids, self.pad_id, pictures)
         return [Output(each.token_ids, truncated=each.token_ids[-1] not in self.eos_ids) for each in decoded]
 
     def _params(self, request: Request) -> SamplingParams:
@@ -92,6 +98,7 @@ class HFEngine:
             "top_k": request.top_k,
             "max_tokens": request.max_tokens,
             "seed": request.seed,
+            **({"logit_bias": self.banned} if self.banned else {}),
         }
         return SamplingParams.from_request(sampling, room)
 

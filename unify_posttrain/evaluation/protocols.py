@@ -145,8 +145,14 @@ def _played(
         environment = own
     elif isinstance(environment, str):
         environment = task_environment(name, environment)
-    settings = {**environment, **(changes or {})}
+    settings = _changed(environment, changes or {})
     return {**files, "environment": settings, "reward": {**ONE_TURN, "reward_kwargs": {"environment": settings}}}
+
+
+def _changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with changes, key by key in nodes below."""
+    both = {key for key, value in changes.items() if isinstance(value, Mapping) and isinstance(settings.get(key), Mapping)}
+    return {**settings, **{key: _changed(settings[key], value) if key in both else value for key, value in changes.items()}}
 
 
 def task_environment(benchmark: str, name: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class Request:
         top_k: -1 for all tokens.
         max_tokens: length limit of the response, its end token included.
         seed: of this response's draws.
+        images: whose pads are in the prompt, in their order; of Pillow.
     """
 
     row: int
@@ -31,6 +32,7 @@ class Request:
     top_k: int
     max_tokens: int
     seed: int
+    images: tuple[Any, ...] = ()
 
     @property
     def order(self) -> tuple[int, tuple[int, ...], int]:

@@ -53,6 +53,7 @@ def markdown(results: Mapping[str, Any], figures: Sequence[str] = ()) -> str:
     parts += ["## Details", _table(*detail_table(results))]
     for title, (head, rows), note in (
         ("## Episodes", episode_table(results), EPISODE_NOTE),
+        ("## What episodes counted", mean_table(results), MEAN_NOTE),
         ("## Splits", split_table(results), SPLIT_NOTE),
         ("## Loss of the worked answers", loss_table(results), LOSS_NOTE),
     ):
@@ -180,6 +181,7 @@ EPISODE_NOTE = (
     "rule that is not asked for. Outcomes are shares of turns. Routes: those of which every position is solved, and right turns of "
     "the positions that an episode along the route would have reached."
 )
+MEAN_NOTE = "Means over episodes of what the environment says of them; docs/vrag.md and docs/environments.md have the meanings."
 SPLIT_NOTE = "The same episodes by a property of the problem."
 LOSS_NOTE = "In nats: -log p of the worked answer, its end token included. It need not show what the accuracy loses."
 
@@ -199,6 +201,14 @@ def episode_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]
         rows.append([label, title, interval(entry["accuracy"]), *cells, _shares(found["outcomes"]), _shares(found["stops"]),
                      _routes(found.get("routes"))])  # fmt: skip
     return head, rows
+
+
+def mean_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: means of the numbers of one environment; none if no environment has its own."""
+    entries = [(label, title, entry["episodes"].get("means", {})) for label, title, entry in _entries(results, "episodes")]
+    names = list(dict.fromkeys(name for *_, means in entries for name in means))
+    rows = [[label, title, *(f"{means.get(name, 0.0):.3g}" for name in names)] for label, title, means in entries if means]
+    return ["model", "source", *names], rows
 
 
 def split_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from unify_posttrain.chat import TemplateRefusedError, target_ids
-from unify_posttrain.experience.pictures import Reference, picture_references
+from unify_posttrain.experience.feedback import ImageFrame
+from unify_posttrain.experience.pictures import Reference, picture_references, reference
 from unify_posttrain.experience.targets import Target, targets_of
-from unify_posttrain.experience.transcript import TurnFrame, replay
+from unify_posttrain.experience.transcript import TurnFrame
+from unify_posttrain.experience.turn_targets import Replayed, replay
 
 OVERLONG_POLICIES = ("drop", "truncate", "error")
 SELECTIONS = ("first", "random")
 PROBABILITY_COLUMN = "target_probs"
+TARGET_IMAGES = "target_images"  # what the targets of a row show between two answers, in an environment's own words
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Demonstration:
         probabilities: a teacher's probability of each of them, for the `target_prob` shape; empty if not asked for.
         mask: of a target of several turns, 1 on the tokens of answers and 0 on what was said between them; empty: all are one
             answer's.
-        pictures: what the prompt shows; its ids hold as many pads as the model sees tokens of them.
+        pictures: what the prompt shows, then the target; the ids hold as many pads as the model sees tokens of them.
     """
 
     row_id: int
@@ -74,6 +77,8 @@ class DemonstrationReader:
         with_probabilities: read the column `target_probs` too.
         eos_text: how the end token is written; a target that ends with it gets no second one. None: the ids decide.
         frame: makes the tokens that the chat template puts around what the user says between two answers.
+        with_images: puts the images of the column `target_images` into the messages of a target; None: nothing shows any.
+        image_frame: makes the ids around such an image.
     """
 
     encode: Callable[[str], list[int]]
@@ -86,6 +91,8 @@ class DemonstrationReader:
     with_probabilities: bool = False
     eos_text: str | None = None
     frame: Callable[[], TurnFrame] | None = None
+    with_images: Callable[[Sequence[Mapping[str, Any]], Sequence[str]], list[dict[str, Any]]] | None = None
+    image_frame: Callable[[], ImageFrame] | None = None
 
     def __post_init__(self) -> None:
         if self.overlong not in OVERLONG_POLICIES:
@@ -122,7 +129,8 @@ class DemonstrationReader:
         target = targets[index].after(prompt_text)
         if not target.texts[0]:
             return Reading(None, missing=True)
-        ids, mask = self._tokens(target)
+        found = self._tokens(target, row, row_id)
+        ids, mask, images = list(found.ids), found.mask, found.images
         overlong = len(ids) > self.max_length
         if overlong and self.overlong == "error":
             raise ValueError(
@@ -132,21 +140,37 @@ class DemonstrationReader:
         if overlong and self.overlong == "drop":
             return Reading(None, overlong=True)
         probabilities = teacher_probabilities(row, row_id, len(ids)) if self.with_probabilities else ()
+        if images and overlong:  # an image is shown as a whole or not at all
+            within = found.within(self.max_length, self.overlong)
+            if within is None:
+                return Reading(None, overlong=True)
+            ids, mask, images = list(within.ids), within.mask, within.images
         # What the user says is for the answer behind it, so nothing ends with it.
         kept = slice(self.max_length if not mask else 1 + max(place for place, of in enumerate(mask[: self.max_length]) if of))
-        demonstration = Demonstration(
-            row_id, index, tuple(prompt_ids), tuple(ids[kept]), probabilities[kept], mask[kept], picture_references(prompt)
-        )
+        pictures = (*picture_references(prompt), *(reference(part.image) for part in images))
+        demonstration = Demonstration(row_id, index, tuple(prompt_ids), tuple(ids[kept]), probabilities[kept], mask[kept], pictures)
         return Reading(demonstration, overlong=overlong)
 
-    def _tokens(self, target: Target) -> tuple[list[int], tuple[int, ...]]:
-        """Ids and, of several turns, the mask."""
+    def _tokens(self, target: Target, row: Mapping[str, Any], row_id: int) -> Replayed:
+        """Ids and, of several turns, the mask and the images that are shown.
+
+        Raises:
+            ValueError: an image that cannot be shown, or for a model that sees none; names the row.
+        """
         if len(target.texts) == 1:
-            return target_ids(self.encode, target.texts[0], self.eos_id, self.eos_text), ()
+            return Replayed(tuple(target_ids(self.encode, target.texts[0], self.eos_id, self.eos_text)), (), ())
         if self.frame is None:
             raise TypeError("a reader of targets of several turns needs a frame")
-        found = replay(target.messages, self.frame(), self.encode, self.eos_id, self.eos_text)
-        return list(found.ids), found.mask
+        messages: Sequence[Mapping[str, Any]] = target.messages
+        named = row.get(TARGET_IMAGES)
+        frame = None
+        try:
+            if self.with_images is not None:  # without images, too: a mark that stands for none is a fault of the row
+                messages = self.with_images(messages, [] if named is None else [str(entry) for entry in named])
+                frame = None if self.image_frame is None else self.image_frame()
+            return replay(messages, self.frame(), self.encode, self.eos_id, self.eos_text, frame)
+        except ValueError as error:
+            raise ValueError(f"training row {row_id}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,11 @@ def picture_references(messages: Messages) -> tuple[Reference, ...]:
     return tuple(_reference(part) for part in image_parts(messages))
 
 
+def reference(image: Any) -> Reference:
+    """A picture in memory as a reference, as PNG."""
+    return {"image": _inline(image)}
+
+
 def _reference(part: Mapping[str, Any]) -> Reference:
     kept = {name: value for name, value in part.items() if name not in ("type", "bytes", "image") and value is not None}
     image = part["image"]

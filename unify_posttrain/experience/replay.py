@@ -27,7 +27,7 @@ class ReplayEntry:
         prompt_ids, response_ids: tokens of the rendered prompt, and of the target with its EOS.
         step: training step at which the prompt was found hard.
         mask: see `Demonstration`.
-        pictures: what the prompt shows: where it is, not its pixels.
+        pictures: what prompt and target show: where it is; what is no file, as PNG.
     """
 
     row_id: int

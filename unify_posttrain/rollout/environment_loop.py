@@ -21,6 +21,7 @@ from verl.utils.fs import copy_to_local
 from verl.utils.profiler import simple_timer
 
 from unify_posttrain.chat import ChatTemplate
+from unify_posttrain.experience.feedback import feedback_ids, images_of
 from unify_posttrain.experience.transcript import Transcript, TurnBudget, TurnFrame, turn_seed
 from unify_posttrain.rewards.calling import OUTCOME
 from unify_posttrain.rewards.contract import Contract, Scored
@@ -33,16 +34,17 @@ from unify_posttrain.rollout.agent_loop import (
     room_for_tokens,
 )
 from unify_posttrain.rollout.decoding import end_tokens
-from unify_posttrain.rollout.pictures import banned_bias
+from unify_posttrain.rollout.pictures import banned_bias, image_frame
 from unify_posttrain.tasks.environment import Environment, begin
 from unify_posttrain.tasks.episodes import NODE, EpisodeSettings, read_settings
-from unify_posttrain.tasks.turns import Step
+from unify_posttrain.tasks.turns import ImagePart, Step
 
 logger = logging.getLogger(__name__)
 
 STOP = "stop"  # the field that says why an episode ended
 TURN_SCORES = "turn_scores"  # verl's column of the rewards of turns
 TURN_OUTCOMES = "turn_outcomes"  # what each answer was found to be
+SHOWN = "shown_images"  # of a model that sees: where each image of feedback comes from
 
 
 class EnvironmentAgentLoop(WithoutSystemPrompt):
@@ -66,7 +68,6 @@ class EnvironmentAgentLoop(WithoutSystemPrompt):
         node = OmegaConf.to_container(self.config[NODE], resolve=True)
         messages = list(row["raw_prompt"])
         shown = await self.process_vision_info(messages)
-        pictures = {"image_data": shown.get("images"), "video_data": shown.get("videos")}
         prompt_ids = await self.apply_chat_template(messages, images=shown.get("images"), videos=shown.get("videos"))
         banned = {} if self.processor is None else {"logit_bias": banned_bias(self.tokenizer)}
         frame = TurnFrame.from_template(self._template(), self._encode, self.tokenizer.eos_token)
@@ -85,7 +86,8 @@ class EnvironmentAgentLoop(WithoutSystemPrompt):
                     request_id=conversation,  # the same server for all turns
                     prompt_ids=[*prompt_ids, *transcript.ids],
                     sampling_params={**sampling_params, "max_tokens": cap, **seed, **banned},
-                    **pictures,
+                    image_data=_images(shown, transcript),
+                    video_data=shown.get("videos"),
                 )
             ids = output.token_ids[:cap]
             transcript.answer(ids, output.log_probs[:cap] if output.log_probs else None)
@@ -97,7 +99,7 @@ class EnvironmentAgentLoop(WithoutSystemPrompt):
             transcript.judged(step.reward, complete, step.done, step.solved)
             outcomes.append(step.outcome)
             if transcript.stop is None:
-                transcript.feedback(frame.around(self._encode(_as_text(step.feedback, node["name"]))))
+                transcript.feedback(frame.around(self._said(step.feedback)), images_of(step.feedback))
         scored = Scored.failed("error", fault) if fault else self._scored(environment, transcript)
         return AgentLoopOutput(
             prompt_ids=prompt_ids,
@@ -105,7 +107,7 @@ class EnvironmentAgentLoop(WithoutSystemPrompt):
             response_mask=transcript.mask,
             response_logprobs=transcript.log_probs if sampling_params.get("logprobs") else None,
             routed_experts=output.routed_experts,  # of the last request, whose prompt was everything before
-            multi_modal_data=shown,
+            multi_modal_data={**shown, **({"images": _images(shown, transcript)} if transcript.images else {})},
             reward_score=scored.score,
             num_turns=2 * transcript.turns,
             metrics=AgentLoopMetrics(**timing, num_preempted=preempted),
@@ -114,6 +116,7 @@ class EnvironmentAgentLoop(WithoutSystemPrompt):
                 "tool_rewards": [],
                 TURN_SCORES: transcript.rewards,
                 TURN_OUTCOMES: outcomes,
+                **({SHOWN: [dict(part.origin) for part in transcript.images]} if self.processor is not None else {}),
                 "reward_extra_info": {OUTCOME: scored.to_dict()},
             },
         )
@@ -141,6 +144,21 @@ class EnvironmentAgentLoop(WithoutSystemPrompt):
         contract = Contract(f"{NODE}.name={self.config[NODE].name}", self.config.reward.protection.field_characters)
         return contract.read({**environment.fields(), STOP: transcript.stop})
 
+    def _said(self, parts: Sequence[Any]) -> list[int]:
+        """Ids of feedback; an image is as many pads as the model makes tokens of it.
+
+        Raises:
+            TypeError: a part that is neither text nor image.
+            ValueError: an image for a model that sees none.
+        """
+        images = images_of(parts)
+        other = next((part for part in images if not isinstance(part, ImagePart)), None)
+        if other is not None:
+            raise TypeError(
+                f"{NODE}.name={self.config[NODE].name} answers with {type(other).__name__}; feedback is of texts and ImageParts"
+            )
+        return feedback_ids(parts, self._encode, image_frame(self.tokenizer) if images and self.processor else None)
+
     def _template(self) -> ChatTemplate:
         return ChatTemplate(self.tokenizer, dict(self.apply_chat_template_kwargs))
 
@@ -166,18 +184,10 @@ async def _judged(environment: Environment, text: str, complete: bool) -> tuple[
         return Step(0.0, done=True), f"{type(error).__name__}: {error}"
 
 
-def _as_text(parts: Sequence[Any], name: str) -> str:
-    """Feedback of several parts.
-
-    Raises:
-        TypeError: a part that is no text.
-    """
-    other = next((part for part in parts if not isinstance(part, str)), None)
-    if other is not None:
-        raise TypeError(
-            f"{NODE}.name={name} answers with {type(other).__name__}, and the agent loop of environments takes text only"
-        )
-    return "".join(parts)
+def _images(shown: Mapping[str, Any], transcript: Transcript) -> list[Any] | None:
+    """All images so far, in the order of their pads: the prompt's, then those of feedback."""
+    images = [*(shown.get("images") or ()), *(part.image for part in transcript.images)]
+    return images or None
 
 
 @lru_cache(maxsize=8)

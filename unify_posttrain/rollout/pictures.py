@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from unify_posttrain.chat import ChatTemplate, Messages
+from unify_posttrain.experience.feedback import ImageFrame
 from unify_posttrain.experience.pictures import Reference, picture_references
 from unify_posttrain.rollout.sampling import BAN
 
@@ -131,6 +132,26 @@ def open_pictures(shown: Sequence[Reference], patch: int) -> list[Any]:
     from qwen_vl_utils import fetch_image
 
     return [fetch_image(dict(each), image_patch_size=patch) for each in shown]
+
+
+def kept_pixels(processor: Any) -> tuple[int, int]:
+    """The least and the most pixels of pictures that keep their size on the way to the model, if their sides are multiples of a
+    token's: the bounds of the processor, and of `open_pictures`."""
+    from qwen_vl_utils.vision_process import IMAGE_MAX_TOKEN_NUM, IMAGE_MIN_TOKEN_NUM
+
+    maker = processor.image_processor
+    token = (maker.patch_size * maker.merge_size) ** 2
+    least, most = maker.size["shortest_edge"], maker.size["longest_edge"]
+    return max(int(least), IMAGE_MIN_TOKEN_NUM * token), min(int(most), IMAGE_MAX_TOKEN_NUM * token)
+
+
+def image_frame(tokenizer: Any) -> ImageFrame:
+    """The ids around an image of feedback.
+
+    Raises:
+        ValueError: the tokenizer is of a model that sees none.
+    """
+    return ImageFrame.from_names(tokenizer.convert_tokens_to_ids, tokenizer.unk_token_id)
 
 
 def picture_inputs(processor: Any, pictures: Sequence[Any]) -> Inputs:

@@ -12,13 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from unify_posttrain.algorithms import build_algorithm
 from unify_posttrain.chat import ChatTemplate
 from unify_posttrain.rewards.truths import check_truths
-from unify_posttrain.startup.episode_checks import EpisodePlan, check_turns
+from unify_posttrain.startup.episode_checks import EpisodePlan, check_ready, check_turns
 from unify_posttrain.startup.inputs import Missing, downloads, missing_files, missing_model
 from unify_posttrain.startup.reward_checks import check_sources
 from unify_posttrain.startup.reward_trial import check_reward_function
 from unify_posttrain.startup.round_trip import check_round_trip
 from unify_posttrain.startup.target_checks import check_hints, check_targets
 from unify_posttrain.tasks.truths import check_own_truths
+from unify_posttrain.tasks.turns import ImageLimits
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class DataReport:
         masked_truths: rows of both splits whose ground truth cannot be graded against.
         episode: of environments, what an episode may take.
         datasets: what was read, training and validation: a run need not read it again.
-        pictures, picture_tokens: the most that a prompt shows, and the most tokens of them.
+        pictures, picture_tokens: the most that a prompt shows, and the most tokens of them; an episode shows more (`episode`).
     """
 
     train_rows: int
@@ -45,6 +46,12 @@ class DataReport:
     datasets: tuple[Any, Any] | None = field(default=None, repr=False, compare=False)
     pictures: int = 0
     picture_tokens: int = 0
+
+    @property
+    def seen_tokens(self) -> int:
+        """The most tokens of pictures in a row: those of its prompt, and those that an episode shows."""
+        limits = ImageLimits() if self.episode is None else self.episode.limits
+        return self.picture_tokens + limits.images * limits.tokens
 
 
 def check_data_if_there(config: DictConfig) -> tuple[DataReport | None, list[Missing]]:
@@ -98,6 +105,7 @@ def check_data(config: DictConfig) -> DataReport:
     masked = _check_truths(config, (train, val))
     check_reward_function(config, [frame.dataframe for frame in (train, val)])
     episode = check_turns(config, template, train.dataframe[0])
+    check_ready(config)
     batch = config.data.train_batch_size
     if len(train) < batch:
         raise ValueError(f"data.train_files hold {len(train)} usable prompts, fewer than data.train_batch_size={batch}")
@@ -117,16 +125,17 @@ def check_data(config: DictConfig) -> DataReport:
         check_round_trip(split, tokenizer)
     shown = [split.pictures for split in (train, val)]
     pictures, tokens = max(each.most for each in shown), max(each.tokens for each in shown)
-    _check_picture_limit(config, pictures)
+    _check_picture_limit(config, pictures, 0 if episode is None else episode.limits.images)
     return DataReport(len(train), train.dropped_prompts, len(val), without_target, masked, episode, (train, val), pictures, tokens)
 
 
-def _check_picture_limit(config: DictConfig, pictures: int) -> None:
+def _check_picture_limit(config: DictConfig, pictures: int, shown: int) -> None:
     """vLLM refuses a prompt of more pictures than it keeps memory for, in the middle of the first batch."""
     limit = config.actor_rollout_ref.rollout.get("limit_images")
-    if limit is not None and pictures > limit:
+    if limit is not None and pictures + shown > limit:
+        more = f", and its episode up to {shown} more" if shown else ""
         raise ValueError(
-            f"actor_rollout_ref.rollout.limit_images={limit}: a prompt of the data shows {pictures} pictures; raise it"
+            f"actor_rollout_ref.rollout.limit_images={limit}: a prompt of the data shows {pictures} pictures{more}; raise it"
         )
 
 

@@ -35,7 +35,7 @@ def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[
     rollouts = batch * max(rule.rollouts(given) for rule, _ in rules for given in (True, False))
     rows, mini_batches = max((plan_rows(batch * rule.most_rows, ranks, mini), mini) for rule, mini in rules)
     width = config.data.max_prompt_length + config.data.max_response_length
-    plan = rank_plan(config, algorithm, 0 if data is None else data.picture_tokens)
+    plan = rank_plan(config, algorithm, 0 if data is None else data.seen_tokens)
     lines = [
         *_algorithm_lines(algorithm),
         f"model        {_model(config.actor_rollout_ref.model.path, actor_shape(config))}",
@@ -141,9 +141,12 @@ def _episode_lines(data: DataReport | None) -> list[str]:
     if data is None or data.episode is None:
         return []
     plan, budget = data.episode, data.episode.budget
+    limits = plan.limits
+    shown = [f"             at most {limits.images} images of {limits.tokens} tokens among them"] if limits.images else []
     return [
         f"an episode   at most {budget.max_turns} turns of {budget.max_tokens_per_turn} tokens, feedback of about "
-        f"{plan.around + plan.feedback}: {plan.longest} of {budget.response_length} tokens"
+        f"{plan.around + plan.feedback}: {plan.longest} of {budget.response_length} tokens",
+        *shown,
     ]
 
 

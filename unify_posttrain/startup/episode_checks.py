@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.chat import ChatTemplate
+from unify_posttrain.experience.feedback import QWEN_VISION
 from unify_posttrain.experience.transcript import TurnBudget
 from unify_posttrain.startup.reader import turn_frame
-from unify_posttrain.tasks.environment import begin, make_environment
-from unify_posttrain.tasks.episodes import NODE, read_settings
-from unify_posttrain.tasks.turns import Step
+from unify_posttrain.tasks.environment import begin, image_limits, make_environment
+from unify_posttrain.tasks.episodes import NODE, episode_node, read_settings
+from unify_posttrain.tasks.turns import ImageLimits, Step
+from unify_posttrain.tasks.waiting import settled
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +33,14 @@ class EpisodePlan:
     Attributes:
         budget: of its turns.
         around: tokens that the chat template puts around feedback.
-        feedback: tokens of a feedback, by the example of one.
+        feedback: tokens of a feedback: of text by the example of one, of images the most.
+        limits: the images that it may show.
     """
 
     budget: TurnBudget
     around: int
     feedback: int
+    limits: ImageLimits = field(default_factory=ImageLimits)
 
     @property
     def longest(self) -> int:
@@ -59,11 +63,7 @@ def check_episodes(config: DictConfig) -> None:
         return
     node = OmegaConf.to_container(config[NODE], resolve=True)
     settings, _ = read_settings(node)
-    if getattr(make_environment(node), "shows_images", False):
-        raise ValueError(
-            f"{NODE}.name={settings.name} answers with images, and the agent loop of environments takes text only; its data, its "
-            "server and its environment are a library so far: train another task"
-        )
+    make_environment(node)  # reads the rest of the node
     settings.check_estimator(str(config.algorithm.adv_estimator))
     if not _plays(config):
         raise ValueError(
@@ -97,6 +97,18 @@ def _plays(config: DictConfig) -> bool:
     return any(entry.name == agent.default_agent_loop and entry._target_ == PLAYER for entry in entries)
 
 
+def check_ready(config: DictConfig) -> None:
+    """Whether what an environment asks answers: a run whose every search fails would train on that.
+
+    Raises:
+        ValueError: it does not; names the key and the remedy.
+    """
+    node = episode_node(config)
+    environment = None if node is None else make_environment(node)
+    if hasattr(environment, "check_ready"):
+        settled(environment.check_ready())
+
+
 def check_turns(config: DictConfig, template: ChatTemplate, row: Mapping[str, Any]) -> EpisodePlan | None:
     """Whether the chat template makes turns and there is room for them; says so if not for all. None: rollouts are single answers.
 
@@ -113,7 +125,7 @@ def check_turns(config: DictConfig, template: ChatTemplate, row: Mapping[str, An
     node = OmegaConf.to_container(config[NODE], resolve=True)
     settings, _ = read_settings(node)
     environment = begin(node, row)
-    step = environment.step("", True)
+    step = settled(environment.step("", True))
     said = "".join(part for part in step.feedback if isinstance(part, str)) if isinstance(step, Step) else ""
     budget = TurnBudget(
         max_turns=max(environment.generations, settings.max_turns),  # a row may have fewer than others
@@ -122,8 +134,10 @@ def check_turns(config: DictConfig, template: ChatTemplate, row: Mapping[str, An
         response_length=config.data.max_response_length,
         max_model_len=config.actor_rollout_ref.rollout.max_model_len,
     )
-    feedback = len(template.tokenizer(said, add_special_tokens=False)["input_ids"])
-    plan = EpisodePlan(budget, len(turn_frame(template)), feedback)
+    limits, turns = image_limits(node), budget.max_turns - 1
+    shown = -(-limits.images // turns) * (limits.tokens + len(QWEN_VISION) - 1) if limits.images else 0  # of one feedback
+    feedback = max(len(template.tokenizer(said, add_special_tokens=False)["input_ids"]), shown)
+    plan = EpisodePlan(budget, len(turn_frame(template)), feedback, limits)
     short = budget.check(config.data.max_prompt_length, plan.around, plan.feedback)
     if short is not None:
         logger.warning("%s; raise data.max_response_length, or lower %s.max_turns or %s.max_tokens_per_turn", short, NODE, NODE)

@@ -38,7 +38,7 @@ def rank_plan(config: DictConfig, algorithm: Algorithm, picture_tokens: int = 0)
     """What a rank's memory follows from; None: the number of the model's weights is not known.
 
     Args:
-        picture_tokens: the most that a prompt of the data has; 0: none, or the data was not read.
+        picture_tokens: the most that a row has, prompt and episode together; 0: none, or the data was not read.
     """
     shape = actor_shape(config)
     if shape is None or shape.parameters is None:

@@ -10,7 +10,8 @@ from unify_posttrain.algorithms import FusionConfig
 from unify_posttrain.chat import ChatTemplate
 from unify_posttrain.experience.demonstrations import DemonstrationReader
 from unify_posttrain.experience.transcript import TurnFrame
-from unify_posttrain.rollout.pictures import PictureReader
+from unify_posttrain.rollout.pictures import PictureReader, image_frame
+from unify_posttrain.tasks.environment import with_images
 
 
 def turn_frame(template: ChatTemplate) -> TurnFrame:
@@ -26,12 +27,17 @@ def turn_frame(template: ChatTemplate) -> TurnFrame:
 
 
 def make_reader(
-    tokenizer: Any, fusion: FusionConfig, template_kwargs: Mapping[str, Any], pictures: PictureReader | None = None
+    tokenizer: Any,
+    fusion: FusionConfig,
+    template_kwargs: Mapping[str, Any],
+    pictures: PictureReader | None = None,
+    environment: Mapping[str, Any] | None = None,
 ) -> DemonstrationReader:
     """A reader that renders prompts exactly as verl's agent loop does, and ends where a chat template does not take one.
 
     Args:
         pictures: of a model that sees, whose processor renders its prompts.
+        environment: node of the configuration, whose targets may show images.
     """
     template = ChatTemplate(tokenizer, template_kwargs)
 
@@ -52,4 +58,6 @@ def make_reader(
         with_probabilities=fusion.shaping.name == "target_prob",
         eos_text=tokenizer.eos_token,
         frame=cache(lambda: turn_frame(template)),
+        with_images=None if environment is None else with_images(environment),
+        image_frame=None if pictures is None else cache(lambda: image_frame(tokenizer)),
     )

@@ -15,6 +15,7 @@ from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN
 from unify_posttrain.experience.targets import TARGET_COLUMNS, targets_of
 from unify_posttrain.rollout.pictures import PictureReader
 from unify_posttrain.startup.reader import make_reader, turn_frame
+from unify_posttrain.tasks.episodes import episode_node
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def check_targets(config: DictConfig, algorithm: Algorithm, train: Any, template
     demo = algorithm.fusion.demo
     if demo.overlong == "error" or demo.missing == "error":
         pictures = None if train.processor is None else PictureReader(train.processor, template.options)
-        reader = make_reader(train.tokenizer, algorithm.fusion, template.options, pictures)
+        reader = make_reader(train.tokenizer, algorithm.fusion, template.options, pictures, episode_node(config))
         readings = [reader.read(row["row_id"], train.messages(row), row, step=0) for row in frame]
         without = [row for row, reading in enumerate(readings) if reading.demonstration is None]
         if without and demo.missing == "error":

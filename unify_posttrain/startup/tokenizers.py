@@ -19,6 +19,9 @@ from verl.utils import hf_processor, hf_tokenizer
 from verl.utils.fs import copy_to_local
 
 from unify_posttrain.backend import seams
+from unify_posttrain.rollout.pictures import kept_pixels
+from unify_posttrain.tasks.environment import check_processor, image_limits
+from unify_posttrain.tasks.episodes import NODE, episode_node
 from unify_posttrain.untrusted.remote_code import local_documents, refuse_code
 
 PATH = "actor_rollout_ref.model.path"
@@ -55,11 +58,17 @@ def load_processor(config: DictConfig, folder: str) -> Any:
     """Processor of a multimodal policy with the template of the run; None for a text model.
 
     Raises:
-        ValueError: the model sees, and its processor cannot be made (verl would train it on text alone), or this verl trains no
-            such model.
+        ValueError: the model sees, and its processor cannot be made (verl would train it on text alone), or would change the
+            images of an environment, or this verl trains no such model; or the model sees nothing of what an environment shows.
     """
     trust = config.actor_rollout_ref.model.trust_remote_code
+    node = episode_node(config)
     if not sees(folder, trust):
+        if node is not None and image_limits(node).images:
+            raise ValueError(
+                f"{PATH}={folder}: {NODE}.name={node['name']} answers with images, and the model sees none; take a multimodal "
+                "model, e.g. model=qwen2_5_vl_7b"
+            )
         return None
     if not seams.SEES:
         raise ValueError(
@@ -75,6 +84,8 @@ def load_processor(config: DictConfig, folder: str) -> Any:
     template = config.actor_rollout_ref.model.get("custom_chat_template")
     if template is not None:
         processor.chat_template = template
+    if node is not None:
+        check_processor(node, *kept_pixels(processor))
     return processor
 
 

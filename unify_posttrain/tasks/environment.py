@@ -13,12 +13,12 @@ from __future__ import annotations
 import copy
 import importlib
 import json
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
 from unify_posttrain.tasks.episodes import NODE, read_settings
-from unify_posttrain.tasks.turns import Step, TurnEnvironment
+from unify_posttrain.tasks.turns import ImageLimits, Step, TurnEnvironment
 from unify_posttrain.tasks.waiting import settled
 
 # environment.name -> module and class.
@@ -30,8 +30,13 @@ ENVIRONMENTS: dict[str, str] = {
 }
 
 
+# (messages, target_images) -> the messages, in whose contents images stand where they are shown.
+WithImages = Callable[[Sequence[Mapping[str, Any]], Sequence[str]], list[dict[str, Any]]]
+
+
 class Environment(Protocol):
-    """One episode at a time."""
+    """One episode at a time. One that answers with images has `image_limits`, `check_processor` and `with_images`, too: the
+    functions of these names in this module ask for them."""
 
     @property
     def generations(self) -> int:
@@ -66,6 +71,37 @@ def make_environment(node: Mapping[str, Any]) -> Environment:
     module, _, name = ENVIRONMENTS[settings.name].partition(":")
     made: Environment = getattr(importlib.import_module(module), name)(settings, own)
     return made
+
+
+def image_limits(node: Mapping[str, Any]) -> ImageLimits:
+    """What episodes show in feedback; nothing, where an environment says nothing of it.
+
+    Raises:
+        ValueError: see :func:`make_environment`.
+    """
+    found: ImageLimits = getattr(make_environment(node), "image_limits", ImageLimits())
+    return found
+
+
+def check_processor(node: Mapping[str, Any], least: int, most: int) -> None:
+    """Refuse a processor that would change images of feedback.
+
+    Args:
+        node: `environment` of the configuration.
+        least, most: pixels of images that the model is given as they are.
+
+    Raises:
+        ValueError: names the keys.
+    """
+    environment = make_environment(node)
+    if hasattr(environment, "check_processor"):
+        environment.check_processor(least, most)
+
+
+def with_images(node: Mapping[str, Any]) -> WithImages | None:
+    """How an environment puts the images of a row's `target_images` into its target; None: it shows none."""
+    found: WithImages | None = getattr(make_environment(node), "with_images", None)
+    return found
 
 
 def compute_score(

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from omegaconf import OmegaConf
+
 NODE = "environment"
 SCORES = ("outcome", "sum", "last")
 CREDITS = ("trajectory", "turn")
@@ -76,6 +78,12 @@ class EpisodeSettings:
                     f"{NODE}.{key}=turn needs a critic, and algorithm.adv_estimator={estimator} has none; use algorithm=ppo, or "
                     f"set {NODE}.{key}={other}"
                 )
+
+
+def episode_node(config: Any) -> dict[str, Any] | None:
+    """The node `environment` of a configuration as plain data; None: it has none, and rollouts are single answers."""
+    found = config.get(NODE)
+    return None if found is None else OmegaConf.to_container(found, resolve=True)
 
 
 def read_settings(node: Mapping[str, Any]) -> tuple[EpisodeSettings, dict[str, Any]]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixi
 from unify_posttrain.tasks import arithmetic, countdown
 from unify_posttrain.tasks.general_points import pretraining as general_points
 from unify_posttrain.tasks.shapes import rows as shapes
+from unify_posttrain.tasks.vrag import pretraining as vrag
 
 IGNORE_INDEX = -100
 
@@ -32,7 +33,8 @@ class ExampleSource(Protocol):
         ...
 
     def draw(self, generator: random.Random, count: int) -> list[tuple[Any, ...]]:
-        """``count`` pairs of a question and a solution, or with a picture of a third; the generator decides all of it."""
+        """``count`` pairs of a question and a solution, with a picture as a third, or of a conversation and its pictures; the
+        generator decides all of it."""
         ...
 
 
@@ -42,6 +44,7 @@ SOURCES: dict[str, type[ExampleSource]] = {
     "countdown": countdown.PretrainingExamples,
     "general_points": general_points.PretrainingExamples,
     "shapes": shapes.PretrainingExamples,
+    "vrag": vrag.PretrainingExamples,
 }
 
 
@@ -80,6 +83,30 @@ def encode_pictures(processor: ProcessorMixin, examples: Sequence[tuple[str, str
     attended = torch.ones_like(ids)  # right padding under a causal mask is attended to by nothing that is trained
     pictures = {name: torch.as_tensor(seen[name]) for name in ("pixel_values", "image_grid_thw")}
     return {"input_ids": ids, "attention_mask": attended, **pictures}, labels
+
+
+def encode_chats(processor: ProcessorMixin, examples: Sequence[tuple[list[dict[str, Any]], list[Any]]]) -> tuple[Any, torch.Tensor]:
+    """The same of B conversations with the pictures that they show: every message of the assistant is trained, to its eos."""
+    tokenizer = processor.tokenizer
+    texts = [processor.apply_chat_template(chat, tokenize=False) for chat, _ in examples]
+    pictures = [picture for _, shown in examples for picture in shown]
+    seen = processor(text=texts, images=pictures or None)
+    width = max(map(len, seen["input_ids"]))
+    ids = torch.full((len(examples), width), tokenizer.pad_token_id)
+    labels = torch.full_like(ids, IGNORE_INDEX)
+    opening = tokenizer("<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
+    for row, tokens in enumerate(seen["input_ids"]):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        place = 0
+        while place < len(tokens):
+            if tokens[place : place + len(opening)] != opening:
+                place += 1
+                continue
+            begin = place + len(opening)
+            place = tokens.index(tokenizer.eos_token_id, begin) + 1
+            labels[row, begin:place] = ids[row, begin:place]
+    shown = {name: torch.as_tensor(seen[name]) for name in ("pixel_values", "image_grid_thw") if name in seen}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **shown}, labels
 
 
 def pack(
@@ -125,7 +152,8 @@ def pretrain(
             group["lr"] = training["lr"] * rate
         examples = source.draw(generator, training["batch_size"])
         if isinstance(reader, ProcessorMixin):
-            inputs, labels = encode_pictures(reader, examples)
+            encode = encode_pictures if len(examples[0]) == 3 else encode_chats
+            inputs, labels = encode(reader, examples)
         else:
             ids, labels = encode_examples(reader, examples)
             inputs = {"input_ids": ids}  # right padding under a causal mask: no trained token sees it, so no attention mask

@@ -30,6 +30,14 @@ class ImagePart:
 
 
 @dataclass(frozen=True)
+class ImageLimits:
+    """The most that an episode shows beside its prompt: images, and tokens of each."""
+
+    images: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
 class Step:
     """What an environment says to an answer.
 

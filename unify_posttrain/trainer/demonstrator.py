@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from verl import DataProto
 from verl.protocol import pad_dataproto_to_divisor
 
 from unify_posttrain.algorithms import FusionConfig
 from unify_posttrain.experience.demonstrations import (
     PROBABILITY_COLUMN,
+    TARGET_IMAGES,
     Demonstration,
     DemonstrationReader,
 )
@@ -25,7 +25,7 @@ from unify_posttrain.rewards.contract import SCORE, UNSCORED
 from unify_posttrain.rollout.pictures import PictureReader
 from unify_posttrain.startup.reader import make_reader
 from unify_posttrain.tasks.environment import play
-from unify_posttrain.tasks.episodes import NODE
+from unify_posttrain.tasks.episodes import episode_node
 from unify_posttrain.trainer.packing import INPUTS_COLUMN, Packing, picture_reader
 from unify_posttrain.trainer.rewards import column, unscored_rows
 
@@ -73,14 +73,15 @@ class Demonstrator:
         processor: Any = None,
     ) -> Demonstrator:
         data, pictures = config.data, picture_reader(config, processor)
+        environment = episode_node(config)
         return cls(
-            make_reader(tokenizer, fusion, data.get("apply_chat_template_kwargs", {}), pictures),
+            make_reader(tokenizer, fusion, data.get("apply_chat_template_kwargs", {}), pictures, environment),
             score_rows,
             workers=config.reward.num_workers,
             prompt_length=data.max_prompt_length,
             response_length=data.max_response_length,
             pad_id=tokenizer.pad_token_id,
-            environment=OmegaConf.to_container(config[NODE], resolve=True) if config.get(NODE) is not None else None,
+            environment=environment,
             decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
             pictures=pictures,
         )
@@ -109,7 +110,7 @@ class Demonstrator:
             ValueError: a missing target under fusion.demo.missing=error; names the row.
         """
         columns = batch.non_tensor_batch
-        targets = {name: columns.pop(name) for name in (*TARGET_COLUMNS, PROBABILITY_COLUMN) if name in columns}
+        targets = {name: columns.pop(name) for name in (*TARGET_COLUMNS, PROBABILITY_COLUMN, TARGET_IMAGES) if name in columns}
         found: dict[str, Demonstration] = {}
         missing = overlong = 0
         for index, uid in enumerate(columns["uid"]):

@@ -42,14 +42,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def real_server(corpus: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def real_server(corpus: Path, *options: str, pages: int = 5) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The command, in a process of its own."""
     command = [sys.executable, "-m", "unify_posttrain.tasks.vrag.server", "--corpus", str(corpus), "--port", "0", *options]
     process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line.startswith(f"serving 5 pages of {corpus} at http://127.0.0.1:"), line
+        assert line.startswith(f"serving {pages} pages of {corpus} at http://127.0.0.1:"), line
         yield line.split()[-1], process
     finally:
         process.kill()

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from unify_posttrain.tasks.episodes import NODE, EpisodeSettings, trajectory_score
-from unify_posttrain.tasks.turns import ImagePart, Step, readable
+from unify_posttrain.tasks.turns import ImageLimits, ImagePart, Step, readable
 from unify_posttrain.tasks.vrag import protocol
-from unify_posttrain.tasks.vrag.corpus import PageError, cut_image, gold_ids, image_size
+from unify_posttrain.tasks.vrag.corpus import PageError, gold_ids, image_size
 from unify_posttrain.tasks.vrag.judging import references_of
 from unify_posttrain.tasks.vrag.llm_judge import Judge, Judged
-from unify_posttrain.tasks.vrag.retrieval import Page, Retriever, make_retriever
+from unify_posttrain.tasks.vrag.retrieval import Page, RetrievalError, Retriever, make_retriever
 from unify_posttrain.tasks.vrag.rewards import Outcome, ndcg, recall
 from unify_posttrain.tasks.vrag.settings import JudgeSettings, VragSettings, check_episode
-from unify_posttrain.tasks.vrag.views import RefusedBoxError, View
+from unify_posttrain.tasks.vrag.showing import show, view_of
+from unify_posttrain.tasks.vrag.targets import corpus_of, names_page, with_images
+from unify_posttrain.tasks.vrag.views import TOKEN_PX, RefusedBoxError, View
 from unify_posttrain.tasks.waiting import in_thread
 
 logger = logging.getLogger(__name__)
@@ -44,8 +46,6 @@ class Vrag:
         ValueError: settings that are missing, unknown or of a wrong type, or that lead to no corpus.
     """
 
-    shows_images = True  # pages, which no loop hands to a model yet
-
     def __init__(self, settings: EpisodeSettings, own: Mapping[str, Any], retriever: Retriever | None = None) -> None:
         check_episode(settings)
         self.settings, self.own = settings, VragSettings.read(own)
@@ -57,6 +57,34 @@ class Vrag:
     def generations(self) -> int:
         """Answers that are generated at most: the last one can only answer."""
         return self.settings.max_turns + 1
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """Of an episode in which every turn is a search."""
+        return ImageLimits(self.settings.max_turns * self.own.images_per_search, self.own.showing.max_pixels // TOKEN_PX**2)
+
+    def check_processor(self, least: int, most: int) -> None:
+        """See :meth:`Showing.check_processor`."""
+        self.own.showing.check_processor(least, most)
+
+    async def check_ready(self) -> None:
+        """Search once.
+
+        Raises:
+            ValueError: no corpus, or no answer.
+        """
+        try:
+            await self.retriever.search(["page"], 1)
+        except RetrievalError as error:
+            own = self.own.retriever
+            remedy = f"start the server of {NODE}.retriever.url={own.url}" if own.kind == "http" else "mend it"
+            raise ValueError(f"{NODE}.retriever: a search fails ({error}); with kind={own.kind}, {remedy}") from error
+
+    def with_images(self, messages: Sequence[Mapping[str, str]], images: Sequence[str]) -> list[dict[str, Any]]:
+        """See :func:`~unify_posttrain.tasks.vrag.targets.with_images`."""
+        named = any(names_page(entry) for entry in images)
+        corpus = corpus_of(self.own.retriever.corpus, self.own.largest_page_px) if named else None
+        return with_images(messages, images, corpus, self.own)
 
     @property
     def retriever(self) -> Retriever:
@@ -233,29 +261,6 @@ class Vrag:
         for name in OUTCOMES:
             found[f"outcome_{name}"] = float(self.outcomes.count(name))
         return {**found, "pred": readable(self.answer or "")}
-
-
-def show(view: View, image: Path, own: VragSettings) -> ImagePart:
-    """A view as the model is shown it.
-
-    Args:
-        view: of a page.
-        image: of the page.
-        own: settings.
-
-    Raises:
-        PageError: the image cannot be read.
-        RefusedBoxError: the view has no size to be shown in.
-    """
-    size = own.showing.size(view.size)
-    pixels = cut_image(image, view.rect, size, own.largest_page_px)
-    return ImagePart(pixels, own.showing.tokens(view.size), {"page_id": view.page, "rect": list(view.rect)})
-
-
-def view_of(part: ImagePart) -> View:
-    """The view that an image shows."""
-    left, top, right, bottom = part.origin["rect"]
-    return View(str(part.origin["page_id"]), (left, top, right, bottom))
 
 
 def _told(text: str) -> Step:

@@ -156,11 +156,14 @@ def sample_questions(seed: int, showing: Showing, crop_tag: str, zoom: float) ->
         crop_tag: of the protocol.
         zoom: share of the worked answers that enlarge a part before they answer.
     """
-    found = []
-    for report in REPORTS:
-        writer = _Writer(draw_report(report, seed), showing, crop_tag, zoom, random.Random(f"{seed}-{report.stem}-zoom"))
-        found += list(writer.questions())
-    return found
+    pages = [draw_report(report, seed) for report in REPORTS]
+    return [question for each in pages for question in questions_of(each, seed, showing, crop_tag, zoom)]
+
+
+def questions_of(pages: Pages, seed: int, showing: Showing, crop_tag: str, zoom: float) -> list[Question]:
+    """The questions about one report; see :func:`sample_questions`."""
+    generator = random.Random(f"{seed}-{pages.report.stem}-zoom")
+    return list(_Writer(pages, showing, crop_tag, zoom, generator).questions())
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ image, or `{"page_id": …, "rect": [left, top, right, bottom]}` of a page of th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from unify_posttrain.tasks.turns import ImagePart
 from unify_posttrain.tasks.vrag.corpus import Corpus, PageError, image_size, page_id_of
-from unify_posttrain.tasks.vrag.environment import show
 from unify_posttrain.tasks.vrag.settings import VragSettings
+from unify_posttrain.tasks.vrag.showing import show
 from unify_posttrain.tasks.vrag.views import RefusedBoxError, View
 from unify_posttrain.untrusted.documents import DocumentError, parse
 
@@ -30,6 +31,17 @@ def shown_images(content: str) -> int:
     if count and content.replace(IMAGE, "").strip():
         raise ValueError(f"a message of the user is {IMAGE} or a text, not both: {content[:80]!r}")
     return count
+
+
+@lru_cache(maxsize=4)
+def corpus_of(folder: str, largest_px: int) -> Corpus:
+    """The corpus that targets name pages of, read once; see :meth:`Corpus.read`."""
+    return Corpus.read(Path(folder), largest_px)
+
+
+def names_page(entry: str) -> bool:
+    """Whether an entry of `target_images` names a page and not a path."""
+    return entry.lstrip().startswith("{")
 
 
 def with_images(
@@ -63,7 +75,7 @@ def with_images(
 
 def _image(entry: str, corpus: Corpus | None, own: VragSettings) -> ImagePart:
     try:
-        if not entry.lstrip().startswith("{"):
+        if not names_page(entry):
             path = Path(entry).expanduser()
             width, height = image_size(path, own.largest_page_px)
             return show(View(page_id_of(path.name), (0, 0, width, height)), path, own)
