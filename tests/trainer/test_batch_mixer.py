@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from unify_posttrain.experience.rows import DEMONSTRATION, PADDING, ROLLOUT, obj
 from unify_posttrain.experience.rules import NO_PREFIX
 from unify_posttrain.experience.transcript import TurnFrame
 from unify_posttrain.objective import compute_loss, count_members, token_class
+from unify_posttrain.trainer import demonstrator as demonstrators
 from unify_posttrain.trainer.advantages import set_advantages
 from unify_posttrain.trainer.batch_mixer import BatchMixer
 from unify_posttrain.trainer.demonstrator import Demonstrator
@@ -592,3 +594,23 @@ def test_without_an_environment_the_last_answer_of_a_demonstration_is_scored(sma
     row = batch.non_tensor_batch["uid"].tolist().index("a")
     assert batch.batch["rm_scores"][row].tolist() == [0] * 7 + [1], "on its last token, whatever the mask sums to"
     assert batch.non_tensor_batch["__num_turns__"][row] == 4
+
+
+def test_a_demonstration_whose_episode_met_an_outage_is_played_again(small: Callable[..., Algorithm], monkeypatch: Any) -> None:
+    """What a search that failed has made of it is nobody's score: it is missing in this step, and asked about in the next one."""
+    outages = [True, False]
+
+    def played(*_: Any) -> SimpleNamespace:
+        outage = outages.pop(0)
+        return SimpleNamespace(outage=outage, fields=lambda: {"score": 0.0 if outage else 1.0})
+
+    monkeypatch.setattr(demonstrators, "played", played)
+    built = small("sft")
+    demonstrator = Step(built).demonstrator
+    demonstrator.environment, demonstrator.decode = {}, str
+    for missing, score in ((1.0, None), (0.0, 1.0), (0.0, 1.0)):
+        found, metrics = demonstrator.read(built.fusion, prompts((CONVERSATION, TARGET)), 1)
+        assert metrics["fusion/demo_missing"] == missing and len(found) == 2 - missing
+        scores = [entry["reward"] for *_, entry in demonstrator.state["scores"]]
+        assert len(scores) == 2 - missing and (score is None or score in scores)
+    assert outages == [], "a score that stands is not asked for again"

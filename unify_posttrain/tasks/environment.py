@@ -151,12 +151,22 @@ def play(node: Mapping[str, Any], row: Mapping[str, Any], answers: Sequence[str]
     Raises:
         TypeError, ValueError: the row or the settings are at fault.
     """
+    return played(node, row, answers).fields()
+
+
+def played(node: Mapping[str, Any], row: Mapping[str, Any], answers: Sequence[str]) -> Environment:
+    """The episode itself, after these answers; see :func:`play`."""
     episode = begin(node, row)
     for answer in answers:
         step = settled(episode.step(answer, True))
         if step.done:
             break
-    return episode.fields()
+    return episode
+
+
+def had_outage(episode: Environment) -> bool:
+    """Whether a service failed that the episode asked, so that another time it may end otherwise."""
+    return bool(getattr(episode, "outage", False))
 
 
 def check_given(environment: Mapping[str, Any] | None) -> None:

@@ -24,7 +24,7 @@ from unify_posttrain.experience.targets import TARGET_COLUMNS
 from unify_posttrain.rewards.contract import SCORE, UNSCORED
 from unify_posttrain.rollout.pictures import PictureReader
 from unify_posttrain.startup.reader import make_reader
-from unify_posttrain.tasks.environment import play
+from unify_posttrain.tasks.environment import had_outage, played
 from unify_posttrain.tasks.episodes import episode_node
 from unify_posttrain.trainer.packing import INPUTS_COLUMN, Packing, picture_reader
 from unify_posttrain.trainer.rewards import column, unscored_rows
@@ -122,10 +122,12 @@ class Demonstrator:
                 found[uid] = reading.demonstration
             elif fusion.demo.missing == "error":
                 raise ValueError(f"training row {row_id} has no usable target; fix the data, or set fusion.demo.missing=rl or skip")
-        self._score(batch, found)
+        again = self._score(batch, found)
         unscored = [uid for uid, demonstration in found.items() if self.scores[demonstration.key].get(UNSCORED)]
         for uid in unscored:  # its reward would stand in the group of its rollouts
             del found[uid]
+        for key in again:
+            del self.scores[key]
         missing += len(unscored)
         if fusion.demo.require_verified:
             found = {uid: demonstration for uid, demonstration in found.items() if self.solved(fusion, demonstration)}
@@ -189,15 +191,21 @@ class Demonstrator:
             **columns,
         }
 
-    def _score(self, batch: DataProto, found: Mapping[str, Demonstration]) -> None:
-        """Score what has not been scored yet: answers through the same reward loop as rollouts, several turns as an episode."""
+    def _score(self, batch: DataProto, found: Mapping[str, Demonstration]) -> list[tuple[int, int]]:
+        """Score what has not been scored yet: answers through the same reward loop as rollouts, several turns as an episode.
+
+        Returns:
+            keys of those that must be asked about another time: a service failed that their episode asked.
+        """
+        again: list[tuple[int, int]] = []
         fresh = [(uid, demonstration) for uid, demonstration in found.items() if demonstration.key not in self.scores]
         if self.environment is not None:
             for uid, demonstration in [each for each in fresh if each[1].mask]:
-                self.scores[demonstration.key] = self._played(batch, uid, demonstration)
+                score = self.scores[demonstration.key] = self._played(batch, uid, demonstration)
+                again += [demonstration.key] if score.get(UNSCORED) else []
             fresh = [each for each in fresh if not each[1].mask]
         if not fresh:
-            return
+            return again
         fresh = [(uid, replace(each, response_ids=each.answers[-1], mask=())) for uid, each in fresh]
         rows = self.rows(batch, fresh, log_probs=False)
         data = DataProto.from_dict(tensors=rows.tensors, non_tensors=rows.columns)
@@ -210,13 +218,16 @@ class Demonstrator:
             extra = {key: _plain(scored.non_tensor_batch[key][index]) for key in scored.meta_info["reward_extra_keys"]}
             lacks = {UNSCORED: 1.0} if lacking[index] else {}
             self.scores[demonstration.key] = {**extra, **lacks, "reward": rewards[index]}
+        return again
 
     def _played(self, batch: DataProto, uid: str, demonstration: Demonstration) -> Score:
         """The fields of the episode in which a demonstration's answers are given."""
         row = {name: column[0] for name, column in self._columns(batch, [uid]).items()}
-        fields = play(self.environment, row, [self.decode(ids) for ids in demonstration.answers])
+        episode = played(self.environment, row, [self.decode(ids) for ids in demonstration.answers])
+        fields = episode.fields()
         self.reward_keys = list(dict.fromkeys([*self.reward_keys, *fields]))
-        return {**fields, "reward": fields[SCORE]}
+        lacks = {UNSCORED: 1.0} if had_outage(episode) else {}
+        return {**fields, **lacks, "reward": fields[SCORE]}
 
 
 def _plain(value: Any) -> Any:

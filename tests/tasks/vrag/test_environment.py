@@ -15,7 +15,7 @@ from tests.tasks.vrag.kit import environment, make_corpus, row, settings
 from unify_posttrain.experience.feedback import ImageFrame, feedback_ids, images_of
 from unify_posttrain.experience.transcript import Transcript, TurnBudget, TurnFrame, replay
 from unify_posttrain.rewards.contract import RESERVED, Contract
-from unify_posttrain.tasks.environment import compute_score, make_environment
+from unify_posttrain.tasks.environment import compute_score, had_outage, make_environment
 from unify_posttrain.tasks.turns import ImagePart, Step
 from unify_posttrain.tasks.vrag import protocol
 from unify_posttrain.tasks.vrag.environment import Vrag, view_of
@@ -116,6 +116,7 @@ def test_l4_invalid_and_nothing_new(tmp_path: Path) -> None:
     assert (sizes(found), found.stop) == ((674, 130, 1), "solved")
     fields = made.fields()
     assert (fields["n_search"], fields["n_invalid"], fields["n_crop"], fields["search_errors"]) == (2, 1, 0, 0)
+    assert not had_outage(made)
 
 
 def test_what_no_answer_follows_was_never_shown(corpus: Path) -> None:
@@ -308,6 +309,7 @@ def test_a_search_that_fails_is_said_and_counted(corpus: Path, caplog: pytest.Lo
     made._retriever = Found(RetrievalError("dead"), KeyError("a bug"), [Page("x", corpus / "pages" / "none.png", 1.0)])
     found = fields_of(made, SEARCH, SEARCH, SEARCH, BOX)
     assert (found["n_search"], found["search_errors"], found["n_invalid"], made.views) == (3, 3, 1, [])
+    assert had_outage(made)
     assert "a search failed: RetrievalError: dead" in caplog.text and "KeyError" in caplog.text and "cannot be shown" in caplog.text
 
 

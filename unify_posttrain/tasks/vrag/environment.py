@@ -188,6 +188,11 @@ class Vrag:
         answered = self.answer is not None
         return Outcome(answered, self.counts["n_search"], self.judged.right, ndcg(self.shown, self.gold))
 
+    @property
+    def outage(self) -> bool:
+        """Whether a search or the judge failed."""
+        return bool(self.counts["search_errors"] or self.counts["judge_errors"])
+
     # --- searches and crops ----------------------------------------------------------------------------------------
 
     async def _search(self, query: str) -> Step:
