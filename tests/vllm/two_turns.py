@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 from uuid import uuid4
 
-from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
 
-from unify_posttrain.rollout.agent_loop import SEED_COLUMN
+from unify_posttrain.rollout.agent_loop import SEED_COLUMN, WithoutSystemPrompt
 
 TURNS = 2
 TURN_TOKENS = 14  # two turns and what is said between them fit into the 40 tokens of a response
 OBSERVATION = "<|end|><|user|>again<|end|><|assistant|>"  # 9 tokens
 
 
-class TwoTurnAgentLoop(AgentLoopBase):
+class TwoTurnAgentLoop(WithoutSystemPrompt):
     """Sampled ids are kept as they are, with mask 1; the observation is inserted with mask 0 and log-probability 0."""
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
