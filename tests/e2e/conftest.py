@@ -41,6 +41,11 @@ SMALL = (
 )
 
 
+def heed_ctrl_c() -> None:
+    """As in a terminal: what a script starts in its background has SIGINT ignored, and hands that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class World:
     """Folder with data and base model, and how to run commands against them."""
@@ -76,6 +81,7 @@ class World:
                 stderr=log,
                 start_new_session=True,
                 cwd=self.home,
+                preexec_fn=heed_ctrl_c,
             )
 
     def log(self, name: str) -> Path:
