@@ -16,7 +16,6 @@ from tests.tasks.environments import task_settings
 from unify_posttrain.tasks.general_points.rows import Settings, build_rows, write_splits
 from unify_posttrain.tasks.pretraining import encode_examples
 from unify_posttrain.tasks.tiny_model import _new_model
-from unify_posttrain.tasks.tokenizer import build_tokenizer
 
 from .conftest import ROOT, World
 
@@ -57,10 +56,9 @@ def add_points(world: World) -> None:
     write_splits(world.home / "data" / "general_points", settings)
     shape = yaml.safe_load((ROOT / "conf" / "model" / "tiny_qwen2.yaml").read_text())["prepare"]["model"]
     shape |= {"layers": 2, "hidden_size": 64, "heads": 2, "kv_heads": 1, "intermediate_size": 128, "max_position_embeddings": 256}
-    tokenizer = build_tokenizer(256)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = _new_model(shape, tokenizer)
+        model, tokenizer = _new_model(shape)
         pretrain(
             model, tokenizer, [row for row in build_rows(Settings.from_node(settings)) if row["extra_info"]["split"] == "train"]
         )

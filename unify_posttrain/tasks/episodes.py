@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from omegaconf import OmegaConf
-
 NODE = "environment"
 SCORES = ("outcome", "sum", "last")
 CREDITS = ("trajectory", "turn")
@@ -83,7 +81,12 @@ class EpisodeSettings:
 def episode_node(config: Any) -> dict[str, Any] | None:
     """The node `environment` of a configuration as plain data; None: it has none, and rollouts are single answers."""
     found = config.get(NODE)
-    return None if found is None else OmegaConf.to_container(found, resolve=True)
+    if found is None:
+        return None
+    from omegaconf import OmegaConf  # here, because what only builds models and data does without it
+
+    plain: dict[str, Any] = OmegaConf.to_container(found, resolve=True)
+    return plain
 
 
 def read_settings(node: Mapping[str, Any]) -> tuple[EpisodeSettings, dict[str, Any]]:
