@@ -18,7 +18,7 @@ def flash_attn() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def models_are_as_transformers_has_them() -> Iterator[None]:
-    """verl puts other functions into transformers' classes of models that see; later tests of this process use these classes, too."""
+    """verl puts other functions into the classes of models that see; later tests of this process use these classes, too."""
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as module
 
     classes = [value for value in vars(module).values() if isinstance(value, type) and "forward" in vars(value)]
