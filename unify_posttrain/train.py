@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.config import conf_dir, expand, register_resolvers, run_command
-from unify_posttrain.devices import hide_gpus
+from unify_posttrain.devices import hide_gpus, openmp_of, set_openmp, worker_in_driver
 
 if TYPE_CHECKING:
     from unify_posttrain.startup.data_checks import DataReport
@@ -30,6 +30,18 @@ register_resolvers()
 
 @hydra.main(config_path=str(conf_dir()), config_name="train", version_base=None)
 def _main(config: DictConfig) -> None:
+    try:
+        expand(config, HydraConfig.get().overrides.task)
+        hide_gpus(config)
+        if worker_in_driver(config):
+            set_openmp(openmp_of(config))
+    except (ValueError, KeyError) as error:
+        sys.exit(f"error: {error.args[0] if error.args else error}")
+    _checked(config)
+
+
+def _checked(config: DictConfig) -> None:
+    """Check what is composed, then train or print the plan. What is imported here imports torch, which reads OpenMP's variables."""
     from unify_posttrain.runs.lock import FolderInUseError, folders_locked
     from unify_posttrain.runs.progress import check_outputs
     from unify_posttrain.runs.state import nothing_left
@@ -40,8 +52,6 @@ def _main(config: DictConfig) -> None:
 
     dry_run = bool(OmegaConf.select(config, "dry_run", default=False))
     try:
-        expand(config, HydraConfig.get().overrides.task)
-        hide_gpus(config)
         check_config(config)
         check_nodes(config)
         check_outputs(config)

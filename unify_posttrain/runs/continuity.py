@@ -72,7 +72,7 @@ HARMLESS = (
     *_below("trainer", "run_dir default_local_dir default_hdfs_dir validation_data_dir rollout_data_dir"),
     *_below("trainer", "resume_mode resume_from_path val_only save_freq esi_redundant_time del_local_ckpt_after_load"),
     *_below("trainer", "max_actor_ckpt_to_keep max_critic_ckpt_to_keep step_timeout ray_wait_register_center_timeout"),
-    *_below("trainer", "device backend use_v1 use_legacy_worker_impl old_log_prob_freq"),
+    *_below("trainer", "device backend use_v1 use_legacy_worker_impl old_log_prob_freq worker_in_driver"),
     *_below("trainer", "nnodes n_gpus_per_node"),  # their product, the ranks, is compared by itself (`state.identity`)
     "dry_run",
     "allow_pickle",

@@ -14,16 +14,15 @@ from verl.utils.dataset.rl_dataset import collate_fn
 
 from unify_posttrain import cpu_compat
 from unify_posttrain.backend.seams import ENGINE, base_task_runner, data_builders, tell_critic
+from unify_posttrain.trainer.driver_worker import HOST, Place
 from unify_posttrain.trainer.run_inputs import RunInputs
 
 
 class FusionTaskRunner(base_task_runner()):
     """Builds tokenizer, data, workers and trainer."""
 
-    def add_workers(self, config: DictConfig) -> type:
-        """The workers of the backend; verl's trainer starts those of them that the run needs. Returns the class of their group."""
-        from unify_posttrain.trainer.worker_group import FusionWorkerGroup
-
+    def add_workers(self, config: DictConfig, place: Place) -> None:
+        """The workers of the backend; verl's trainer starts those of them that the run needs."""
         if config.trainer.backend == ENGINE:
             from unify_posttrain.workers.engine_worker import EngineCriticWorker as Critic
             from unify_posttrain.workers.engine_worker import EngineWorker as Actor
@@ -36,11 +35,10 @@ class FusionTaskRunner(base_task_runner()):
 
             actor = Role.ActorRollout
         for role, worker in ((actor, Actor), (Role.Critic, Critic)):
-            self.role_worker_mapping[role] = ray.remote(worker)
+            self.role_worker_mapping[role] = ray.remote(place.prepared(worker))
             self.mapping[role] = "global_pool"
         if actor == Role.ActorRollout:
-            self.add_ref_policy_worker(config, Actor)
-        return FusionWorkerGroup
+            self.add_ref_policy_worker(config, place.prepared(Actor))
 
     def start_engine(self, config: DictConfig) -> None:
         """Let servers begin, if they can do so before the workers whose weights they get; held until the trainer holds them."""
@@ -50,6 +48,10 @@ class FusionTaskRunner(base_task_runner()):
             self.servers = start_servers(config)
 
     def run(self, config: DictConfig, inputs: RunInputs) -> None:
+        with HOST.place(config) as place:
+            self._train(config, inputs, place)
+
+    def _train(self, config: DictConfig, inputs: RunInputs, place: Place) -> None:
         from unify_posttrain.rollout import register_engines
         from unify_posttrain.trainer.fusion_trainer import FusionTrainer
         from unify_posttrain.workers import reward_manager, reward_worker
@@ -59,7 +61,7 @@ class FusionTaskRunner(base_task_runner()):
         reward_worker.install()
         reward_manager.install()
 
-        worker_group_cls = self.add_workers(config)
+        self.add_workers(config, place)
         self.add_reward_model_resource_pool(config)
         validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
         trainer = FusionTrainer(
@@ -68,7 +70,7 @@ class FusionTaskRunner(base_task_runner()):
             processor=inputs.processor,
             role_worker_mapping=self.role_worker_mapping,
             resource_pool_manager=self.init_resource_pool_mgr(config),
-            ray_worker_group_cls=worker_group_cls,
+            ray_worker_group_cls=place.group,
             train_dataset=inputs.train,
             val_dataset=inputs.val,
             collate_fn=collate_fn,
