@@ -126,6 +126,21 @@ def test_openmp_is_told_how_to_wait_unless_the_user_has() -> None:
         set_openmp({"LD_PRELOAD": "x"}, environment)
 
 
+@pytest.mark.slow
+def test_a_driver_that_has_a_worker_waits_as_workers_do() -> None:
+    """Told before anything imports torch."""
+    code = (
+        "import os, sys; from unify_posttrain import train\n"
+        "train._checked = lambda config: sys.exit(f\"{os.environ.get('GOMP_SPINCOUNT')} {'torch' in sys.modules}\")\n"
+        "train.main()"
+    )
+    for override, told in (("trainer.worker_in_driver=true", "1000 False"), ("trainer.worker_in_driver=false", "None False")):
+        command = [sys.executable, "-c", code, "algorithm=grpo", "actor_rollout_ref.model.path=none", override]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.stderr.strip().splitlines()[-1] == told
+
+
 def test_no_command_imports_torch_before_it_is_told() -> None:
     """OpenMP and CUDA read their variables once."""
     code = "import sys; from unify_posttrain import evaluate, train; print(sorted({'torch', 'verl', 'numpy'} & sys.modules.keys()))"

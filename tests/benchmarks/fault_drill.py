@@ -133,6 +133,7 @@ class Drill:
         self.flags = (
             "algorithm=hpt", f"trainer.total_training_steps={STEPS}", "trainer.save_freq=1", "trainer.test_freq=4",
             f"reward.custom_reward_function.path={reward}", "reward.protection.max_fault_share=0.9", "trainer.step_timeout=120",
+            "trainer.worker_in_driver=false",  # one of the faults kills it
         )  # fmt: skip
 
     def report(self, text: str, wrong: str | None = None) -> None:

@@ -110,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--home", type=Path, default=ROOT / "outputs" / "step_profile")
+    parser.add_argument("--worker-in-driver", action=argparse.BooleanOptionalAction, default=True, help="else a line of its own")
     options = parser.parse_args()
     from unify_posttrain.config import passive_threads_per_rank
 
@@ -123,7 +124,7 @@ def main() -> None:
     command = [
         sys.executable, "-m", "unify_posttrain.train", "algorithm=grpo", "trainer.experiment_name=profile",
         "trainer.resume_mode=disable", f"trainer.total_training_steps={options.steps}", "trainer.save_freq=-1",
-        "trainer.test_freq=-1",
+        "trainer.test_freq=-1", f"trainer.worker_in_driver={str(options.worker_in_driver).lower()}",
         f"data.train_batch_size={PROMPTS}", f"actor_rollout_ref.rollout.n={GROUP}", "trainer.progress=none",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={PROMPTS // UPDATES}",
         f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={MICRO_ROWS}",

@@ -103,9 +103,9 @@ def test_something_else_goes_on_while_ray_starts(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(cluster.ray, "init", init)
     monkeypatch.setattr(cluster.ray, "shutdown", lambda: down.append(threads[0].is_alive()))
-    with cluster.running(config()) as started:
+    with cluster.running(config(), threading.current_thread) as started:
         going_on.set()
-        started()
+        assert started() is threads[0], "what is wanted first begins before anybody asks, as soon as Ray is there"
         assert threads[0].is_alive() and threads[0] is not threading.main_thread()
     assert down == [True] and len(threads) == 1
 
@@ -114,11 +114,11 @@ def test_what_ray_says_is_raised_and_an_error_meanwhile_waits_for_it(monkeypatch
     happened: list[str] = []
     monkeypatch.setattr(cluster.ray, "shutdown", lambda: happened.append("down"))
     monkeypatch.setattr(cluster, "start_ray", lambda _: time.sleep(0.2) or happened.append("up"))
-    with pytest.raises(KeyError, match="mine"), cluster.running(config()):
+    with pytest.raises(KeyError, match="mine"), cluster.running(config(), dict):
         raise KeyError("mine")
     assert happened == ["up", "down"]
     monkeypatch.setattr(cluster, "start_ray", lambda given: given.no_such_address)
-    with pytest.raises(AttributeError), cluster.running(DictConfig({}, flags={"struct": True})) as started:
+    with pytest.raises(AttributeError), cluster.running(DictConfig({}, flags={"struct": True}), dict) as started:
         started()
     assert happened == ["up", "down", "down"]
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +22,7 @@ from unify_posttrain.trainer.sessions import own_sessions
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 START_ATTEMPTS = 3
 RAY_TIMED_OUT = "timed out during startup"
 # Every worker guards its logs as this process does.
@@ -82,15 +83,20 @@ def start_ray(config: DictConfig) -> None:
 
 
 @contextmanager
-def running(config: DictConfig) -> Iterator[Callable[[], None]]:
-    """Start Ray while something else goes on, and shut it down at the end; what is yielded waits until it has started, and raises
-    what went wrong.
+def running(config: DictConfig, first: Callable[[], T]) -> Iterator[Callable[[], T]]:
+    """Start Ray while something else goes on, and what is wanted `first` of it; shut it down at the end. What is yielded waits for
+    both, returns what `first` has returned, and raises what went wrong.
 
     The thread that starts Ray lives as long as Ray: the kernel ends Ray's daemons when the thread that started them ends. An error
     in the meantime waits until Ray has started: nobody could shut down a cluster that is half there.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray") as thread:
-        start = thread.submit(start_ray, config)
+
+        def begin() -> T:
+            start_ray(config)
+            return first()
+
+        start = thread.submit(begin)
         try:
             yield start.result
         finally:

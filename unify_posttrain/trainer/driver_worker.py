@@ -12,7 +12,7 @@ import gc
 import inspect
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +28,14 @@ from verl.single_controller.ray.base import RayClassWithInitArgs, _unwrap_ray_re
 
 from unify_posttrain.devices import NUM_THREADS, openmp_of, variables_of, worker_in_driver
 from unify_posttrain.trainer.worker_group import FusionWorkerGroup
+from unify_posttrain.workers.loopback import INIT_METHOD
+
+
+# What verl tells a worker, and workers tell each other, by the environment.
+VARIABLES = (
+    *("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "RAY_LOCAL_WORLD_SIZE", "WG_PREFIX", "WG_BACKEND"),
+    *("MASTER_ADDR", "MASTER_PORT", "REDIS_STORE_SERVER_HOST", INIT_METHOD),
+)
 
 
 @dataclass(frozen=True)
@@ -61,17 +69,16 @@ class Host:
             yield Place()
             return
         self.free = False
-        openmp, before = openmp_of(config), dict(os.environ)
-        os.environ.update({name: value for name, value in variables_of(config).items() if name not in openmp})
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker") as thread:
+        openmp = openmp_of(config)
+        given = {name: value for name, value in variables_of(config).items() if name not in openmp}
+        with restored({*given, *VARIABLES}), ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker") as thread:
+            os.environ.update(given)
             try:
                 yield Place(group_here(int(openmp.get(NUM_THREADS, 1)), thread), keeping_arguments)
             finally:
                 if dist.is_initialized():
                     dist.destroy_process_group()
-                gc.unfreeze()
-                os.environ.clear()
-                os.environ.update(before)
+                gc.unfreeze()  # a worker freezes what is there when its model is
 
 
 HOST = Host()
@@ -121,7 +128,7 @@ class DriverWorker:
     """
 
     def __init__(self, made: type, threads: int, thread: ThreadPoolExecutor) -> None:
-        self._threads, self._thread, self._draws = threads, thread, fresh_draws()
+        self._threads, self._thread, self._draws = threads, thread, first_draws()
         with self._own():
             self._worker = made()
 
@@ -160,9 +167,9 @@ def _arrived(values: Any) -> tuple[Any, ...]:
     return tuple(ray.get(value) if isinstance(value, ray.ObjectRef) else value for value in values)
 
 
-def fresh_draws() -> tuple[Any, ...]:
-    """The state of torch's, numpy's and Python's generators in a process that has just begun."""
-    return torch.Generator().get_state(), np.random.RandomState().get_state(), random.Random().getstate()
+def first_draws() -> tuple[Any, ...]:
+    """States of torch's, numpy's and Python's generators to begin with. In a process of its own they would be anybody's guess."""
+    return torch.Generator().manual_seed(0).get_state(), np.random.RandomState(0).get_state(), random.Random(0).getstate()
 
 
 def get_draws() -> tuple[Any, ...]:
@@ -173,6 +180,20 @@ def set_draws(draws: tuple[Any, ...]) -> None:
     torch.set_rng_state(draws[0])
     np.random.set_state(draws[1])
     random.setstate(draws[2])
+
+
+@contextmanager
+def restored(names: Iterable[str]) -> Iterator[None]:
+    """These variables of the environment are as before after the context."""
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def keeping_arguments(worker: type) -> type:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from verl.utils.device import auto_set_device
 from unify_posttrain import cpu_compat
 from unify_posttrain.backend.seams import adapted
 from unify_posttrain.redaction import redacted, redacted_overrides, remember
+from unify_posttrain.rollout.hf_start import start_servers
 from unify_posttrain.runs import state
 from unify_posttrain.runs.beginning import begin
 from unify_posttrain.runs.environment import environment
@@ -94,15 +96,14 @@ def run(config: DictConfig, stop: StopRequest | None = None, checked: DataReport
         own_cluster(config),
         redacted_arguments(),
         show_progress(config) as shown,
-        running(shown) as started,
+        running(shown, partial(start_servers, shown)) as started,
     ):
         from unify_posttrain.trainer.run_inputs import RunInputs
         from unify_posttrain.trainer.task_runner import FusionTaskRunner
 
         inputs, runner = RunInputs.load(shown, checked), FusionTaskRunner()
-        started()
+        runner.servers = started()  # Ray ends them when nobody holds them, until a replica does
         torch.set_num_threads(1)  # what Ray gives an actor of one CPU; more would spin beside the workers
-        runner.start_engine(shown)
         runner.run(shown, inputs)
         if shown.ray_kwargs.get("timeline_json_file"):
             ray.timeline(filename=shown.ray_kwargs.timeline_json_file)

@@ -40,13 +40,6 @@ class FusionTaskRunner(base_task_runner()):
         if actor == Role.ActorRollout:
             self.add_ref_policy_worker(config, place.prepared(Actor))
 
-    def start_engine(self, config: DictConfig) -> None:
-        """Let servers begin, if they can do so before the workers whose weights they get; held until the trainer holds them."""
-        if config.actor_rollout_ref.rollout.name == "hf":
-            from unify_posttrain.rollout.hf_replica import start_servers
-
-            self.servers = start_servers(config)
-
     def run(self, config: DictConfig, inputs: RunInputs) -> None:
         with HOST.place(config) as place:
             self._train(config, inputs, place)
