@@ -20,6 +20,7 @@ from transformers import (
 
 from unify_posttrain.rollout import attention
 from unify_posttrain.rollout.decoding import _Batch, decode, decode_batch
+from unify_posttrain.rollout.masks import GrowingMask
 from unify_posttrain.rollout.sampling import SamplingParams
 
 from .plain_decoding import decode_plainly
@@ -149,6 +150,26 @@ def test_a_shared_prompt_is_prefilled_once_and_rows_that_end_leave(model: Any, m
     lengths = [len(each.token_ids) for each in decode_batch(model, GROUPS, [params(seed) for seed in range(12)], EOS, PAD)]
     # With step s those run that have more than s tokens.
     assert seen == [(3, 7), *((sum(length > step for length in lengths), 1) for step in range(1, max(lengths)))]
+
+
+@pytest.mark.parametrize(("name", "whole"), [("qwen2", True), ("llama", True), ("gemma3", False), ("bloom", False)])
+def test_masks_are_made_here_where_the_model_takes_them(name: str, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of unequal prompts need masks. A window that forgets needs another mask in each kind of layer."""
+    given: list[int] = []
+    plain = GrowingMask.with_another
+
+    def watched(self: GrowingMask) -> torch.Tensor:
+        mask = plain(self)
+        given.append(mask.dim())
+        return mask
+
+    monkeypatch.setattr(GrowingMask, "with_another", watched)
+    params = [SamplingParams(1.0, 1.0, -1, 5, seed) for seed in range(3)]
+    decode_batch(model_of(name), [[7, 8, 9], [7, 8], [7]], params, EOS, PAD)
+    assert set(given) == {4 if whole else 2}
+    given.clear()
+    decode_batch(model_of(name), [[7, 8], [8, 7], [7, 7]], params, EOS, PAD)
+    assert not given, "without padding everything is read"
 
 
 def test_the_room_is_taken_once(model: Any) -> None:

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 
 from unify_posttrain.rollout.attention import fast_attention
 from unify_posttrain.rollout.cache import cache_for_rows, empty_cache, keep_rows
+from unify_posttrain.rollout.masks import GrowingMask, made_for
 from unify_posttrain.rollout.pictures import GRIDS, PIXELS, Inputs, picture_key
 from unify_posttrain.rollout.sampling import SamplingParams, SeededSampler
 
@@ -131,7 +132,7 @@ class _Batch:
     def __init__(self, model: PreTrainedModel, cache: Cache, attended: Tensor, positions: Tensor | None, logits: Tensor) -> None:
         self.model, self.cache, self.logits = model, cache, logits
         # Rows that begin in different columns need masks; without one, attention reads everything.
-        self.attended = None if bool(attended.all()) else attended
+        self.mask = None if bool(attended.all()) else GrowingMask(attended, made_for(model, cache))
         self.positions = positions
 
     @classmethod
@@ -171,7 +172,8 @@ class _Batch:
     def keep(self, order: Tensor) -> None:
         """Row i is row order[i] from now on."""
         keep_rows(self.cache, order)
-        self.attended = None if self.attended is None else self.attended[order]
+        if self.mask is not None:
+            self.mask.keep(order)
         self.positions = None if self.positions is None else self.positions[..., order, :]
 
     def step(self, token_ids: Tensor) -> None:
@@ -180,11 +182,9 @@ class _Batch:
         if self.positions is not None:
             self.positions = self.positions + 1
             options["position_ids"] = self.positions
-        if self.attended is not None:
-            self.attended = torch.cat([self.attended, self.attended.new_ones(len(token_ids), 1)], dim=1)
         output = self.model(
             input_ids=token_ids.unsqueeze(1),
-            attention_mask=self.attended,
+            attention_mask=None if self.mask is None else self.mask.with_another(),
             past_key_values=self.cache,
             use_cache=True,
             **options,
