@@ -13,6 +13,7 @@ from verl.workers.rollout.replica import RolloutReplica
 
 from unify_posttrain.rollout.hf_start import server_name, start_server
 
+
 class HFReplica(RolloutReplica):
     """One `HFServer` per rank."""
 

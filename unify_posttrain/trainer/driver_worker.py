@@ -1,7 +1,7 @@
 """The worker of a run that has one rank, in the driver: a process less that starts and imports verl (`trainer.worker_in_driver`).
 
-verl's trainer speaks to it as to every worker, through a group and Ray's object store. So it gets copies of what is sent, and what it
-returns is copied. What a process has to itself is kept apart: variables, random draws, torch threads, and the configuration.
+verl's trainer speaks to it as to every worker, through a group and Ray's object store. So it gets copies of what is sent, and what
+it returns is copied. What a process has to itself is kept apart: variables, random draws, torch threads, and the configuration.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from verl.single_controller.ray.base import RayClassWithInitArgs, _unwrap_ray_re
 from unify_posttrain.devices import NUM_THREADS, openmp_of, variables_of, worker_in_driver
 from unify_posttrain.trainer.worker_group import FusionWorkerGroup
 from unify_posttrain.workers.loopback import INIT_METHOD
-
 
 # What verl tells a worker, and workers tell each other, by the environment.
 VARIABLES = (
