@@ -11,7 +11,8 @@ VERL09_BIN := $(VERL09_VENV)/bin
 VERL09_STAMP := $(VERL09_VENV)/.installed
 # What does not import what only verl 0.7.1 has.
 VERL09_TESTS := tests/test_backend.py tests/workers/test_engine.py tests/workers/test_engine_worker.py tests/rollout/test_decoding.py \
-	tests/rollout/test_environment_loop.py tests/startup/test_backend_checks.py tests/startup/test_round_trip.py tests/runs/test_origin.py tests/e2e/test_backends.py
+	tests/rollout/test_environment_loop.py tests/startup/test_backend_checks.py tests/startup/test_round_trip.py tests/runs/test_origin.py tests/runs/test_continuity.py \
+	tests/e2e/test_backends.py
 VERL09_VLLM_VENV := .venv-verl09-vllm
 VERL09_VLLM_BIN := $(VERL09_VLLM_VENV)/bin
 VERL09_VLLM_STAMP := $(VERL09_VLLM_VENV)/.installed

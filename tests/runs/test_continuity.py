@@ -16,6 +16,11 @@ from unify_posttrain.runs.continuity import RULES, USED, Resume, changes, leaves
 
 # Keys that verl reads and that its files do not name.
 NOT_IN_FILES = {"data.gen_batch_size", "data.cache_dir", "trainer.wandb_proxy", "dry_run"}
+# Those of verl 0.9.1 that 0.7.1 does not have, one for each pattern.
+NEWER = {
+    "actor_rollout_ref.model.lora.rank", "data.mm_processor_kwargs", "data.audio_key", "data.function_tool_path",
+    "trainer.v1.trainer_mode", "trainer.checkpoint_callback_class", "distillation.enabled", "skip.rollout.enable",
+}  # fmt: skip
 # Nodes that are read anew at every step or start, so that a new key in them is used whatever it is.
 USED_NODES = {
     "fusion.*", "algorithm.*", "reward.*", "reward_model.*", "custom_reward_function.*", "sandbox_fusion.*", "critic.*",
@@ -49,12 +54,12 @@ def test_a_new_setting_of_ours_needs_a_decision() -> None:
 def test_no_pattern_is_idle() -> None:
     """Each decides some key: it fits one that no pattern before it fits."""
     decided = set()
-    for key in keys() | NOT_IN_FILES:
+    for key in keys() | NOT_IN_FILES | NEWER:
         patterns = [(kind, pattern) for kind, all_ in RULES for pattern in all_]
         decided.add(next(each for each in patterns if fnmatchcase(key, each[1])))
     idle = {pattern for kind, all_ in RULES for pattern in all_ if (kind, pattern) not in decided}
-    # The critic has no such keys in the files of today, the actor has.
-    assert idle <= {"critic.model.exclude_modules", "critic.model.override_config*"}
+    # The critic has no such keys in the files of today, the actor has; verl 0.9.1 keeps two nodes of data elsewhere.
+    assert idle <= {"critic.model.exclude_modules", "critic.model.override_config*", "data.sampler.*", "data.datagen.*"}
 
 
 @pytest.mark.parametrize(

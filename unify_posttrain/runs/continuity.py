@@ -58,6 +58,9 @@ REFUSED = (
     *_below(_ACTOR, f"strategy qat.* {_SHARDS}"),
     *_below(f"{_ACTOR}.optim", _OPTIMIZER),
     *_below("critic", "enable strategy"),
+    # verl 0.9.1's place for adapters, and how it makes tokens of pictures.
+    f"{_MODEL}.lora.*",
+    "data.mm_processor_kwargs*",
     *_below("critic.model", f"path {_LORA} {_SHARDS}"),
     *_below("critic.optim", _OPTIMIZER),
 )
@@ -83,6 +86,10 @@ HARMLESS = (
     "ray_kwargs.*",
     "global_profiler.*",
     "transfer_queue.*",
+    # Of verl 0.9.1, off here (`startup.checks`), with what it would read if it were on.
+    *_below("trainer", "v1.* checkpoint_callback_class"),
+    "distillation.*",
+    "skip.*",
     "*.profiler.*",
     "*._target_",
     # Copies of other keys.
@@ -108,7 +115,7 @@ USED = (
     *_below("data", "val_files val_max_samples validation_shuffle max_response_length truncation trust_remote_code"),
     *_below("data", "reward_fn_key reward_impl_version reward_kind tool_config_path"),
     *_below("data", "return_raw_input_ids return_raw_chat return_full_prompt return_multi_modal_inputs"),
-    *_below("data", "image_key video_key image_patch_size image_root"),
+    *_below("data", "image_key video_key audio_key image_patch_size image_root function_tool_path"),
     *_below("trainer", "total_epochs total_training_steps test_freq critic_warmup seed_rollouts balance_batch"),
     *_below("trainer", "unify_strategy switch_gate*"),
     "fusion.*",

@@ -86,6 +86,16 @@ def _check_spellings(config: DictConfig) -> None:
             raise ValueError(f"{copy}={given} is a copy of {key}={decides}; set {key}")
 
 
+# Options of verl 0.9.1 alone, which are off as verl has them.
+NEWER = (
+    ("distillation.enabled", "no term reads a teacher"),
+    *((f"skip.{part}.enable", "it wraps an object that this trainer does not use") for part in ("rollout", "async_rollout", "rollout_tq")),
+    ("trainer.checkpoint_callback_class", "checkpoints are written and counted here"),
+    ("trainer.use_v1", "verl's newer trainer keeps batches elsewhere and has no stages to extend"),
+    ("data.mm_processor_kwargs", "prompts and demonstrations are tokenised without them"),
+)
+
+
 def _check_unsupported(config: DictConfig, algorithm: Algorithm) -> None:
     """Options of verl that our terms would silently ignore, or that break with changed rows."""
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
@@ -124,6 +134,10 @@ def _check_unsupported(config: DictConfig, algorithm: Algorithm) -> None:
     for key, value, supported, why in refuse:
         if value not in supported:
             raise ValueError(f"{key}={value} is not supported ({why}); set it to {next(iter(supported))}")
+    for key, why in NEWER:
+        value = OmegaConf.select(config, key)
+        if value:
+            raise ValueError(f"{key}={value} is not supported ({why}); leave it as verl has it")
     if str(config.algorithm.adv_estimator) == "remax":
         raise ValueError(
             "algorithm.adv_estimator=remax needs a greedy rollout beside the sampled ones, which this trainer does not generate; "
