@@ -149,7 +149,8 @@ def test_a_frozen_tower_is_not_trained(plan: Plan) -> None:
 def test_images_of_episodes_are_counted_before_the_data_is_there(plan: Plan) -> None:
     """The tower keeps, per layer, an input of 1280 numbers of each patch; a token is 2 x 2 patches.
 
-    4 searches that show 512 tokens each, in 16,384 // (1024 + 4652) = 2 rows of a pass: 32 x (2 x 2048 x 4) x 1280 x 2 bytes, 1.34 GB
+    4 searches that show 512 tokens each, in 16,384 // (1024 + 4652) = 2 rows of a pass:
+    32 layers x (2 x 2048 x 4) patches x 1280 x 2 bytes, 1.34 GB
     """
     vrag = ("algorithm=hpt", "model=qwen2_5_vl_7b", "task=vrag", "hardware=node_8gpu", f"{ACTOR}.ppo_max_token_len_per_gpu=16384")
     assert of(plan(*vrag), "vision tower")[0] == 32 * (2 * 2048 * 4) * 1280 * 2
