@@ -108,7 +108,7 @@ def explain_config(config: DictConfig, overrides: Sequence[str] = ()) -> dict[st
 
     algorithm = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
     parts = [(phase.algorithm, "" if len(algorithm.phases) == 1 else f"{phase.algorithm.name}: ") for phase in algorithm.phases]
-    turns = _of_turns(config)
+    turns = _of_turns(config) if algorithm.needs_critic else ""  # nobody else may credit them
     terms = [_row(term, part, prefix, turns) for part, prefix in parts for term in part.terms]
     terms += [_row(term, part, f"{prefix}replay: ", turns) for part, prefix in parts for term in part.replay_terms]
     rules = [part.experience for part, _ in parts]

@@ -421,21 +421,24 @@ def test_the_disk_and_the_checkpoints(free: float, parameters: float | None, kep
     assert (status == "green") == (not finding.remedy)
 
 
-@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+OTHERWISE = ("actor_rollout_ref.actor.freeze_vision_tower=true", "actor_rollout_ref.actor.checkpoint.save_contents=[model]")
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [*((name, ()) for name in sorted(ALGORITHMS)), *(("ppo", (each,)) for each in OTHERWISE)]
+)
 def test_a_checkpoint_is_as_large_as_the_plan_says(
-    name: str, composed: Callable[..., DictConfig], algorithm: Callable[..., Algorithm]
+    name: str, more: tuple[str, ...], composed: Callable[..., DictConfig], algorithm: Callable[..., Algorithm]
 ) -> None:
     """A critic's half and the moments of a replayed step are read off the configuration, because classes import torch."""
-    for more in (
-        (),
-        ("actor_rollout_ref.actor.freeze_vision_tower=true",),
-        ("actor_rollout_ref.actor.checkpoint.save_contents=[model]",),
-    ):
-        flags = (f"algorithm={name}", "model=qwen2_5_vl_7b", "hardware=node_8gpu", *more)
-        config, plan = composed(*flags), rank_plan(composed(*flags), algorithm(*flags))
-        assert looks.checkpoint_bytes(config) == pytest.approx(checkpoints_of(config, plan, 100).each)
-    unknown = composed("actor_rollout_ref.model.path=nobody/nothing", "hardware=node_8gpu")
-    assert looks.checkpoint_bytes(unknown) is None
+    flags = (f"algorithm={name}", "model=qwen2_5_vl_7b", "hardware=node_8gpu", *more)
+    config = composed(*flags)
+    planned_size = checkpoints_of(config, rank_plan(config, algorithm(*flags)), 100).each
+    assert looks.checkpoint_bytes(config) == pytest.approx(planned_size)
+
+
+def test_a_checkpoint_of_an_unknown_model_has_no_size(composed: Callable[..., DictConfig]) -> None:
+    assert looks.checkpoint_bytes(composed("actor_rollout_ref.model.path=nobody/nothing", "hardware=node_8gpu")) is None
 
 
 def test_a_disk_without_inodes_and_a_run_without_checkpoints() -> None:
