@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests import published
-from unify_posttrain.algorithms import METHODS, RELEASED
+from unify_posttrain.algorithms import METHODS, RELEASED, build_algorithm
+from unify_posttrain.startup.memory import parts_of, totals
+from unify_posttrain.startup.memory_checks import check_bucket
+from unify_posttrain.startup.memory_plan import actor_shape, rank_plan
 
 
 @pytest.mark.slow  # composes what every script starts
@@ -47,3 +51,23 @@ def test_all_methods_are_there_and_have_a_script() -> None:
     balances = {method.name for method in RELEASED}
     assert balances <= listed
     assert {entry["method"] for entry in data["runs"] if f"algorithm={entry['method']}_released" in entry["command"]} == balances
+
+
+@pytest.mark.slow
+def test_the_model_of_every_run_is_known_before_it_is_downloaded() -> None:
+    """Otherwise nobody plans its memory, and the buffer for its weights is verl's 2048 MiB, at which a run of 7B ends."""
+    for entry in published.read()["runs"]:
+        config = published.composed(entry["command"], entry.get("step"))
+        shape = actor_shape(config)
+        assert shape is not None and shape.parameters is not None, entry["title"]
+        check_bucket(config)
+
+
+@pytest.mark.parametrize("model", ["qwen2_5_7b", "llama3_1_8b_instruct"])
+def test_rl_that_heals_fits_on_four_gpus(model: str) -> None:
+    """A twentieth is left for what the plan does not count. Four ranks hold twice of what eight do."""
+    for step in ("sft-0", "ppo-peak-0", "grpo-end-0"):
+        config = published.composed(f"exp_scripts/heals.sh common.model={model}", step)
+        plan = rank_plan(config, build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True)))
+        assert plan is not None and plan.accelerator is not None and plan.actor.shards == 4
+        assert max(totals(parts_of(plan)).values()) < 0.95 * plan.accelerator.memory, step

@@ -25,7 +25,7 @@ from unify_posttrain.startup.memory_plan import actor_shape
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 # All that are fetched from the hub; the others are made here and are tiny.
 MODELS = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml") if "prepare" not in OmegaConf.load(path))
-TOO_LARGE_FOR_VERL = ("qwen2_5_math_7b", "qwen2_5_7b", "qwen2_5_vl_7b", "qwen3_8b")  # for its 2048 MiB
+TOO_LARGE_FOR_VERL = ("qwen2_5_math_7b", "qwen2_5_7b", "qwen2_5_7b_instruct", "qwen2_5_vl_7b", "qwen3_8b")  # for its 2048 MiB
 NODE, ONE = ("task=openr1_math", "hardware=node_8gpu"), ("task=openr1_math", "hardware=gpu_1")
 
 

@@ -35,7 +35,7 @@ WithImages = Callable[[Sequence[Mapping[str, Any]], Sequence[str]], list[dict[st
 
 
 class Environment(Protocol):
-    """One episode at a time. One that answers with images has `image_limits`, `check_processor` and `with_images`, too, and one that
+    """One episode at a time. One that answers with images has `image_limits`, `check_processor` and `with_images`, too, one that
     asks over the network `servers`: the functions of these names in this module ask for them."""
 
     @property
