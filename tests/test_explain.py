@@ -106,8 +106,9 @@ def test_a_file_that_is_named_sets_the_value(name: str, composed: Callable[..., 
         if source == VERL:
             continue
         assert source.startswith("conf/") and source != COMMAND_LINE, key
-        written = OmegaConf.to_container(OmegaConf.load(conf_dir() / source.removeprefix("conf/")))
-        for part in key.split("."):
+        file, _, copied = source.removesuffix(")").partition(" (")  # of a value that is another key's
+        written = OmegaConf.to_container(OmegaConf.load(conf_dir() / file.removeprefix("conf/")))
+        for part in (copied or key).split("."):
             assert part in written, f"{source} does not set {key}"
             written = written[part]
         if "${" not in str(written) and key != "fusion.phases":
