@@ -9,5 +9,5 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh" "$@"
 
-published qwen2_5_7b_instruct model=qwen2_5_7b actor_rollout_ref.model.path=Qwen/Qwen2.5-7B-Instruct
+published qwen2_5_7b_instruct
 run_experiment chord openr1_math fusion.chord.expert_share=0.2 data.max_response_length=10240

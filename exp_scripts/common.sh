@@ -86,8 +86,7 @@ read_arguments() {
     [[ -z $dry_run ]] || arguments+=(+dry_run=true)
 }
 
-# published MODEL [override ...]: a published run with this model, and what was set for it. A MODEL that is no choice of conf/model
-# names one of the same family as an override, model=CHOICE, and its path.
+# published MODEL [override ...]: a published run with this model, and what was set for it
 published() {
     models+=("$1")
     [[ ${MODEL:-${models[0]}} != "$1" ]] || settings=("${@:2}")
@@ -126,7 +125,6 @@ run_experiment() {
         case $setting in
             # Of the script's own task: another one has neither.
             prepare.* | data.reward_impl_version=*) [[ $task != "$2" ]] || given+=("$setting") ;;
-            model=*) model=${setting#*=} ;;
             *) given+=("$setting") ;;
         esac
     done

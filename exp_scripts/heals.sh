@@ -12,7 +12,8 @@
 #   exp_scripts/heals.sh 'starts=[base,peak,500,end]'   # RL from other checkpoints
 #
 # Stop it with Ctrl-C and start the same command again: finished steps are not repeated, a training goes on at its last checkpoint.
-# HARDWARE: a choice of conf/hardware, default node_8gpu with 4 of its GPUs. PYTHON: interpreter, default python.
+# HARDWARE: a choice of conf/hardware, default node_8gpu with 4 of its GPUs, which hold twice the state of 8, so that half of their
+# memory is left to vLLM. PYTHON: interpreter, default python.
 # Not run here: needs 4 GPUs of 80 GB, and some terabytes for checkpoints.
 
 set -euo pipefail
@@ -56,6 +57,7 @@ exec "${PYTHON:-python}" -m unify_posttrain.healing \
     common.model="$model" \
     common.hardware="${HARDWARE:-node_8gpu}" \
     +common.trainer.n_gpus_per_node=4 \
+    +common.actor_rollout_ref.rollout.gpu_memory_utilization=0.5 \
     sft.data.train_batch_size=64 \
     sft.data.train_max_samples=-1 \
     sft.actor_rollout_ref.actor.ppo_mini_batch_size=64 \

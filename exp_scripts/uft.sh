@@ -15,9 +15,9 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh" "$@"
 
-published qwen2_5_3b model=qwen2_5_7b actor_rollout_ref.model.path=Qwen/Qwen2.5-3B
-published qwen2_5_0_5b model=qwen2_5_7b actor_rollout_ref.model.path=Qwen/Qwen2.5-0.5B
-published qwen2_5_1_5b model=qwen2_5_7b actor_rollout_ref.model.path=Qwen/Qwen2.5-1.5B
+published qwen2_5_3b
+published qwen2_5_0_5b
+published qwen2_5_1_5b
 
 # shellcheck disable=SC2016  # Hydra resolves it, not the shell
 run_experiment uft convert \

@@ -23,6 +23,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from unify_posttrain.config import compose_config
+from unify_posttrain.healing.plan import Healing, first_steps, later_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA, PAGE = ROOT / "docs" / "published.yaml", ROOT / "docs" / "published.md"
@@ -81,9 +82,20 @@ def read() -> dict[str, Any]:
 
 
 @cache
-def composed(command: str) -> Any:
-    """The configuration that a script and its arguments stand for; paths begin with `outputs`."""
-    return compose_config(script_overrides(command))
+def composed(command: str, step: str | None = None) -> Any:
+    """The configuration that a script and its arguments stand for; paths begin with `outputs`.
+
+    Args:
+        step: of a script that runs several commands (`python -m unify_posttrain.healing`), the training that is meant.
+    """
+    overrides = script_overrides(command)
+    if step is not None:
+        chain = Healing.from_config(compose_config(overrides, "heals"))
+        starts = {seed: dict.fromkeys(chain.starts, 0) for seed in chain.seeds}  # which checkpoints, is no setting
+        (overrides,) = [
+            each.overrides for group in (*first_steps(chain), *later_steps(chain, starts)) for each in group if each.name == step
+        ]
+    return compose_config(overrides)
 
 
 @cache
@@ -109,7 +121,7 @@ def runs(data: Mapping[str, Any]) -> list[Run]:
 
 
 def _run(entry: Mapping[str, Any], reasons: Mapping[str, str]) -> Run:
-    config, own_config = composed(entry["command"]), None
+    config, own_config = composed(entry["command"], entry.get("step")), None
     if f"algorithm={entry['method']}_released" in entry["command"]:
         own_config = composed(entry["command"].replace(f" algorithm={entry['method']}_released", ""))
     rows, own = [], []
@@ -123,7 +135,8 @@ def _run(entry: Mapping[str, Any], reasons: Mapping[str, str]) -> Run:
         why = given.get("why")
         ours = given.get("ours", given["published"])
         rows.append(Row(given["setting"], given["published"], ours, reasons.get(why, why), key=False))
-    return Run(entry["title"], entry["method"], entry["source"], entry["command"], tuple(rows), tuple(own))
+    command = entry["command"] + (f"   # of its steps {entry['step']}" if "step" in entry else "")
+    return Run(entry["title"], entry["method"], entry["source"], command, tuple(rows), tuple(own))
 
 
 def _value(config: Any, key: str, title: str) -> Any:
@@ -150,7 +163,7 @@ def render(data: Mapping[str, Any]) -> str:
     """docs/published.md."""
     parts = [INTRODUCTION, *(_section(run) for run in runs(data))]
     rest = "\n".join(f"- `{name}`: {' '.join(why.split())}" for name, why in data["unknown"].items())
-    parts.append(f"## Not known here\n\nMethods whose published runs are not compared:\n\n{rest}\n")
+    parts.append(f"## Not known here\n\nScripts of exp_scripts/ whose published runs are not compared:\n\n{rest}\n")
     return "\n".join(parts)
 
 

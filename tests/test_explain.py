@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -13,9 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from unify_posttrain.algorithms import ALGORITHMS, Algorithm
 from unify_posttrain.config import conf_dir
 from unify_posttrain.explain import COLUMNS, OF_DEMONSTRATIONS, OF_EVERY_RUN, SETTINGS, explain, main
+from unify_posttrain.phase_files import file_chain
 from unify_posttrain.provenance import COMMAND_LINE, VERL
 
-NAMES = sorted(name for name in ALGORITHMS if (conf_dir() / "algorithm" / f"{name}.yaml").is_file())
+NAMES = sorted(ALGORITHMS)
+# Spellings of other keys, and what is there before an algorithm is.
+NOT_SHOWN = {"fusion.algorithm", "trainer.unify_strategy", "trainer.switch_gate", "trainer.switch_gate_off"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,8 +106,9 @@ def test_a_file_that_is_named_sets_the_value(name: str, composed: Callable[..., 
         if source == VERL:
             continue
         assert source.startswith("conf/") and source != COMMAND_LINE, key
-        written = OmegaConf.to_container(OmegaConf.load(conf_dir() / source.removeprefix("conf/")))
-        for part in key.split("."):
+        file, _, copied = source.removesuffix(")").partition(" (")  # of a value that is another key's
+        written = OmegaConf.to_container(OmegaConf.load(conf_dir() / file.removeprefix("conf/")))
+        for part in (copied or key).split("."):
             assert part in written, f"{source} does not set {key}"
             written = written[part]
         if "${" not in str(written) and key != "fusion.phases":
@@ -130,6 +134,46 @@ def test_all_of_an_algorithms_own_settings_are_shown(name: str, composed: Callab
             assert key in switched_off, key
             if switched_off[key]:
                 assert key in sources(f"algorithm={name}", switched_off[key]), key
+
+
+def leaves(node: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Dotted keys."""
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{above}{key}.")
+        elif key != "defaults":
+            yield f"{above}{key}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_an_algorithms_file_sets_is_shown(name: str) -> None:
+    """Schedules, dynamic sampling, penalties, a critic's and an estimator's numbers are the method's as much as its terms are.
+
+    Left out are keys of `fusion` and of the actor's loss that a file takes over from another one or sets without reading them:
+    what of those is read, `settings_read` watches.
+    """
+    task = ["task=navigation"] if name == "ppo_heals" else []
+    shown = set(sources(f"algorithm={name}", *task))
+    for file in file_chain(conf_dir() / "algorithm", name):
+        keys = {key.replace("episode.", "environment.") for key in leaves(OmegaConf.to_container(OmegaConf.load(file)))}
+        watched = {key for key in keys if key.startswith("fusion.") or key == "actor_rollout_ref.actor.entropy_coeff"}
+        assert keys - watched - NOT_SHOWN - shown == set(), file.name
+
+
+def test_turns_are_shown() -> None:
+    """Credit of turns is a method's, whose environment is the task's."""
+    heals = explained("algorithm=ppo_heals", "task=navigation")
+    assert heals["advantage"] == "GAE of the critic's values, over turns: one number for all tokens of a turn"
+    assert {term["advantage"] for term in heals["terms"]} == {heals["advantage"]}
+    found = sources("algorithm=ppo_heals", "task=navigation")
+    assert found["environment.credit"] == "conf/algorithm/ppo_heals.yaml (episode.credit)"
+    assert found["critic.ppo_epochs"] == "conf/algorithm/ppo_heals.yaml (actor_rollout_ref.actor.ppo_epochs)"
+    assert found["algorithm.gamma"] == "conf/algorithm/ppo_heals.yaml"
+    plain = explained("algorithm=grpo", "task=navigation")
+    assert plain["advantage"] == explained("algorithm=grpo")["advantage"]
+    assert sources("algorithm=grpo", "task=navigation")["environment.credit"] == "conf/task/navigation.yaml"
+    by_turn = explained("algorithm=ppo", "task=navigation", "environment.score=sum", "environment.credit=turn")
+    assert by_turn["advantage"] == "GAE of the critic's values, each turn's reward on its last token"
 
 
 def test_where_a_setting_comes_from() -> None:

@@ -158,7 +158,11 @@ def late():
 NODES = {node for cls in ALGORITHMS.values() for node in cls.nodes}
 OWN_METRICS = {name for cls in ALGORITHMS.values() for name in cls.own_metrics}
 BLIND = [
-    *(path for path in MODULES if room_of(path) in ("trainer", "workers", "rollout", "runs", "startup")),
+    *(
+        path
+        for path in MODULES
+        if room_of(path) in ("trainer", "workers", "rollout", "runs", "startup", "doctoring", "measures", "backend")
+    ),
     *(PACKAGE / "algorithms" / name for name in ("base.py", "parts.py")),
 ]
 # Words that name an algorithm and something else as well, where they mean the other thing.

@@ -29,7 +29,7 @@ PACKAGE = ROOT / "unify_posttrain"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PAPERS = ROOT / "docs" / "papers.md"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-MODULE_LINES = 320
+MODULE_LINES = 300
 FILE_BYTES = 500_000  # data and weights do not belong into a repository
 
 

@@ -13,6 +13,7 @@ from unify_posttrain.config import GROUPS, conf_dir
 from unify_posttrain.phase_files import file_chain
 
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # the keys that an interpolation names
+GIVEN_WAY = re.compile(r"^\$\{oc\.select:([\w.]+),")  # the key whose value a file takes over where something sets it
 COMMAND_LINE, VERL = "command line", "verl"
 
 
@@ -41,7 +42,10 @@ class Provenance:
             found, value = _look_up(content, key)
             if found:
                 referred = [name for name in REFERENCE.findall(str(value)) if self._overridden(name)]
-                return f"{COMMAND_LINE} ({referred[0]})" if referred else _name(file)
+                if referred:
+                    return f"{COMMAND_LINE} ({referred[0]})"
+                taken_over = [(self.source(name), name) for name in GIVEN_WAY.findall(str(value))]
+                return next((f"{source} ({name})" for source, name in taken_over if source != VERL), _name(file))
         return VERL
 
     def _overridden(self, key: str) -> bool:

@@ -92,13 +92,13 @@ def test_seeds_of_turns() -> None:
 def test_given_tokens_belong_to_the_first_turn() -> None:
     for trained, span in ((True, (0, 7)), (False, (4, 7))):
         transcript = Transcript(10, TurnBudget(2, 50, 2, 60))
-        transcript.open([1, 2, 3, 4], trained)
+        transcript.begin_with([1, 2, 3, 4], trained)
         assert transcript.room() == 50
         transcript.answer([5, 6, 7], [-0.1, -0.2, -0.3])
         assert transcript.spans == [span] and transcript.mask == [int(trained)] * 4 + [1, 1, 1]
         assert transcript.log_probs == [0, 0, 0, 0, -0.1, -0.2, -0.3]
     with pytest.raises(ValueError, match="only the first answer begins with given tokens"):
-        transcript.open([1], True)
+        transcript.begin_with([1], True)
 
 
 def test_an_environment_that_ends_early_and_one_that_is_played_wrongly() -> None:

@@ -53,10 +53,28 @@ def pinned(file: str, python: str = "3.11") -> dict[str, str]:
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_versions_for_gpus_are_within_the_bounds(python: str) -> None:
     pins, extras = pinned("constraints-gpu.txt", python), PROJECT["optional-dependencies"]
-    chosen = ("verl07", "vllm", "vl", "flash-attn", "slurm", "dev")
+    (installed,) = re.findall(r"-c constraints-gpu\.txt -e '\.\[([\w,-]+)\]'", MAKEFILE)
+    chosen = (*installed.split(","), "flash-attn")
     wanted = [*PROJECT["dependencies"], *(each for extra in chosen for each in extras[extra])]
     for requirement in map(Requirement, wanted):
         assert pins[requirement.name] in requirement.specifier, f"{requirement} is pinned to {pins[requirement.name]}"
+
+
+@pytest.mark.parametrize(
+    ("file", "document"),
+    [
+        ("constraints.txt", "CONTRIBUTING.md"),
+        ("constraints-gpu.txt", "constraints-gpu.txt"),
+        ("constraints-vllm.txt", "constraints-vllm.txt"),
+    ],
+)
+def test_versions_are_resolved_with_the_extras_that_are_installed(file: str, document: str) -> None:
+    """Without verl's own extra, what is resolved anew would be a tree without verl."""
+    (command,) = re.findall(r"uv pip compile (.*?)pyproject\.toml", (ROOT / document).read_text(), flags=re.DOTALL)
+    resolved = set(re.findall(r"--extra ([\w-]+)", command))
+    installed = re.search(rf"-c {file} -e '\.\[([\w,-]+)\]'", MAKEFILE)
+    assert resolved >= {"verl07", *(installed[1].split(",") if installed else ())}
+    assert {"verl", "torch", "ray"} <= set(pinned(file))
 
 
 @pytest.mark.parametrize("python", PYTHONS)

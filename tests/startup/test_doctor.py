@@ -14,15 +14,19 @@ import pytest
 from omegaconf import DictConfig
 from rich.console import Console
 
+from unify_posttrain.algorithms import ALGORITHMS, Algorithm
 from unify_posttrain.config import compose_config
 from unify_posttrain.doctor import main
 from unify_posttrain.doctoring import gpus, host, looks, packages, planned, probes
 from unify_posttrain.doctoring.examination import examine
 from unify_posttrain.doctoring.findings import Finding, Status, green, red, worst, yellow
-from unify_posttrain.doctoring.looks import Subject, look_at_gpus, writing_error
+from unify_posttrain.doctoring.looks import look_at_gpus, writing_error
 from unify_posttrain.doctoring.printing import as_json, show
 from unify_posttrain.doctoring.probes import Ended, RayProcess, Space
+from unify_posttrain.doctoring.subject import Subject
+from unify_posttrain.startup.disk import checkpoints_of
 from unify_posttrain.startup.environment_checks import check_environment, env_vars_problem, installed_trl, trl_problem
+from unify_posttrain.startup.memory_plan import rank_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
@@ -402,7 +406,7 @@ def test_text_and_clock() -> None:
 @pytest.mark.parametrize(
     ("free", "parameters", "kept", "status"),
     [
-        # A checkpoint of 7.6e9 parameters: 7.6e9 * 12 bytes = 91.2 GB; ten of them 912 GB.
+        # A checkpoint of 7.6e9 parameters has their weights and two moments: 7.6e9 * 12 bytes = 91.2 GB; ten of them 912 GB.
         (1e12, 7.6e9, 10, "green"),
         (5e11, 7.6e9, 10, "yellow"),
         (9e10, 7.6e9, 10, "red"),
@@ -411,14 +415,34 @@ def test_text_and_clock() -> None:
     ],
 )
 def test_the_disk_and_the_checkpoints(free: float, parameters: float | None, kept: int, status: str) -> None:
-    finding = planned.check_disk(Space(10**13, int(free)), planned.Plan("outputs/runs/hpt", parameters, kept))
+    finding = planned.check_disk(Space(10**13, int(free)), planned.Plan("outputs/runs/hpt", parameters and 12 * parameters, kept))
     assert finding.status.value == status
     assert ("91.2 GB" in finding.found) == (parameters is not None)
     assert (status == "green") == (not finding.remedy)
 
 
+OTHERWISE = ("actor_rollout_ref.actor.freeze_vision_tower=true", "actor_rollout_ref.actor.checkpoint.save_contents=[model]")
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [*((name, ()) for name in sorted(ALGORITHMS)), *(("ppo", (each,)) for each in OTHERWISE)]
+)
+def test_a_checkpoint_is_as_large_as_the_plan_says(
+    name: str, more: tuple[str, ...], composed: Callable[..., DictConfig], algorithm: Callable[..., Algorithm]
+) -> None:
+    """A critic's half and the moments of a replayed step are read off the configuration, because classes import torch."""
+    flags = (f"algorithm={name}", "model=qwen2_5_vl_7b", "hardware=node_8gpu", *more)
+    config = composed(*flags)
+    planned_size = checkpoints_of(config, rank_plan(config, algorithm(*flags)), 100).each
+    assert looks.checkpoint_bytes(config) == pytest.approx(planned_size)
+
+
+def test_a_checkpoint_of_an_unknown_model_has_no_size(composed: Callable[..., DictConfig]) -> None:
+    assert looks.checkpoint_bytes(composed("actor_rollout_ref.model.path=nobody/nothing", "hardware=node_8gpu")) is None
+
+
 def test_a_disk_without_inodes_and_a_run_without_checkpoints() -> None:
-    plan = planned.Plan("runs", 7.6e9)
+    plan = planned.Plan("runs", 91.2e9)
     assert "9 more files" in planned.check_disk(Space(10**13, 10**13, files=9), plan).found
     assert planned.check_disk(Space(10**13, 10**9), plan, saves=False).status is Status.GREEN
 
@@ -462,6 +486,39 @@ def test_data_that_is_not_there() -> None:
     finding = planned.check_data([("data.train_files: a.parquet", "prepare a"), ("b", "prepare b")], None)
     assert finding == red("data", "not there: data.train_files: a.parquet and 1 more", "prepare a")
     assert planned.check_data([], "data.train_files: x does not exist; check the path").status is Status.RED
+
+
+PAGES = ("task=vrag", "model=qwen2_5_vl_7b", "hardware=node_8gpu", "environment.retriever.kind=http")
+JUDGE = ("environment.judge.kind=llm", "environment.judge.model=m", "environment.judge.url=http://127.0.0.1:8/v1")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "listening", "status", "said"),
+    [
+        (PAGES, False, "red", "nothing answers at environment.retriever.url=http://127.0.0.1:9"),
+        (PAGES, True, "green", "answers: http://127.0.0.1:9"),
+        ((*PAGES[:3], *JUDGE), False, "yellow", "environment.judge.url=http://127.0.0.1:8/v1: f1 judges in its place"),
+        ((*PAGES, *JUDGE), False, "red", "nothing answers at environment.retriever.url"),
+        ((*PAGES[:3], *JUDGE, "environment.judge.key_env=NOT_THERE"), True, "red", "environment.judge.key_env=NOT_THERE"),
+        (PAGES[:3], False, "green", "asks no server"),
+        (("task=navigation",), False, "green", "asks no server"),
+    ],
+)
+def test_servers_that_episodes_ask(
+    composed: Callable[..., DictConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+    listening: bool,
+    status: str,
+    said: str,
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(probes, "connects", lambda host, port, seconds: (asked.append(port), listening)[1])
+    url = ("environment.retriever.url=http://127.0.0.1:9",) if "vrag" in overrides[0] else ()
+    (finding,) = looks._episodes(Subject(composed(*overrides, *url)))
+    assert finding.status.value == status and said in finding.found
+    assert bool(finding.remedy) == (status != "green")
+    assert list(looks._episodes(Subject(composed("task=arithmetic")))) == list(looks._episodes(Subject())) == []
 
 
 @pytest.mark.parametrize(
@@ -526,6 +583,8 @@ def test_ray_refuses_what_the_check_refuses() -> None:
         (("hardware=cpu_vllm",), 0, False, ()),
         (("hardware=node_8gpu",), 8, True, ("vllm",)),
         (("hardware=gpu_1",), 1, True, ("vllm",)),
+        (("hardware=node_8gpu", "model=qwen2_5_vl_3b"), 8, True, ("vllm", "vl")),
+        (("hardware=cpu", "model=tiny_qwen2_5_vl_pages", "task=vrag_small"), 0, False, ("vl", "vrag")),
     ],
 )
 def test_what_a_configuration_asks_of_the_machine(

@@ -10,13 +10,12 @@ import pytest
 from omegaconf import DictConfig
 
 from unify_posttrain.algorithms import ALGORITHMS, Algorithm
-from unify_posttrain.config import conf_dir
 from unify_posttrain.experience.groups import Group, Prompt
 from unify_posttrain.experience.row_plan import plan_rows
 from unify_posttrain.experience.rules import Experience
 from unify_posttrain.startup.dry_run import describe_run
 
-NAMES = sorted(name for name in ALGORITHMS if (conf_dir() / "algorithm" / f"{name}.yaml").is_file())
+NAMES = sorted(ALGORITHMS)
 STEP = re.compile(
     r"a step +(?P<prompts>\d+) prompts -> (?P<rollouts>\d+) rollouts \(n=(?P<n>\d+)\) -> at most (?P<rows>\d+) rows in "
     r"(?P<steps>\d+) optimizer step\(s\), (?P<each>\d+) rows per rank and optimizer step"

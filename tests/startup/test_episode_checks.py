@@ -118,7 +118,9 @@ def test_room_for_all_turns_is_planned(caplog: pytest.LogCaptureFixture) -> None
     text = describe_run(config, DataReport(100, 0, 10, None, 0, plan))
     line = f"an episode   at most 3 turns of 30 tokens, feedback of about {3 + plan.feedback}: {plan.longest} of 200 tokens"
     assert line in text.splitlines()
-    assert "an episode" not in describe_run(config, None) and check_turns(composed(task="arithmetic"), template(), ROW) is None
+    assert "an episode   at most 3 turns of 30 tokens, of 200 tokens" in describe_run(config, None).splitlines()
+    single = composed(task="arithmetic")
+    assert "an episode" not in describe_run(single, None) and check_turns(single, template(), ROW) is None
 
 
 def test_room_for_some_turns_is_said_and_for_none_refused(caplog: pytest.LogCaptureFixture) -> None:

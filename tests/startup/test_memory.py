@@ -23,9 +23,9 @@ Sizes = dict[str, tuple[float, float, float]]
 
 @pytest.fixture
 def plan(composed: Callable[..., DictConfig]) -> Plan:
-    def build(*overrides: str) -> RankPlan:
+    def build(*overrides: str, seen: int | None = None) -> RankPlan:
         config = composed(*overrides)
-        return rank_plan(config, build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True)))
+        return rank_plan(config, build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True)), seen)
 
     return build
 
@@ -144,6 +144,21 @@ def test_a_frozen_tower_is_not_trained(plan: Plan) -> None:
     frozen = plan(*vl, f"{ACTOR}.freeze_vision_tower=true")
     assert of(frozen, "gradients")[0] == (8_292_166_656 - 676_550_144) * 4 / 8
     assert of(frozen, "weights")[0] == 8_292_166_656 * 4 / 8
+
+
+def test_images_of_episodes_are_counted_before_the_data_is_there(plan: Plan) -> None:
+    """The tower keeps, per layer, an input of 1280 numbers of each patch; a token is 2 x 2 patches.
+
+    4 searches that show 512 tokens each, in 16,384 // (1024 + 4652) = 2 rows of a pass:
+    32 layers x (2 x 2048 x 4) patches x 1280 x 2 bytes, 1.34 GB
+    """
+    vrag = ("algorithm=hpt", "model=qwen2_5_vl_7b", "task=vrag", "hardware=node_8gpu", f"{ACTOR}.ppo_max_token_len_per_gpu=16384")
+    assert of(plan(*vrag), "vision tower")[0] == 32 * (2 * 2048 * 4) * 1280 * 2
+    assert (
+        of(plan(*vrag, seen=3072), "vision tower")[0] == 1.5 * of(plan(*vrag), "vision tower")[0]
+    )  # prompts of the data show some
+    single = plan(*vrag[:2], "task=openr1_math", *vrag[3:])
+    assert not any(name.startswith("vision tower") for name in sizes(single))
 
 
 def test_fsdp2_gathers_embedding_and_head_one_by_one(plan: Plan) -> None:

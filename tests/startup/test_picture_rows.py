@@ -74,6 +74,13 @@ def test_the_dry_run_says_what_prompts_show_and_what_seeing_takes(compose: Calla
     assert "pictures" not in describe_run(config, DataReport(8, 0, 10, 0))
 
 
+def test_memory_is_checked_again_with_what_the_data_shows(compose: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("unify_posttrain.startup.data_checks.check_memory", lambda config, algorithm, seen: asked.append(seen))
+    report = check_data(compose())
+    assert asked == [report.seen_tokens] == [16]
+
+
 def test_more_pictures_than_the_engine_keeps_memory_for(compose: Callable) -> None:
     with pytest.raises(ValueError, match=r"limit_images=0: a prompt of the data shows 1 pictures"):
         check_data(compose("+actor_rollout_ref.rollout.limit_images=0"))

@@ -16,6 +16,7 @@ import torch
 from verl import DataProto
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
+from tests.algorithms.cases import CASES, method
 from unify_posttrain.algorithms import ALGORITHMS, Algorithm, Settings
 from unify_posttrain.experience.demonstrations import Demonstration, DemonstrationReader, demonstration_tensors
 from unify_posttrain.experience.plan import BatchPlan
@@ -189,11 +190,11 @@ def test_every_stream_that_a_term_names_is_in_the_batch(small: Callable[..., Alg
 
 @pytest.mark.parametrize("name", sorted(filter(one_phase, ALGORITHMS)))
 def test_only_coefficients_that_a_term_reads_are_shipped(small: Callable[..., Algorithm], name: str) -> None:
-    """HPT's gate weighs every term; the terms of all others weigh their rows alike, and members go by token class."""
+    """A batch plan weighs the rows of the terms that say so, as of HPT's gate; others weigh theirs alike, by token class."""
     built = small(name)
     batch = Step(built, ranks=3).mix(prompts(hints=built.experience.needs_hint), SCORES)
-    gated = name.partition("_released")[0] == "hpt"
-    assert weights(batch) == ({"rl_weight", "off_weight", "sft_weight"} if gated else set())
+    members = {f"{term}_weight": shown for term, _, shown, *_ in CASES[method(name)].terms}
+    assert weights(batch) == {stream for stream, shown in members.items() if shown.endswith(f"*{stream}")}
 
 
 def test_all_rows_of_a_group_carry_its_coefficients(small: Callable[..., Algorithm]) -> None:

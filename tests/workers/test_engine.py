@@ -68,8 +68,21 @@ def assert_same_record(found: list[dict[str, Any]], expected: list[dict[str, Any
             assert products == pytest.approx(their_products, abs=1e-5 * their_norm)
 
 
+def of_the_other_backend(name: str) -> list[dict[str, Any]]:
+    """As recorded; of a method that nobody has recorded yet, as that backend makes it now, if it is there."""
+    recorded = legacy_outcomes.read()
+    if name not in recorded and "legacy" not in seams.BACKENDS:
+        pytest.skip(f"algorithm={name} is not recorded: python -m tests.workers.legacy_outcomes --write, with verl 0.7.1")
+    return recorded[name] if name in recorded else legacy_outcomes.legacy(name)
+
+
+def test_published_methods_are_recorded() -> None:
+    """Those that are, are compared with the newer verl, too."""
+    assert {name for name, each in ALGORITHMS.items() if each.paper} <= set(legacy_outcomes.read()) <= set(ALGORITHMS)
+
+
 @WITH_LEGACY
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", [each for each in EVERY if each.values[0] in legacy_outcomes.read()])
 def test_the_record_is_what_the_other_backend_makes(name: str) -> None:
     """If not, and on purpose: python -m tests.workers.legacy_outcomes --write."""
     assert_same_record(legacy_outcomes.legacy(name), legacy_outcomes.read()[name])
@@ -79,7 +92,7 @@ def test_the_record_is_what_the_other_backend_makes(name: str) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_every_algorithm_trains_as_on_the_other_backend(name: str, packed: bool) -> None:
     actor = make_engine_actor(f"algorithm={name}", settings={"use_remove_padding": packed}, model="settled")
-    assert_same_record(legacy_outcomes.record(actor), legacy_outcomes.read()[name])
+    assert_same_record(legacy_outcomes.record(actor), of_the_other_backend(name))
 
 
 @pytest.mark.parametrize("path", LAYOUTS, ids=str)

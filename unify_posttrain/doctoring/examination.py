@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 
 from unify_posttrain.doctoring.findings import Finding, Status, yellow
-from unify_posttrain.doctoring.looks import CHECKS, Check, Subject
+from unify_posttrain.doctoring.looks import CHECKS, Check
+from unify_posttrain.doctoring.subject import Subject
 
 SECONDS = 14.0  # for all checks; composing and importing come before them
 

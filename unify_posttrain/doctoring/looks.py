@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -21,9 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from unify_posttrain.config import PACKAGE
 from unify_posttrain.doctoring import gpus, host, packages, planned, probes
 from unify_posttrain.doctoring.findings import Finding
-from unify_posttrain.rollout.vllm_cpu_checks import declares_ranks
-from unify_posttrain.shapes import model_shape
+from unify_posttrain.doctoring.subject import Subject
+from unify_posttrain.startup.disk import contents_of
 from unify_posttrain.startup.environment_checks import ENV_VARS, env_vars_problem, installed_trl
+from unify_posttrain.startup.memory_plan import trained_actor, trained_critic
+from unify_posttrain.tasks.environment import make_environment, servers
+from unify_posttrain.tasks.episodes import episode_node
 
 SMI_SECONDS = 10.0  # nvidia-smi wakes the driver up, which takes seconds where nothing keeps it awake
 IMPORT_SECONDS = 12.0
@@ -31,51 +33,6 @@ QUOTA_SECONDS = 4.0
 NETWORK_SECONDS = 3.0
 DISTRIBUTION = "unify-posttrain"
 FLASH_ATTENTION = "import flash_attn; from flash_attn.bert_padding import pad_input"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is examined.
-
-    Attributes:
-        config: the composed configuration; None: the machine alone.
-        before_ray: the caller starts a Ray cluster of its own afterwards.
-    """
-
-    config: DictConfig | None = None
-    before_ray: bool = False
-
-    def select(self, key: str, default: object = None) -> object:
-        return default if self.config is None else OmegaConf.select(self.config, key, default=default)
-
-    @property
-    def gpus_needed(self) -> int | None:
-        """Per node; 0 for configurations that declare their ranks to Ray or use the engine of CPUs."""
-        if self.config is None:
-            return None
-        if self.select("actor_rollout_ref.rollout.name") == "hf" or declares_ranks(self.config):
-            return 0
-        return int(self.config.trainer.n_gpus_per_node)
-
-    @property
-    def packs(self) -> bool | None:
-        """Whether flash attention is needed: for packed rows, and by verl unless another attention is named."""
-        if self.config is None:
-            return None
-        attention = self.select("actor_rollout_ref.model.override_config.attn_implementation", "flash_attention_2")
-        return bool(self.gpus_needed) and (
-            bool(self.select("actor_rollout_ref.model.use_remove_padding")) or "flash" in str(attention)
-        )
-
-    @property
-    def run_dir(self) -> Path:
-        default = Path(os.environ.get("UNIFY_HOME") or "outputs") / "runs"
-        return Path(str(self.select("trainer.run_dir", default)))
-
-    @property
-    def extras(self) -> tuple[str, ...]:
-        """Of pyproject.toml; flash attention has a check of its own."""
-        return ("vllm",) if self.gpus_needed and self.select("actor_rollout_ref.rollout.name") == "vllm" else ()
 
 
 Check = Callable[[Subject], Iterable[Finding]]
@@ -213,9 +170,22 @@ def _plan(subject: Subject) -> planned.Plan:
     if subject.config is None:
         return planned.Plan(str(subject.run_dir), None)
     trainer = subject.config.trainer
-    size = model_shape(str(subject.config.actor_rollout_ref.model.path), OmegaConf.select(subject.config, "shape"))
     kept = planned.checkpoints_kept(trainer.max_actor_ckpt_to_keep, trainer.total_training_steps, trainer.save_freq)
-    return planned.Plan(str(subject.run_dir), None if size is None else size.parameters, kept)
+    return planned.Plan(str(subject.run_dir), checkpoint_bytes(subject.config), kept)
+
+
+def checkpoint_bytes(config: DictConfig) -> float | None:
+    """Of one checkpoint, as the dry run says; None: the number of the model's weights is not known.
+
+    What an algorithm's class would tell, which imports torch, is read off its configuration: an estimator that asks a critic, a
+    node with an optimizer of its own.
+    """
+    actor = trained_actor(config)
+    if actor is None:
+        return None
+    critic = trained_critic(config) if config.algorithm.adv_estimator == "gae" else None
+    nodes = [node for node in config.fusion.values() if isinstance(node, DictConfig)]
+    return sum(contents_of(config, actor, critic, any(node.get("optimizer") == "separate" for node in nodes)).values())
 
 
 def writing_error(folder: Path) -> str | None:
@@ -242,6 +212,18 @@ def _inputs(subject: Subject) -> Iterable[Finding]:
     yield planned.check_data(missing, mistake)
 
 
+def _episodes(subject: Subject) -> Iterable[Finding]:
+    node = None if subject.config is None else episode_node(subject.config)
+    if node is None:
+        return
+    try:
+        make_environment(node)
+    except ValueError as error:
+        yield planned.check_servers({}, str(error))
+        return
+    yield planned.check_servers({server: _listens(server.url) for server in servers(node)})
+
+
 def _hub(subject: Subject) -> Iterable[Finding]:
     from huggingface_hub import constants, get_token
 
@@ -262,8 +244,14 @@ def _reaches(endpoint: str) -> bool:
     from urllib.parse import urlsplit
     from urllib.request import getproxies
 
-    parts = urlsplit(endpoint)
-    address = urlsplit(getproxies().get(parts.scheme) or endpoint)
+    return _listens(getproxies().get(urlsplit(endpoint).scheme) or endpoint)
+
+
+def _listens(url: str) -> bool:
+    """Whether something does at its host and port; environments ask their servers without a proxy."""
+    from urllib.parse import urlsplit
+
+    address = urlsplit(url)
     port = address.port or (443 if address.scheme == "https" else 80)
     return bool(address.hostname) and probes.connects(str(address.hostname), port, NETWORK_SECONDS)
 
@@ -297,4 +285,6 @@ def _model(subject: Subject) -> Iterable[Finding]:
         yield planned.check_model(name, "no config.json", remedy)
 
 
-CHECKS: tuple[Check, ...] = (_software, _flash_attention, _gpus, _shared_memory, _disk, _ray, _reach, _inputs, _hub, _shell)
+CHECKS: tuple[Check, ...] = (
+    *(_software, _flash_attention, _gpus, _shared_memory, _disk, _ray, _reach, _inputs, _episodes, _hub, _shell),
+)

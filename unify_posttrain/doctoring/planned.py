@@ -8,12 +8,12 @@ from pathlib import Path
 
 from unify_posttrain.doctoring.findings import Finding, green, red, some, yellow
 from unify_posttrain.doctoring.probes import Space
+from unify_posttrain.tasks.turns import Server
 from unify_posttrain.untrusted.documents import read_object
 from unify_posttrain.untrusted.folders import leads_out
 from unify_posttrain.untrusted.remote_code import custom_code
 from unify_posttrain.untrusted.weights import check_files
 
-CHECKPOINT_BYTES = 12  # per parameter: its fp32 weight and two Adam moments
 KEPT = 2  # checkpoints at a time if their number is not bounded: the newest, and the one that is being written
 SPARE = 20e9  # bytes that a disk should have whatever the model is
 FILES_LEAST = 10_000
@@ -26,18 +26,13 @@ class Plan:
 
     Attributes:
         run_dir: where its checkpoints go.
-        parameters: of the model, None if unknown.
+        checkpoint: bytes of one, None if unknown.
         kept: checkpoints on the disk at a time.
     """
 
     run_dir: str
-    parameters: float | None
+    checkpoint: float | None
     kept: int = KEPT
-
-    @property
-    def checkpoint(self) -> float | None:
-        """Bytes of one checkpoint."""
-        return None if self.parameters is None else self.parameters * CHECKPOINT_BYTES
 
 
 def checkpoints_kept(limit: int | None, steps: int | None, frequency: int) -> int:
@@ -116,6 +111,23 @@ def check_data(missing: Sequence[tuple[str, str]], mistake: str | None) -> Findi
     if missing:
         return red("data", "not there: " + some([what for what, _ in missing], shown=1), missing[0][1])
     return green("data", "all files are there")
+
+
+def check_servers(answers: Mapping[Server, bool], mistake: str | None = None) -> Finding:
+    """What the run's environment asks while it plays.
+
+    Args:
+        answers: whether something listens at the address of each.
+        mistake: the environment refuses its settings, or lacks what they name.
+    """
+    name, silent = "environment", [server for server, answered in answers.items() if not answered]
+    if mistake is not None:
+        return red(name, mistake, "correct the setting")
+    if silent:
+        judge = yellow if all(server.instead for server in silent) else red
+        found = [f"nothing answers at {server.key}={server.url}{server.instead and f': {server.instead}'}" for server in silent]
+        return judge(name, some(found), "start the server, or correct its address")
+    return green(name, f"answers: {some([server.url for server in answers])}" if answers else "asks no server")
 
 
 @dataclass(frozen=True)

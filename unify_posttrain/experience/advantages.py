@@ -20,6 +20,7 @@ from unify_posttrain.experience.rows import DEMONSTRATION, ROLLOUT
 BASELINES = ("group", "rollouts")
 EPSILON = 1e-6  # added to the deviation, as in verl's GRPO
 GROUPLESS = ("gae", "reinforce_plus_plus")  # estimators of verl that do not compare the rows of a prompt
+DISCOUNTS = {"gae": ("algorithm.gamma", "algorithm.lam"), "reinforce_plus_plus": ("algorithm.gamma",)}  # what they read
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Advantage(ABC):
     """What the stream `advantages` holds."""
 
     streams: tuple[str, ...] = ()  # (B, T) streams of sampled tokens that it reads
+    settings: tuple[str, ...] = ()  # keys of the configuration that verl's estimator reads, the algorithm's own apart
     estimator: str | None = None  # the one of verl's estimators whose values stand; None: this object computes them
     compares: bool = True  # the rollouts of a prompt with each other, so there must be two
 
@@ -179,6 +181,10 @@ class Estimated(Advantage):
     @property
     def estimator(self) -> str:  # type: ignore[override]
         return self.name
+
+    @property
+    def settings(self) -> tuple[str, ...]:  # type: ignore[override]
+        return DISCOUNTS.get(self.name, ())
 
     @property
     def compares(self) -> bool:  # type: ignore[override]

@@ -165,7 +165,7 @@ class Transcript:
         """Answers so far."""
         return len(self.spans)
 
-    def open(self, ids: Sequence[int], trained: bool) -> None:
+    def begin_with(self, ids: Sequence[int], trained: bool) -> None:
         """The tokens that the first answer is given to begin with (a hint, a part of a demonstration)."""
         if self.ids:
             raise ValueError("only the first answer begins with given tokens")

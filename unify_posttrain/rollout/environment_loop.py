@@ -72,10 +72,10 @@ class EnvironmentAgentLoop(WithoutSystemPrompt):
         banned = {} if self.processor is None else {"logit_bias": banned_bias(self.tokenizer)}
         frame = TurnFrame.from_template(self._template(), self._encode, self.tokenizer.eos_token)
         environment = begin(node, {**row, "prompt": messages})
-        opening = [int(token) for token in row.get(PREFIX_COLUMN, ())]
-        transcript = Transcript(len(prompt_ids), self._budget(node, environment, len(prompt_ids), len(opening), row))
-        if opening:
-            transcript.open(opening, bool(row[PREFIX_TRAINED_COLUMN]))
+        prefix = [int(token) for token in row.get(PREFIX_COLUMN, ())]
+        transcript = Transcript(len(prompt_ids), self._budget(node, environment, len(prompt_ids), len(prefix), row))
+        if prefix:
+            transcript.begin_with(prefix, bool(row[PREFIX_TRAINED_COLUMN]))
         conversation, timing, preempted = uuid4().hex, {"generate_sequences": 0.0, "tool_calls": 0.0}, -1
         fault: str | None = None
         outcomes: list[str] = []
@@ -94,8 +94,8 @@ class EnvironmentAgentLoop(WithoutSystemPrompt):
             complete = ids[-1] in self._ends
             preempted = max(preempted, -1 if output.num_preempted is None else output.num_preempted)
             with simple_timer("tool_calls", timing):
-                step, fault = await _judged(environment, self._decode([*opening, *ids]), complete)
-            opening = []  # of the first answer alone
+                step, fault = await _judged(environment, self._decode([*prefix, *ids]), complete)
+            prefix = []  # of the first answer alone
             transcript.judged(step.reward, complete, step.done, step.solved)
             outcomes.append(step.outcome)
             if transcript.stop is None:
@@ -121,22 +121,22 @@ class EnvironmentAgentLoop(WithoutSystemPrompt):
             },
         )
 
-    def _budget(self, node: Mapping[str, Any], environment: Environment, prompt: int, opening: int, row: Any) -> TurnBudget:
+    def _budget(self, node: Mapping[str, Any], environment: Environment, prompt: int, prefix: int, row: Any) -> TurnBudget:
         """What the episode may take. The first turn needs room for one token only: a response prefix may leave little."""
         config, settings = self.rollout_config, _settings(json.dumps(node, sort_keys=True))
         limit = int(row.get(NEW_TOKENS_COLUMN, config.response_length))
-        room = room_for_tokens(opening, config.response_length, limit)
-        first = room if config.max_model_len is None else min(room, config.max_model_len - prompt - opening)
+        room = room_for_tokens(prefix, config.response_length, limit)
+        first = room if config.max_model_len is None else min(room, config.max_model_len - prompt - prefix)
         if first < 1:
             raise ValueError(
-                f"a prompt of {prompt} tokens and a response prefix of {opening} leave no room to generate in "
+                f"a prompt of {prompt} tokens and a response prefix of {prefix} leave no room to generate in "
                 f"actor_rollout_ref.rollout.max_model_len={config.max_model_len}; raise it, or shorten the prompts"
             )
         return TurnBudget(
             max_turns=environment.generations,
             max_tokens_per_turn=settings.max_tokens_per_turn,
             min_turn_tokens=min(settings.min_turn_tokens, first),
-            response_length=opening + room,
+            response_length=prefix + room,
             max_model_len=config.max_model_len,
         )
 

@@ -14,6 +14,7 @@ from unify_posttrain.chat import ChatTemplate
 from unify_posttrain.rewards.truths import check_truths
 from unify_posttrain.startup.episode_checks import EpisodePlan, check_ready, check_turns
 from unify_posttrain.startup.inputs import Missing, downloads, missing_files, missing_model
+from unify_posttrain.startup.memory_checks import check_memory
 from unify_posttrain.startup.reward_checks import check_sources
 from unify_posttrain.startup.reward_trial import check_reward_function
 from unify_posttrain.startup.round_trip import check_round_trip
@@ -126,7 +127,11 @@ def check_data(config: DictConfig) -> DataReport:
     shown = [split.pictures for split in (train, val)]
     pictures, tokens = max(each.most for each in shown), max(each.tokens for each in shown)
     _check_picture_limit(config, pictures, 0 if episode is None else episode.limits.images)
-    return DataReport(len(train), train.dropped_prompts, len(val), without_target, masked, episode, (train, val), pictures, tokens)
+    report = DataReport(
+        len(train), train.dropped_prompts, len(val), without_target, masked, episode, (train, val), pictures, tokens
+    )
+    check_memory(config, algorithm, report.seen_tokens)  # once more: how much a row shows, only the data tells
+    return report
 
 
 def _check_picture_limit(config: DictConfig, pictures: int, shown: int) -> None:

@@ -34,17 +34,28 @@ def checkpoints_of(config: DictConfig, plan: RankPlan, steps: int | None) -> Che
     Args:
         steps: of the run; None: not known before the data is read.
     """
-    contents = _contents(plan.actor, config.actor_rollout_ref.actor.checkpoint.save_contents)
-    if plan.replay:
-        contents["moments of the replayed step"] = plan.actor.moments * plan.actor.shards
-    if plan.critic is not None:
-        critic = _contents(plan.critic, config.critic.checkpoint.save_contents)
-        contents |= {f"critic's {name}": size for name, size in critic.items()}
+    contents = contents_of(config, plan.actor, plan.critic, plan.replay)
     frequency, keep = config.trainer.save_freq, config.trainer.get("max_actor_ckpt_to_keep")
     if frequency < 1:
         return Checkpoints(contents, 0, 0)
     written = None if steps is None else -(-steps // frequency)  # the last step is saved, too
     return Checkpoints(contents, written, (keep or None) if written is None else min(keep or written, written))
+
+
+def contents_of(config: DictConfig, actor: Trained, critic: Trained | None, replay: bool) -> dict[str, float]:
+    """Bytes of each file group of one checkpoint.
+
+    Args:
+        critic: None: there is none, or its model is not known.
+        replay: a fine-tuning step has moments of its own.
+    """
+    contents = _contents(actor, config.actor_rollout_ref.actor.checkpoint.save_contents)
+    if replay:
+        contents["moments of the replayed step"] = actor.moments * actor.shards
+    if critic is not None:
+        of_critic = _contents(critic, config.critic.checkpoint.save_contents)
+        contents |= {f"critic's {name}": size for name, size in of_critic.items()}
+    return contents
 
 
 def _contents(model: Trained, saved: list[str]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from unify_posttrain.output import clean_line
 from unify_posttrain.shapes import Shape
 from unify_posttrain.startup.data_checks import DataReport
 from unify_posttrain.startup.disk import checkpoints_of
+from unify_posttrain.startup.episode_checks import episode_limits
 from unify_posttrain.startup.inputs import DOWNLOAD, Missing
 from unify_posttrain.startup.memory import MOMENTS, RankPlan, parts_of, totals
 from unify_posttrain.startup.memory_plan import actor_shape, critic_shape, rank_plan
@@ -35,7 +36,7 @@ def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[
     rollouts = batch * max(rule.rollouts(given) for rule, _ in rules for given in (True, False))
     rows, mini_batches = max((plan_rows(batch * rule.most_rows, ranks, mini), mini) for rule, mini in rules)
     width = config.data.max_prompt_length + config.data.max_response_length
-    plan = rank_plan(config, algorithm, 0 if data is None else data.seen_tokens)
+    plan = rank_plan(config, algorithm, None if data is None else data.seen_tokens)
     lines = [
         *_algorithm_lines(algorithm),
         f"model        {_model(config.actor_rollout_ref.model.path, actor_shape(config))}",
@@ -48,7 +49,7 @@ def describe_run(config: DictConfig, data: DataReport | None, missing: Sequence[
         "optimizer step(s), "
         f"{rows.per_mini_batch} rows per rank and optimizer step",
         f"a row        at most {width} tokens; at most {rows.rows * width} tokens per step",
-        *_episode_lines(data),
+        *_episode_lines(config, data),
         f"steps        {_steps(config, data)}, validation every {config.trainer.test_freq}, "
         f"checkpoint every {config.trainer.save_freq}",
         *_checkpoint_lines(config, plan, _number_of_steps(config, data)),
@@ -136,16 +137,17 @@ def _picture_lines(config: DictConfig, data: DataReport | None) -> list[str]:
     ]
 
 
-def _episode_lines(data: DataReport | None) -> list[str]:
-    """Turns of a rollout, where it has several."""
-    if data is None or data.episode is None:
+def _episode_lines(config: DictConfig, data: DataReport | None) -> list[str]:
+    """Turns of a rollout, where it has several. How long a feedback is, the chat template and the data tell."""
+    plan, found = None if data is None else data.episode, episode_limits(config)
+    if found is None:
         return []
-    plan, budget = data.episode, data.episode.budget
-    limits = plan.limits
+    budget, limits = found if plan is None else (plan.budget, plan.limits)
+    feedback = "" if plan is None else f", feedback of about {plan.around + plan.feedback}: {plan.longest}"
     shown = [f"             at most {limits.images} images of {limits.tokens} tokens among them"] if limits.images else []
     return [
-        f"an episode   at most {budget.max_turns} turns of {budget.max_tokens_per_turn} tokens, feedback of about "
-        f"{plan.around + plan.feedback}: {plan.longest} of {budget.response_length} tokens",
+        f"an episode   at most {budget.max_turns} turns of {budget.max_tokens_per_turn} tokens{feedback or ','} of "
+        f"{budget.response_length} tokens",
         *shown,
     ]
 

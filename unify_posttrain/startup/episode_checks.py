@@ -109,6 +109,25 @@ def check_ready(config: DictConfig) -> None:
         settled(environment.check_ready())
 
 
+def episode_limits(config: DictConfig) -> tuple[TurnBudget, ImageLimits] | None:
+    """What the configuration alone says of an episode: its turns and the images that it may show. None: there are no turns."""
+    node = episode_node(config)
+    if node is None:
+        return None
+    return _budget(config, node, getattr(make_environment(node), "generations", 1)), image_limits(node)
+
+
+def _budget(config: DictConfig, node: Mapping[str, Any], generations: int) -> TurnBudget:
+    settings, _ = read_settings(node)
+    return TurnBudget(
+        max_turns=max(generations, settings.max_turns),  # a row may have fewer than others
+        max_tokens_per_turn=settings.max_tokens_per_turn,
+        min_turn_tokens=settings.min_turn_tokens,
+        response_length=config.data.max_response_length,
+        max_model_len=config.actor_rollout_ref.rollout.max_model_len,
+    )
+
+
 def check_turns(config: DictConfig, template: ChatTemplate, row: Mapping[str, Any]) -> EpisodePlan | None:
     """Whether the chat template makes turns and there is room for them; says so if not for all. None: rollouts are single answers.
 
@@ -123,17 +142,10 @@ def check_turns(config: DictConfig, template: ChatTemplate, row: Mapping[str, An
     if config.get(NODE) is None:
         return None
     node = OmegaConf.to_container(config[NODE], resolve=True)
-    settings, _ = read_settings(node)
     environment = begin(node, row)
     step = settled(environment.step("", True))
     said = "".join(part for part in step.feedback if isinstance(part, str)) if isinstance(step, Step) else ""
-    budget = TurnBudget(
-        max_turns=max(environment.generations, settings.max_turns),  # a row may have fewer than others
-        max_tokens_per_turn=settings.max_tokens_per_turn,
-        min_turn_tokens=settings.min_turn_tokens,
-        response_length=config.data.max_response_length,
-        max_model_len=config.actor_rollout_ref.rollout.max_model_len,
-    )
+    budget = _budget(config, node, environment.generations)
     limits, turns = image_limits(node), budget.max_turns - 1
     shown = -(-limits.images // turns) * (limits.tokens + len(QWEN_VISION) - 1) if limits.images else 0  # of one feedback
     feedback = max(len(template.tokenizer(said, add_special_tokens=False)["input_ids"]), shown)

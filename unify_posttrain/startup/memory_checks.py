@@ -25,14 +25,17 @@ MOST_RANKS = 64  # times the configured ones, as far as the search for a fitting
 Change = tuple[str, RankPlan]
 
 
-def check_memory(config: DictConfig, algorithm: Algorithm) -> None:
+def check_memory(config: DictConfig, algorithm: Algorithm, picture_tokens: int | None = None) -> None:
     """Raise on what would end minutes later, on the accelerator. Says nothing where model or accelerator are not known.
+
+    Args:
+        picture_tokens: see :func:`~unify_posttrain.startup.memory_plan.rank_plan`.
 
     Raises:
         ValueError: names key, value and remedy.
     """
     check_bucket(config)
-    plan = rank_plan(config, algorithm)
+    plan = rank_plan(config, algorithm, picture_tokens)
     if plan is None or plan.accelerator is None:
         return
     _check_engine(plan, config)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from unify_posttrain.algorithms import Algorithm
 from unify_posttrain.rollout.vllm_cpu_checks import declares_ranks
 from unify_posttrain.shapes import Shape, model_shape
 from unify_posttrain.startup.memory import FEED_FORWARD, WIDTH, Accelerator, Engine, RankPlan, Trained
+from unify_posttrain.tasks.environment import image_limits
+from unify_posttrain.tasks.episodes import episode_node
+
+if TYPE_CHECKING:  # the doctor asks for a checkpoint's size without torch
+    from unify_posttrain.algorithms import Algorithm
 
 GIB = 1 << 30
 
@@ -34,23 +38,40 @@ def declared_shape(config: DictConfig) -> DictConfig | None:
     return OmegaConf.select(config, "shape")
 
 
-def rank_plan(config: DictConfig, algorithm: Algorithm, picture_tokens: int = 0) -> RankPlan | None:
-    """What a rank's memory follows from; None: the number of the model's weights is not known.
+def episode_picture_tokens(config: DictConfig) -> int:
+    """Tokens of the images that an episode may show; 0 where rollouts are single answers."""
+    node = episode_node(config)
+    limits = None if node is None else image_limits(node)
+    return 0 if limits is None else limits.images * limits.tokens
 
-    Args:
-        picture_tokens: the most that a row has, prompt and episode together; 0: none, or the data was not read.
-    """
+
+def trained_actor(config: DictConfig) -> Trained | None:
+    """The policy as FSDP holds it; None: the number of the model's weights is not known."""
     shape = actor_shape(config)
     if shape is None or shape.parameters is None:
         return None
     actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
+    return _trained(config, shape, actor.fsdp_config, model, _tokens(config), _frozen(config, shape))
+
+
+def rank_plan(config: DictConfig, algorithm: Algorithm, picture_tokens: int | None = None) -> RankPlan | None:
+    """What a rank's memory follows from; None: the number of the model's weights is not known.
+
+    Args:
+        picture_tokens: the most that a row has, prompt and episode together; None: the data was not read, and those of an episode
+            are all that is known.
+    """
+    trained = trained_actor(config)
+    if trained is None:
+        return None
+    shape, actor, model = trained.shape, config.actor_rollout_ref.actor, config.actor_rollout_ref.model
     algorithms = [phase.algorithm for phase in algorithm.phases]
-    trained = _trained(config, shape, actor.fsdp_config, model, _tokens(config), _frozen(config, shape))
-    trained = replace(trained, seeing=_seeing(config, trained, picture_tokens))
+    shown = episode_picture_tokens(config) if picture_tokens is None else picture_tokens
+    trained = replace(trained, seeing=_seeing(config, trained, shown))
     replay = [each.replay_step for each in algorithms if each.replay_step is not None]
     return RankPlan(
         actor=trained,
-        critic=_critic(config) if algorithm.needs_critic else None,
+        critic=trained_critic(config) if algorithm.needs_critic else None,
         engine=_engine(config, shape),
         reference=_reference(config, trained) if _has_reference(config) else None,
         entropy=actor.calculate_entropy or any(each.needs_entropy for each in algorithms),
@@ -112,7 +133,8 @@ def _lora(config: DictConfig) -> bool:
     return model.get("lora_rank", 0) > 0 or bool(model.get("lora_adapter_path"))
 
 
-def _critic(config: DictConfig) -> Trained | None:
+def trained_critic(config: DictConfig) -> Trained | None:
+    """The critic likewise."""
     shape, critic = critic_shape(config), config.critic
     if shape is None:
         return None

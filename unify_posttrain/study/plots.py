@@ -1,4 +1,4 @@
-"""Figures of a study: one panel per algorithm, since eighteen lines in one panel cannot be told apart."""
+"""Figures of a study: one panel per algorithm, since as many lines in one panel cannot be told apart."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from unify_posttrain.tasks.episodes import NODE, read_settings
-from unify_posttrain.tasks.turns import ImageLimits, Step, TurnEnvironment
+from unify_posttrain.tasks.turns import ImageLimits, Server, Step, TurnEnvironment
 from unify_posttrain.tasks.waiting import settled
 
 # environment.name -> module and class.
@@ -35,8 +35,8 @@ WithImages = Callable[[Sequence[Mapping[str, Any]], Sequence[str]], list[dict[st
 
 
 class Environment(Protocol):
-    """One episode at a time. One that answers with images has `image_limits`, `check_processor` and `with_images`, too: the
-    functions of these names in this module ask for them."""
+    """One episode at a time. One that answers with images has `image_limits`, `check_processor` and `with_images`, too, one that
+    asks over the network `servers`: the functions of these names in this module ask for them."""
 
     @property
     def generations(self) -> int:
@@ -80,6 +80,16 @@ def image_limits(node: Mapping[str, Any]) -> ImageLimits:
         ValueError: see :func:`make_environment`.
     """
     found: ImageLimits = getattr(make_environment(node), "image_limits", ImageLimits())
+    return found
+
+
+def servers(node: Mapping[str, Any]) -> tuple[Server, ...]:
+    """What episodes ask; nothing, where an environment says nothing of it.
+
+    Raises:
+        ValueError: see :func:`make_environment`.
+    """
+    found: tuple[Server, ...] = getattr(make_environment(node), "servers", ())
     return found
 
 

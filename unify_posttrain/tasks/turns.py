@@ -30,6 +30,21 @@ class ImagePart:
 
 
 @dataclass(frozen=True)
+class Server:
+    """A server that an environment asks.
+
+    Attributes:
+        key: the setting that names it.
+        url: its address.
+        instead: what happens where it does not answer; empty: no run begins.
+    """
+
+    key: str
+    url: str
+    instead: str = ""
+
+
+@dataclass(frozen=True)
 class ImageLimits:
     """The most that an episode shows beside its prompt: images, and tokens of each."""
 

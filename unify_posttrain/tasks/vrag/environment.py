@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unify_posttrain.tasks.episodes import NODE, EpisodeSettings, trajectory_score
-from unify_posttrain.tasks.turns import ImageLimits, ImagePart, Step, readable
+from unify_posttrain.tasks.turns import ImageLimits, ImagePart, Server, Step, readable
 from unify_posttrain.tasks.vrag import protocol
 from unify_posttrain.tasks.vrag.corpus import PageError, gold_ids, image_size
 from unify_posttrain.tasks.vrag.judging import references_of
@@ -62,6 +62,14 @@ class Vrag:
     def image_limits(self) -> ImageLimits:
         """Of an episode in which every turn is a search."""
         return ImageLimits(self.settings.max_turns * self.own.images_per_search, self.own.showing.max_pixels // TOKEN_PX**2)
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        """Of pages and of the judge, where they are asked over the network."""
+        pages, judge = self.own.retriever, self.own.judge
+        found = [Server(f"{NODE}.retriever.url", pages.url)] if pages.kind == "http" else []
+        found += [Server(f"{NODE}.judge.url", str(judge.url), f"{judge.rule} judges in its place")] if judge.kind == "llm" else []
+        return tuple(found)
 
     def check_processor(self, least: int, most: int) -> None:
         """See :meth:`Showing.check_processor`."""
