@@ -16,14 +16,14 @@ from typing import Any
 from unify_posttrain.tasks.episodes import NODE, EpisodeSettings, trajectory_score
 from unify_posttrain.tasks.turns import ImageLimits, ImagePart, Step, readable
 from unify_posttrain.tasks.vrag import protocol
-from unify_posttrain.tasks.vrag.corpus import PageError, gold_ids, image_size
+from unify_posttrain.tasks.vrag.corpus import Corpus, PageError, gold_ids, image_size
 from unify_posttrain.tasks.vrag.judging import references_of
 from unify_posttrain.tasks.vrag.llm_judge import Judge, Judged
 from unify_posttrain.tasks.vrag.retrieval import Page, RetrievalError, Retriever, make_retriever
 from unify_posttrain.tasks.vrag.rewards import Outcome, ndcg, recall
 from unify_posttrain.tasks.vrag.settings import JudgeSettings, VragSettings, check_episode
 from unify_posttrain.tasks.vrag.showing import show, view_of
-from unify_posttrain.tasks.vrag.targets import corpus_of, names_page, with_images
+from unify_posttrain.tasks.vrag.targets import check_images, corpus_of, names_page, with_images
 from unify_posttrain.tasks.vrag.views import TOKEN_PX, RefusedBoxError, View
 from unify_posttrain.tasks.waiting import in_thread
 
@@ -51,6 +51,7 @@ class Vrag:
         self.settings, self.own = settings, VragSettings.read(own)
         self.judge = _judge(json.dumps(self.own.judge.__dict__, sort_keys=True))
         self._retriever = retriever
+        self._checked: set[Path] = set()
         self._begin()
 
     @property
@@ -82,9 +83,16 @@ class Vrag:
 
     def with_images(self, messages: Sequence[Mapping[str, str]], images: Sequence[str]) -> list[dict[str, Any]]:
         """See :func:`~unify_posttrain.tasks.vrag.targets.with_images`."""
+        return with_images(messages, images, self._named(images), self.own)
+
+    def check_images(self, messages: Sequence[Mapping[str, str]], images: Sequence[str]) -> None:
+        """See :func:`~unify_posttrain.tasks.vrag.targets.check_images`; a file is read once in the life of this object."""
+        check_images(messages, images, self._named(images), self.own, self._checked)
+
+    def _named(self, images: Sequence[str]) -> Corpus | None:
+        """The corpus, if one of the images is a page of it."""
         named = any(names_page(entry) for entry in images)
-        corpus = corpus_of(self.own.retriever.corpus, self.own.largest_page_px) if named else None
-        return with_images(messages, images, corpus, self.own)
+        return corpus_of(self.own.retriever.corpus, self.own.largest_page_px) if named else None
 
     @property
     def retriever(self) -> Retriever:
