@@ -20,6 +20,7 @@ from unify_posttrain.objective import token_class
 from unify_posttrain.rollout.environment_loop import SHOWN, TURN_OUTCOMES, TURN_SCORES
 from unify_posttrain.trainer.mixed_batch import kind_names
 from unify_posttrain.trainer.prompts import Prompts
+from unify_posttrain.trainer.rewards import KEYS
 
 DROPPED = "dropped"  # row_kind of rollouts that the gate replaced by a demonstration
 UNTRAINED, TOKEN_KINDS = "untrained", ("on", "demo", "hint")  # the classes of `unify_posttrain.objective.streams`
@@ -86,6 +87,10 @@ class RolloutDump:
                 file.write(json.dumps({**entry, **known}, ensure_ascii=False) + "\n")
 
 
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _said(value: Any) -> Any:
     """NaN stands for a missing value in a column of numbers, which JSON has no word for."""
     return None if isinstance(value, float) and value != value else value
@@ -130,6 +135,7 @@ def dropped_rows(rollouts: DataProto, tokenizer: Any) -> Iterator[dict[str, Any]
             "row_kind": DROPPED,
             "segments": _shown(parts, tokenizer)[0],
             "advantage": None,
+            **{name: _said(_plain(columns[name][row])) for name in rollouts.meta_info.get(KEYS, ()) if name in columns},
             **{name: values[row] for name, values in _of_turns(rollouts).items()},
         }
 

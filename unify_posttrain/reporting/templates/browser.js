@@ -36,7 +36,9 @@ function chooser(label, options, selected, choose) {
 }
 
 // A list of prompts; arrow keys move in it.
+// Where they all begin alike, as instructions do, what follows is shown.
 function promptList(prompts, describe, choose) {
+  const shared = sharedBeginning(prompts.map((prompt) => prompt.prompt));
   const list = make("ul", { class: "prompts", "aria-label": "prompts" });
   const pick = (index) => {
     list.querySelectorAll("button").forEach((button, number) => button.setAttribute("aria-current", number === index));
@@ -47,7 +49,7 @@ function promptList(prompts, describe, choose) {
     const button = make(
       "button",
       { type: "button", class: colour },
-      make("span", { class: "text" }, prompt.prompt.trim() || "(empty prompt)"),
+      make("span", { class: "text" }, shared ? `…${prompt.prompt.slice(shared)}` : prompt.prompt.trim() || "(empty prompt)"),
       make("span", { class: "what" }, what),
     );
     button.addEventListener("click", () => pick(index));
@@ -64,6 +66,15 @@ function promptList(prompts, describe, choose) {
   });
   if (prompts.length) pick(0);
   return list;
+}
+
+// Characters that several texts share at their beginning, up to a blank; 0 if it is less than a line.
+function sharedBeginning(texts) {
+  if (texts.length < 2) return 0;
+  let length = 0;
+  while (length < texts[0].length && texts.every((text) => text[length] === texts[0][length])) length++;
+  const cut = texts[0].slice(0, length).search(/\s\S*$/) + 1;
+  return cut < 40 ? 0 : cut;
 }
 
 function question(prompt) {
@@ -219,9 +230,10 @@ function segmentsOf(row) {
 // A turn of an episode: verdict and reward, then the answer with the feedback behind it.
 function turnParts(turn, index) {
   const reward = turn.reward === null ? null : `reward ${plain(turn.reward)}`;
-  const verdict = turn.solved ? "✓ right" : turn.verdict ? `✗ ${turn.verdict}` : "✗ wrong";
+  const verdict = turn.solved ? "✓ right" : turn.verdict || "✗ wrong"; // a search is neither
   const said = [`turn ${index + 1}`, verdict, reward].filter(Boolean).join(" · ");
-  return [make("p", { class: `turn ${turn.solved ? "right" : "wrong"}` }, said), textBlock(turn.segments)];
+  const kind = turn.solved ? "right" : turn.verdict && !(turn.reward < 0) ? "" : "wrong";
+  return [make("p", { class: `turn ${kind}` }, said), textBlock(turn.segments)];
 }
 
 function textBlock(segments) {

@@ -153,7 +153,7 @@ class Vrag:
         if action.kind == protocol.CROP and action.box is not None:
             return self._crop(action.box)
         self.counts["n_invalid"] += 1
-        return _told(protocol.no_action(self.own.crop_tag))
+        return self._told(protocol.no_action(self.own.crop_tag))
 
     def _seen(self) -> None:
         """What was made of the action before is shown by now: the model has gone on. What no answer follows was never shown."""
@@ -169,7 +169,7 @@ class Vrag:
     def _over(self, outcome: str, reward: float) -> Step:
         self.outcomes.append(outcome)
         self.rewards.append(reward)
-        return Step(reward, done=True)
+        return Step(reward, done=True, outcome=outcome)
 
     # --- answers ---------------------------------------------------------------------------------------------------
 
@@ -189,7 +189,7 @@ class Vrag:
         self.counts["judge_errors"] += judged.failed
         reward = self._outcome.reward(self.own.reward, self.training)
         self._over(protocol.ANSWER, reward)
-        return Step(reward, done=True, solved=judged.right)
+        return Step(reward, done=True, solved=judged.right, outcome=protocol.ANSWER)
 
     @property
     def _outcome(self) -> Outcome:
@@ -209,7 +209,7 @@ class Vrag:
         except Exception as error:  # whatever a retriever does costs a turn, not a run of days
             logger.warning("%s.retriever: a search failed: %s: %s", NODE, type(error).__name__, error)
             self.counts["search_errors"] += 1
-            return _told(protocol.NO_SEARCH)
+            return self._told(protocol.NO_SEARCH)
         found: dict[str, tuple[ImagePart, Path]] = {}
         failed = False
         for page in pages:
@@ -224,7 +224,7 @@ class Vrag:
                 failed = True
         self.counts["search_errors"] += failed
         if not found:
-            return _told(protocol.NO_IMAGE if failed else protocol.NO_PAGE)
+            return self._told(protocol.NO_IMAGE if failed else protocol.NO_PAGE)
         return self._showing(list(found.values()))
 
     async def _crop(self, box: protocol.Box) -> Step:
@@ -236,17 +236,20 @@ class Vrag:
         except RefusedBoxError as error:
             self.counts["n_invalid"] += 1
             self.outcomes[-1] = protocol.INVALID
-            return _told(protocol.no_crop(str(error)))
+            return self._told(protocol.no_crop(str(error)))
         except PageError as error:
             logger.warning("%s.retriever.corpus: %s", NODE, error)
             self.counts["search_errors"] += 1
-            return _told(protocol.NO_IMAGE)
+            return self._told(protocol.NO_IMAGE)
         self.counts["n_crop"] += 1
         return self._showing([(part, None)])
 
     def _showing(self, found: Sequence[tuple[ImagePart, Path | None]]) -> Step:
         self._pending = list(found)
-        return Step(0.0, done=False, feedback=tuple(part for part, _ in found))
+        return Step(0.0, done=False, feedback=tuple(part for part, _ in found), outcome=self.outcomes[-1])
+
+    def _told(self, text: str) -> Step:
+        return Step(0.0, done=False, feedback=(text,), outcome=self.outcomes[-1])
 
     def _page(self, page: Page) -> ImagePart:
         width, height = image_size(page.image, self.own.largest_page_px)
@@ -274,10 +277,6 @@ class Vrag:
         for name in OUTCOMES:
             found[f"outcome_{name}"] = float(self.outcomes.count(name))
         return {**found, "pred": readable(self.answer or "")}
-
-
-def _told(text: str) -> Step:
-    return Step(0.0, done=False, feedback=(text,))
 
 
 @lru_cache(maxsize=8)
