@@ -20,7 +20,6 @@ from unify_posttrain.preparation.rows import (
     MALFORMED,
     TOO_LONG,
     Candidate,
-    Message,
     Reader,
     RowFault,
     as_record,
