@@ -87,7 +87,7 @@ def write_page(evaluation: Evaluation) -> Path:
         retriever = (benchmark.environment or {}).get("retriever") or {}
         folders += [Path(retriever["corpus"])] if retriever.get("corpus") else []
         for problem in read_problems(benchmark.files, benchmark.max_samples, benchmark.sample_seed, benchmark.sources):
-            asked = Question(str(problem.messages[-1]["content"]), str(problem.ground_truth))
+            asked = Question(str(problem.messages[-1]["content"]), str(problem.ground_truth), problem.pictures)
             questions[benchmark.name, problem.row] = asked
     path = evaluation.output / NAME
     write_text(path, build_evaluation_page(evaluation.output, questions, folders))

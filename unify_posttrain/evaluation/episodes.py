@@ -49,7 +49,7 @@ class _Episode:
         return replace(
             self.request,
             prompt_ids=(*self.request.prompt_ids, *self.transcript.ids),
-            images=tuple(part.image for part in self.transcript.images),
+            images=(*self.request.images, *(part.image for part in self.transcript.images)),
             max_tokens=room,
             seed=turn_seed(self.request.seed, self.transcript.turns),
         )
