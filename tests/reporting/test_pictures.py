@@ -20,9 +20,10 @@ from unify_posttrain.experience.feedback import QWEN_VISION
 from unify_posttrain.reporting import build_report
 from unify_posttrain.reporting.evaluation_page import build_evaluation_page
 from unify_posttrain.reporting.evaluations import Question
-from unify_posttrain.reporting.pictures import Pictures, Thumbnails, box_of, opened, pictures_of
+from unify_posttrain.reporting.pictures import Pictures, box_of, opened, pictures_of
 from unify_posttrain.reporting.run import Run
 from unify_posttrain.reporting.settings import load_settings
+from unify_posttrain.reporting.thumbnails import Thumbnails
 from unify_posttrain.reporting.turns import VISION, cut_parts, turns_of
 
 from .conftest import EVIL, write_lines
@@ -147,6 +148,19 @@ def test_a_box_lies_on_the_image_that_was_cropped(corpus: Path) -> None:
     found = opened(Thumbnails(LIMITS), [corpus], (), str(corpus)).of_episode([PAGE, PART])
     assert [pixels(each).size for each in opened_uris(corpus, [PAGE, PART])] == [(640, 480), (400, 300)]
     assert found[0]["caption"] == "deck_2, pixels 0, 0 to 800, 600"
+
+
+def test_a_corpus_of_others_cannot_make_the_page_wait(tmp_path: Path) -> None:
+    """Pipes where a page or the list of pages should be; a line that is none."""
+    folder = make_corpus(tmp_path / "corpus", size=(80, 60))
+    (folder / "pages" / "deck_2.png").unlink()
+    os.mkfifo(folder / "pages" / "deck_2.png")
+    for lines, note in ((None, "not there"), ("{}\n", "cannot be read"), ("pipe", "cannot be read")):
+        if lines is not None:
+            (folder / "pages.jsonl").unlink()
+            os.mkfifo(folder / "pages.jsonl") if lines == "pipe" else (folder / "pages.jsonl").write_text(lines)
+        [shown] = opened(Thumbnails(LIMITS), [tmp_path], (), str(folder)).of_episode([{"page_id": "deck_2", "rect": [0, 0, 8, 6]}])
+        assert shown["picture"] is None and note in shown["note"]
 
 
 def opened_uris(corpus: Path, origins: list[Any]) -> list[str]:

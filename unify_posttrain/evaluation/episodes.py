@@ -156,7 +156,8 @@ class EpisodePlayer:
             said = told if transcript.stop is None else ""  # what no answer follows was not said
             turn = {"text": text, "feedback": said, "reward": step.reward, "solved": step.solved, "tokens": len(output.token_ids)}
             shown = [dict(part.origin) for part in images_of(step.feedback)] if said else []
-            episode.turns.append({**turn, **({"images": shown} if shown else {})})
+            verdict = {"verdict": step.outcome} if step.outcome else {}
+            episode.turns.append({**turn, **verdict, **({"images": shown} if shown else {})})
 
     def _sample(self, episode: _Episode) -> Sample:
         transcript, found = episode.transcript, episode.environment.fields()

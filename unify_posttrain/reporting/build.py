@@ -12,10 +12,11 @@ from unify_posttrain.reporting.configuration import rows
 from unify_posttrain.reporting.evaluations import browser, curves, read_evaluations, read_verdicts, section
 from unify_posttrain.reporting.page import Page, Summary, render
 from unify_posttrain.reporting.panels import ZONES
-from unify_posttrain.reporting.pictures import Thumbnails, pictures_of
+from unify_posttrain.reporting.pictures import pictures_of
 from unify_posttrain.reporting.run import Run, read_runs
 from unify_posttrain.reporting.samples import rollout_folder, rollout_steps, validation_samples
 from unify_posttrain.reporting.settings import Limits, Settings, load_settings
+from unify_posttrain.reporting.thumbnails import Thumbnails
 from unify_posttrain.reporting.verdict import judge, validations
 
 

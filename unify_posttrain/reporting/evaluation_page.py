@@ -9,9 +9,9 @@ from unify_posttrain.reporting.charts import charts
 from unify_posttrain.reporting.evaluations import Key, Question, browser, curves, read_evaluations, section
 from unify_posttrain.reporting.page import document, figures, page_script
 from unify_posttrain.reporting.panels import EVALUATIONS, ZONES
-from unify_posttrain.reporting.pictures import Thumbnails
 from unify_posttrain.reporting.settings import Settings, load_settings
 from unify_posttrain.reporting.text import escape
+from unify_posttrain.reporting.thumbnails import Thumbnails
 
 NAME = "samples.html"
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from unify_posttrain.reporting.charts import Chart, make_chart, make_line
 from unify_posttrain.reporting.panels import EVALUATIONS
-from unify_posttrain.reporting.pictures import Pictures, Thumbnails, opened
+from unify_posttrain.reporting.pictures import Pictures, opened
 from unify_posttrain.reporting.run import entries, finite
 from unify_posttrain.reporting.samples import evenly
 from unify_posttrain.reporting.settings import Limits
 from unify_posttrain.reporting.tables import NONE, table
 from unify_posttrain.reporting.text import escape, percent
+from unify_posttrain.reporting.thumbnails import Thumbnails
 from unify_posttrain.reporting.turns import cut_parts, turns_of
 from unify_posttrain.untrusted.documents import DocumentError, read_object
 from unify_posttrain.untrusted.folders import member

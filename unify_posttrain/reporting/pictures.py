@@ -13,14 +13,14 @@ import binascii
 import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unify_posttrain.paths import HOME_VARIABLE
 from unify_posttrain.reporting.run import Run
-from unify_posttrain.reporting.settings import Limits
+from unify_posttrain.reporting.thumbnails import Thumbnails, UnseenError
 
 if TYPE_CHECKING:  # what reads pictures is imported by whoever shows some: a page of text needs no numpy
     from unify_posttrain.tasks.vrag.corpus import Corpus
@@ -29,67 +29,13 @@ if TYPE_CHECKING:  # what reads pictures is imported by whoever shows some: a pa
 OPTION = "--pictures"
 INLINE = "data:image/"
 UNKNOWN = "This picture is not in the dump."
+GONE = "The file of this picture is not there any more."
+UNREAD = "The corpus of this run cannot be read."
+PAGES = "pages.jsonl"  # of a corpus
 CORPUS = "environment.retriever.corpus"
 DATA = ("data.train_files", "data.val_files")  # files, whose folders hold their pictures
 
 Shown = dict[str, Any]  # {caption, picture: place in the page's thumbnails or null, note: why there is none, boxes: [[l, t, r, b]]}
-
-
-class _UnseenError(Exception):
-    """Why a picture is not shown: a sentence for the page."""
-
-
-@dataclass
-class Thumbnails:
-    """The pictures of one page, each embedded once however often it is shown.
-
-    Attributes:
-        limits: of one and of all together.
-        uris: data URIs, in the order in which they were first shown.
-    """
-
-    limits: Limits
-    uris: list[str] = field(default_factory=list)
-    _spent: int = 0
-    _known: dict[Any, int | str] = field(default_factory=dict)
-
-    def place(self, key: Any, opened: Callable[[], Any]) -> tuple[int | None, str | None]:
-        """(place in `uris`, None), or (None, why there is none).
-
-        Args:
-            key: equal for equal pictures.
-            opened: gives an image of Pillow, no larger than `picture_side`.
-        """
-        if key not in self._known:
-            self._known[key] = self._made(opened)
-        found = self._known[key]
-        return (None, found) if isinstance(found, str) else (found, None)
-
-    def _made(self, opened: Callable[[], Any]) -> int | str:
-        most = self.limits.pictures_bytes
-        if self._spent >= most:
-            return f"The page holds {most} bytes of pictures, and no more: make it with a larger --pictures-bytes."
-        try:
-            content = self._encoded(opened())
-        except _UnseenError as error:
-            return str(error)
-        if self._spent + len(content) > most:
-            self._spent = most  # so that the page does not hold the small ones of what is left
-            return self._made(opened)
-        self._spent += len(content)
-        self.uris.append("data:image/webp;base64," + base64.b64encode(content).decode("ascii"))
-        return len(self.uris) - 1
-
-    def _encoded(self, image: Any) -> bytes:
-        """As WebP, made smaller until it has few enough bytes."""
-        while True:
-            buffer = io.BytesIO()
-            image.save(buffer, format="WEBP", quality=self.limits.picture_quality)
-            if buffer.tell() <= self.limits.picture_bytes:
-                return buffer.getvalue()
-            if max(image.size) == 1:
-                raise _UnseenError(f"No picture fits into {self.limits.picture_bytes} bytes: raise --picture-bytes.")
-            image = image.resize((max(1, image.width // 2), max(1, image.height // 2)))
 
 
 @dataclass
@@ -135,14 +81,14 @@ class Pictures:
     def _shown(self, caption: str, find: Callable[[Any], tuple[int | None, str | None]], given: Any) -> Shown:
         try:
             picture, note = find(given)
-        except _UnseenError as error:
+        except UnseenError as error:
             picture, note = None, str(error)
         return {"caption": caption, "picture": picture, "note": note, "boxes": []}
 
     def _reference(self, given: Any) -> tuple[int | None, str | None]:
         image = given.get("image") if isinstance(given, Mapping) else given
         if not isinstance(image, str):
-            raise _UnseenError(UNKNOWN)
+            raise UnseenError(UNKNOWN)
         if image.startswith(INLINE):
             content = _decoded(image)
             return self.thumbnails.place(sha256(content).digest(), lambda: self._cut(io.BytesIO(content), None))
@@ -154,12 +100,14 @@ class Pictures:
 
         page, rect = _origin(given)
         if page is None:
-            raise _UnseenError(UNKNOWN)
+            raise UnseenError(UNKNOWN)
         corpus = self._corpus()
         try:
             path = corpus.path(page)
         except PageError:
-            raise _UnseenError("This page is not in the corpus that was found.") from None
+            raise UnseenError("This page is not in the corpus that was found.") from None
+        if not path.is_file():  # a pipe would be waited for
+            raise UnseenError(GONE)
         return self.thumbnails.place((path, rect), lambda: self._cut(path, rect))
 
     def _corpus(self) -> Corpus:
@@ -170,11 +118,12 @@ class Pictures:
                 self._pages = f"{' '.join(self.closed)} Give the folder of the pages with {OPTION}.".strip()
             else:
                 try:
-                    self._pages = Corpus.read(self.corpus, self.thumbnails.limits.picture_pixels)
+                    there = (self.corpus / PAGES).is_file()
+                    self._pages = Corpus.read(self.corpus, self.thumbnails.limits.picture_pixels) if there else UNREAD
                 except ValueError:
-                    self._pages = "The corpus of this run cannot be read."
+                    self._pages = UNREAD
         if isinstance(self._pages, str):
-            raise _UnseenError(self._pages)
+            raise UnseenError(self._pages)
         return self._pages
 
     def _allowed(self, path: Path) -> Path:
@@ -188,11 +137,11 @@ class Pictures:
             inside = False
         if not inside:
             advice = " ".join((*self.closed, f"Give the folder of the data with {OPTION} if it is to be shown."))
-            raise _UnseenError(f"This picture lies outside of the folders that the page is made from. {advice}")
+            raise UnseenError(f"This picture lies outside of the folders that the page is made from. {advice}")
         if found.suffix.lower() not in SUFFIXES:
-            raise _UnseenError(f"Pictures of the page end with {', '.join(SUFFIXES)}.")
+            raise UnseenError(f"Pictures of the page end with {', '.join(SUFFIXES)}.")
         if not found.is_file():
-            raise _UnseenError("The file of this picture is not there any more.")
+            raise UnseenError(GONE)
         return found
 
     def _cut(self, file: Any, rect: Rect | None) -> Any:
@@ -203,12 +152,12 @@ class Pictures:
             width, height = image_size(file, limits.picture_pixels)
             left, top, right, bottom = rect = (0, 0, width, height) if rect is None else rect
             if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-                raise _UnseenError("The part that was shown is none of the page that is there now.")
+                raise UnseenError("The part that was shown is none of the page that is there now.")
             scale = min(1.0, limits.picture_side / max(right - left, bottom - top))
             size = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
             return cut_image(file, rect, size, limits.picture_pixels)
         except (PageError, MemoryError):
-            raise _UnseenError("This picture is damaged, too large, or in another format.") from None
+            raise UnseenError("This picture is damaged, too large, or in another format.") from None
 
 
 def pictures_of(run: Run, thumbnails: Thumbnails, given: Sequence[Path] = (), dump: Path | None = None) -> Pictures:
@@ -241,7 +190,7 @@ def opened(thumbnails: Thumbnails, trusted: Sequence[Path], named: Iterable[Any]
     closed = [f"{name} is not below {HOME_VARIABLE}." for name, each in found.items() if each is None]
     pages = found.get(corpus) if isinstance(corpus, str) else None
     if pages is None:  # whoever makes the page may name the corpus itself
-        pages = next((folder for folder in bases[:-1] if (folder / "pages.jsonl").is_file()), None)
+        pages = next((folder for folder in bases[:-1] if (folder / PAGES).is_file()), None)
     return Pictures(thumbnails, tuple(dict.fromkeys(folders)), pages, tuple(closed))
 
 
@@ -275,11 +224,11 @@ def _decoded(uri: str) -> bytes:
     """The bytes of a data URI."""
     head, _, content = uri.partition(",")
     if not head.endswith(";base64"):
-        raise _UnseenError("This picture is written in a form that is not read here.")
+        raise UnseenError("This picture is written in a form that is not read here.")
     try:
         return base64.b64decode(content, validate=True)
     except (binascii.Error, ValueError):
-        raise _UnseenError("This picture is damaged.") from None
+        raise UnseenError("This picture is damaged.") from None
 
 
 def _within(name: str, bases: Sequence[Path]) -> Path | None:
