@@ -175,9 +175,8 @@ def row_fields(batch: DataProto, tokenizer: Any, demonstrations: Mapping[str, De
     fields.update({name: batch.batch[name].tolist() for name in sorted(batch.batch.keys()) if name.endswith("_weight")})
     trained = {uid for uid, name in zip(uids, names or (), strict=False) if name == "demonstration"}
     beside = {uid: each for uid, each in demonstrations.items() if uid not in trained}
-    texts = {
-        uid: tokenizer.decode(each.response_ids, skip_special_tokens=False) for uid, each in beside.items() if uid in set(uids)
-    }
+    there = beside.keys() & set(uids)  # of the others no row is left
+    texts = {uid: tokenizer.decode(beside[uid].response_ids, skip_special_tokens=False) for uid in there}
     fields["demonstration"] = _on_first(uids, {uid: _one_pad(text) for uid, text in texts.items()})
     if any(each.origins for each in demonstrations.values()):
         fields[DEMONSTRATION_IMAGES] = _on_first(uids, {uid: list(each.origins) for uid, each in beside.items() if each.origins})
