@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +30,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = (folder / "pages" / "deck_3.png").read_bytes()
     (folder / "pages" / "deck_3.png").write_bytes(content[: len(content) // 2])  # its size can still be read
     return folder
+
+
+@cache
+def _composed() -> Any:
+    return compose_config(["algorithm=hpt", "task=vrag_small"])
+
+
+def composed() -> Any:
+    return copy.deepcopy(_composed())
 
 
 @pytest.fixture
