@@ -47,9 +47,9 @@ def check(corpus: Path, seeing_folder: Path) -> Callable[..., int]:
     processor = AutoProcessor.from_pretrained(seeing_folder)
 
     def run(images: list[str], marks: int = 1, sees: bool = True, **demo: Any) -> int:
-        config = compose_config(
-            ["algorithm=hpt", "task=vrag_small", *(f"fusion.demo.{key}={value}" for key, value in demo.items())]
-        )
+        config = composed()
+        for node in (config.fusion, config.actor_rollout_ref.actor.fusion):
+            node.demo.update(demo)
         algorithm = build_algorithm(OmegaConf.to_container(config.actor_rollout_ref.actor, resolve=True))
         config.environment = settings(corpus, **{key: config.environment[key] for key in ("min_pixels", "max_pixels")})
         asked = [{"role": "user", "content": "How much?"}]
