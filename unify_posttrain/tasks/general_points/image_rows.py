@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from unify_posttrain.preparation.store import replace_file
 from unify_posttrain.tasks import files
@@ -86,14 +87,26 @@ def write_splits(folder: Path, settings: Mapping[str, Any]) -> dict[str, Path]:
         ValueError: settings that are refused.
     """
     read, folder = ImageSettings.from_node(settings), Path(folder)
-    rows = build_image_rows(read)
+
+    def build(asked: ImageSettings) -> list[files.Row]:
+        rows = build_image_rows(asked)
+        _draw(rows, folder, read.resolution)  # before the files that name them
+        return rows
+
+    paths = write_rows(folder, settings, ImageSettings, IMAGE_SCHEMA, build)
+    for role in files.ROLES:  # of files that were there already, somebody may have removed some
+        _draw(pq.read_table(paths[role], columns=["reward_model", IMAGES]).to_pylist(), folder, read.resolution)
+    return paths
+
+
+def _draw(rows: Sequence[Mapping[str, Any]], folder: Path, resolution: int) -> None:
+    """The pictures of rows, where they are absent: a name says what a picture shows, and it is there whole or not at all."""
     (folder / IMAGES).mkdir(parents=True, exist_ok=True)
     for row in rows:
         path, hand = folder / row[IMAGES][0]["image"], _hand(row)
-        if not path.is_file():  # a picture's name says what it shows, and it is there whole or not at all
-            picture = rendering.draw(hand.labels, hand.suits, read.resolution)
+        if not path.is_file():
+            picture = rendering.draw(hand.labels, hand.suits, resolution)
             replace_file(path, partial(picture.save, format="PNG"))
-    return write_rows(folder, settings, ImageSettings, IMAGE_SCHEMA, lambda _: rows)
 
 
 def _hand(row: Mapping[str, Any]) -> Hand:
