@@ -23,7 +23,7 @@ LAYERS = (
     ("output", "chat"),
     ("objective", "experience", "typos", "sweeps", "cpu_compat", "paths", "untrusted", "hydra_records"),
     ("backend",),
-    ("phase_files", "shapes"),
+    ("phase_files", "shapes", "released_keys"),
     ("config",),
     ("algorithms", "provenance"),
     ("measures", "rewards"),

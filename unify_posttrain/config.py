@@ -26,6 +26,7 @@ from unify_posttrain.backend.seams import completed
 from unify_posttrain.output import guarded_output
 from unify_posttrain.paths import check_written, expand_environment, expand_home, tidy
 from unify_posttrain.phase_files import expand_phases, file_chain
+from unify_posttrain.released_keys import translated
 from unify_posttrain.shapes import bucket_mib, logits_chunk
 from unify_posttrain.sweeps import sweep_job
 from unify_posttrain.typos import ConfigurationError, check_additions, did_you_mean, dotted_keys, explain_error, with_hint
@@ -165,6 +166,8 @@ def compose_config(overrides: Sequence[str] = (), config_name: str = "train") ->
         ConfigurationError: (a ValueError too) any other override that does not fit; names the nearest keys.
     """
     overrides = expand_home(overrides)
+    if config_name == "train":
+        overrides = translated(overrides)
     check_choices(overrides)
     try:
         config = _compose(overrides, config_name)
@@ -254,8 +257,11 @@ def run_command(main: Callable[[], None], config_name: str = "train") -> None:
 
 
 def _run_command(main: Callable[[], None], config_name: str) -> None:
-    arguments, given = sys.argv[1:], os.environ.get(FULL_ERROR)
+    given = os.environ.get(FULL_ERROR)
     try:
+        if config_name == "train":
+            sys.argv[1:] = translated(sys.argv[1:])
+        arguments = sys.argv[1:]
         _check_arguments(arguments, config_name)
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -29,6 +29,11 @@ LIMITS = {
     "validation_steps": "validations in the browser of validation samples",
     "validation_prompts": "prompts followed through them",
     "characters": "characters of a text; longer ones are cut",
+    "picture_side": "pixels of the longer side of a picture",
+    "picture_quality": "quality of its encoding, 1 to 100",
+    "picture_bytes": "bytes of a picture; a larger one is made smaller",
+    "pictures_bytes": "bytes of all pictures of the page",
+    "picture_pixels": "pixels of a file beyond which it is not opened",
 }
 
 
@@ -47,6 +52,7 @@ def _write_page(options: argparse.Namespace) -> None:
             rollouts=options.rollouts,
             evaluations=options.evaluation,
             forgetting=options.forgetting,
+            pictures=options.pictures,
         )
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -80,6 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--forgetting", metavar="FOLDER", type=Path, action="append", default=[],
         help="output of unify_posttrain.analyze forgetting; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pictures", metavar="FOLDER", type=Path, action="append", default=[],
+        help="folder with pictures or pages that may be shown, if it is neither in RUN nor below UNIFY_HOME; may be repeated",
     )  # fmt: skip
     limits = parser.add_argument_group("how much the page holds (defaults in conf/report.yaml)")
     defaults: dict[str, int] = asdict(load_settings().limits)

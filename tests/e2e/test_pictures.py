@@ -48,3 +48,32 @@ def test_a_model_that_sees_trains_rollouts_and_demonstrations_and_keeps_a_frozen
     assert set(trained) - set(base) <= {"lm_head.weight"} and set(base) <= set(trained)  # verl writes the tied head out
     moved = {name for name in base if not torch.equal(base[name], trained[name])}
     assert moved and not [name for name in moved if "visual" in name]
+
+
+@pytest.mark.e2e
+def test_episodes_about_a_picture_are_trained_and_shown(seeing: World) -> None:
+    """Cards that the model has to see, in every turn: a step of rollouts with demonstrations, one of HPT, and the page of both."""
+    from omegaconf import OmegaConf
+
+    from unify_posttrain.config import compose_config
+    from unify_posttrain.reporting import build_report
+    from unify_posttrain.tasks.general_points.image_rows import write_splits
+
+    folder = seeing.home / "data" / "general_points_images_small"
+    task = OmegaConf.to_container(compose_config(["task=general_points_images_small"]).prepare.task, resolve=True)
+    rows = {"train": 24, "gp_id": 4, "gp_id_seen": 0, "gp_ood": 0, "gp_ood_target": 0, "gp_ood_visual": 4}
+    write_splits(folder, {**task, "rows": rows, "folder": str(folder)})
+    seeing.train(
+        "cards", "task=general_points_images_small", "model=tiny_qwen2_5_vl",
+        "data.max_prompt_length=48", "data.max_response_length=208",
+        "algorithm=sft_then_rl", "fusion.phases=[{algorithm:rl_with_sft_loss,steps:1},{algorithm:hpt}]",
+        "trainer.total_training_steps=2", "trainer.test_freq=2", f"trainer.rollout_data_dir={seeing.home}/runs/cards/rollouts",
+    )  # fmt: skip
+    metrics = seeing.metrics("cards")
+    assert metrics[1]["environment/turns"] > 1 and metrics[1]["environment/feedback_tokens"] > 0
+    assert metrics[1]["environment/outcome/incorrect_vision"] > 0 and metrics[1]["actor/grad_norm"] > 0
+    assert 0 < metrics[1]["training/rollout_probs_diff_max"] < 1e-3, "the actor sees the cards in every turn"
+    assert metrics[2]["fusion/rows_demo"] == 8 and metrics[2]["actor/grad_norm"] > 0
+    assert {"val-core/gp_id/acc/mean@1", "val-core/gp_ood_visual/acc/mean@1"} <= set(metrics[2])
+    page = build_report([seeing.home / "runs" / "cards"], pictures=[folder])
+    assert page.count("data:image/webp;base64,") >= 8

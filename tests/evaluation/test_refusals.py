@@ -64,17 +64,22 @@ def test_ground_truths_that_cannot_be_graded_are_said_before_anything_is_generat
     check_ground_truths({"path": "mine.py", "name": "compute_score"}, "sums", [problem(0, {"a": 1})])  # not ours to ask
 
 
-def test_images_are_refused(tmp_path: Path) -> None:
+def test_videos_and_pictures_that_lie_elsewhere_are_refused(tmp_path: Path) -> None:
     write_benchmark(tmp_path / "plain.parquet", [("easy", "1+2=", "3")] * 2)
     table = pq.read_table(tmp_path / "plain.parquet")
     for values, refused in (([None, ["a.png"]], True), ([None, []], False)):
         file = tmp_path / f"{refused}.parquet"
-        pq.write_table(table.append_column("images", pa.array(values, pa.list_(pa.string()))), file)
+        pq.write_table(table.append_column("videos", pa.array(values, pa.list_(pa.string()))), file)
         if refused:
-            with pytest.raises(ValueError, match=r"row 1 \(and 0 more\): column 'images' is not empty"):
+            with pytest.raises(ValueError, match=r"row 1 \(and 0 more\): column 'videos' is not empty"):
                 read_problems([file])
         else:
             assert len(read_problems([file])) == 2
+    for picture, said in (("gone.png", "does not exist"), ("../a.png", "is outside of"), ("http://h/a.png", "is an address")):
+        pq.write_table(table.append_column("images", pa.array([None, [picture]], pa.list_(pa.string()))), file)
+        with pytest.raises(ValueError, match=rf"row 1: the picture \S+ {said}") as refusal:
+            read_problems([file])
+        assert "data.image_root" not in str(refusal.value), "a key that an evaluation does not have"
 
 
 @pytest.mark.slow

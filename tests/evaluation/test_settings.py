@@ -132,6 +132,7 @@ PLAYED = (
     "gp_id_seen",
     "gp_ood",
     "gp_ood_target",
+    "gp_ood_visual",
     "nav_id",
     "nav_ood",
     "nav_city",
@@ -156,7 +157,8 @@ def test_benchmarks_of_environments_have_the_settings_of_their_task_file() -> No
     }
     for name, each in by_name.items():
         assert (each.sources, each.n, each.temperature) == ((name,), 1, 0.0)
-        assert each.files == (Path("/data") / str((each.environment or {})["name"]) / "test.parquet",)
+        task = "general_points_images" if name == "gp_ood_visual" else str((each.environment or {})["name"])
+        assert each.files == (Path("/data") / task / "test.parquet",)
         assert each.reward["reward_kwargs"] == {"environment": each.environment}
         assert (each.group == "ood") == name.endswith(("_ood", "_target", "_city"))
     assert by_name["gp_ood"].split_by == ("seen_labels", "other_rule_playable") and by_name["nav_ood"].split_by == ()

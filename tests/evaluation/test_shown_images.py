@@ -59,7 +59,8 @@ def test_requests_hold_the_images_of_their_pads_and_results_the_pages(corpus: Pa
     for each in asked:
         assert each.prompt_ids.count(pad) == sum(image.width * image.height // 784 for image in each.images)
     assert [sample.correct for sample in samples] == [1, 0, 0]  # the second searched nothing
-    assert samples[0].turns is not None and samples[0].turns[0]["feedback"].startswith('[image {"page_id": "deck_2"')
+    assert samples[0].turns is not None and samples[0].turns[0]["feedback"] == "<image>"
+    assert samples[0].turns[0]["images"] == [{"page_id": "deck_2", "rect": [0, 0, 300, 200]}]
     entry = episode_entry(samples, problems, ["content_type"], HOW)
     assert {kind: part["accuracy"]["mean"] for kind, part in entry["splits"]["content_type"].items()} == {
         "chart": 0.0,

@@ -21,7 +21,7 @@ from unify_posttrain.preparation import report
 from unify_posttrain.preparation.lengths import summary
 from unify_posttrain.tasks import PREPARERS
 
-COLUMNS = dict.fromkeys(("target", "hint", "data_source", "ability", "id", "subject", "level")) | {
+COLUMNS = dict.fromkeys(("target", "hint", "images", "data_source", "ability", "id", "subject", "level")) | {
     "prompt": "q",
     "ground_truth": "a",
 }

@@ -20,7 +20,7 @@ import pytest
 from tests.strangers import with_code
 from unify_posttrain.tasks import PREPARERS
 
-COLUMNS = dict.fromkeys(("target", "hint", "data_source", "ability", "id", "subject", "level")) | {
+COLUMNS = dict.fromkeys(("target", "hint", "images", "data_source", "ability", "id", "subject", "level")) | {
     "prompt": "q",
     "ground_truth": "a",
 }

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from verl import DataProto
 
+from tests.tiny_vision import prompt
 from unify_posttrain.experience import gate
 from unify_posttrain.experience.demonstrations import Demonstration
 from unify_posttrain.experience.mixer import DEMONSTRATION, PADDING, ROLLOUT
@@ -141,6 +142,21 @@ def test_segments_put_together_are_the_response(data: st.DataObject) -> None:
     assert (len(advantage) == len(fields["segments"][0])) if len(trained) > 1 else advantage == next(iter(trained), None)
 
 
+def test_images_of_episodes_are_named_and_have_one_pad() -> None:
+    """Of a rollout by the column of the agent loop, of a demonstration by itself, whether it is trained or stands beside."""
+    page, part = {"page_id": "deck_2", "rect": [0, 0, 8, 6]}, {"page_id": "deck_2", "rect": [0, 0, 4, 3]}
+    text = "go<|vision_start|><|image_pad|><|image_pad|><|vision_end|>12"
+    mask = [[int(not 2 <= place < len(text) - 2) for place in range(len(text))]] * 2
+    rows = batch([text] * 2, mask, mask, ["a", "b"], kinds=[ROLLOUT, DEMONSTRATION], prefix=[[0] * len(text), mask[1]])
+    rows.non_tensor_batch["shown_images"] = object_column([[page], None])
+    known = {uid: Demonstration(0, 0, (49,), tuple(text.encode()), mask=tuple(mask[0]), origins=(page, part)) for uid in "ab"}
+    fields = row_fields(rows, ByteTokenizer(), known)
+    assert fields["shown_images"] == [[page], [page, part]]
+    given = ["untrained", "<|vision_start|><|image_pad|><|vision_end|>"]
+    assert fields["segments"] == [[["on", "go"], given, ["on", "12"]], [["demo", "go"], given, ["demo", "12"]]]
+    assert fields["demonstration"] == [f"go{given[1]}12", None] and fields["demonstration_images"] == [[page, part], None]
+
+
 @pytest.mark.parametrize("dumps", [True, False])
 def test_the_trainer_writes_what_the_page_reads(tmp_path: Path, dumps: bool) -> None:
     trainer = object.__new__(FusionTrainer)  # the method needs these attributes and no workers
@@ -150,9 +166,14 @@ def test_the_trainer_writes_what_the_page_reads(tmp_path: Path, dumps: bool) -> 
     trainer.dump = RolloutDump(folder, trainer.tokenizer)
     trainer.reward_extra_infos_dict = {"acc": np.array([1, 1, 0, 0], dtype=np.float32)}
     prompts = DataProto.from_dict(
-        tensors={"x": torch.zeros(3)}, non_tensors={"uid": object_column(["a", "b", "c"]), "row_id": np.array([7, 8, 9])}
+        tensors={"x": torch.zeros(3)},
+        non_tensors={
+            "uid": object_column(["a", "b", "c"]),
+            "row_id": np.array([7, 8, 9]),
+            "raw_prompt": object_column([prompt("?"), prompt("?", "/data/b.png"), prompt("?", "/data/c.png", "/data/d.png")]),
+        },
     )
-    rollouts = batch(["a\x01", "wrong\x01", "bad"], [[1] * 2, [1] * 6, [1] * 3], [[0], [0], [0]], ["a", "b", "b"])
+    rollouts = batch(["a\x01", "wrong\x01", "bad"], [[1] * 2, [1, 1, 0, 0, 1, 1], [1] * 3], [[0], [0], [0]], ["a", "b", "b"])
     rollouts.batch["rm_scores"] = rollouts.batch["token_level_scores"] * torch.tensor([[1.0], [0.0], [0.25]])
     plan = gate([1, 0], 2, strategy="switch", switch_gate=0, uids=["a", "b"])
     trainer.step = Step(3, None, 1, prompts=Prompts(prompts, {}, []), dropped=trainer.dump.dropped(rollouts, plan))
@@ -163,7 +184,10 @@ def test_the_trainer_writes_what_the_page_reads(tmp_path: Path, dumps: bool) -> 
     rows = [json.loads(line) for line in (tmp_path / "rollouts" / "3.jsonl").read_text().splitlines()]
     assert [row["row_kind"] for row in rows] == ["rollout", "demonstration", "rollout", "padding", "dropped", "dropped"]
     assert [row["row_id"] for row in rows] == [7, 8, 9, None, 8, 8]
-    assert rows[4]["segments"] == [["untrained", "wrong<end>"]] and rows[4]["output"] == "wrong" and rows[5]["score"] == 0.25
+    b, c = [{"image": "/data/b.png"}], [{"image": "/data/c.png"}, {"image": "/data/d.png"}]
+    assert [row.get("pictures") for row in rows] == [None, b, c, None, b, None]
+    assert rows[4]["segments"] == [["on", "wr"], ["untrained", "on"], ["on", "g<end>"]], "what it was given, and what it wrote"
+    assert rows[4]["output"] == "wrong" and rows[5]["score"] == 0.25
     assert rows[0]["output"] == "abcd" and rows[0]["score"] == pytest.approx(1) and rows[0]["gts"] == "4"
     run = Run(tmp_path, "run", gate={3: [(7, 1, "rl"), (8, 0, "sft"), (9, 0, "rl")]})
     [step] = rollout_steps(run, load_settings().limits)

@@ -15,9 +15,9 @@ from unify_posttrain.config import compose_config
 from unify_posttrain.startup.data_checks import DataReport, check_data
 from unify_posttrain.startup.dry_run import describe_run
 from unify_posttrain.startup.model_checks import check_weights
-from unify_posttrain.startup.picture_paths import PictureError, placed_picture
 from unify_posttrain.startup.tokenizers import load_processor
 from unify_posttrain.tasks.shapes import rows as shapes
+from unify_posttrain.untrusted.picture_paths import PictureError, placed_picture
 
 SPLITS = {
     "easy": {"side": [2], "train": 4, "test": 4},
@@ -116,7 +116,7 @@ def test_pictures_may_lie_in_a_folder_of_their_own(compose: Callable, data: Path
     folder.mkdir()
     for name in ("train.parquet", "test.parquet"):
         shutil.copy(data / name, folder)
-    with pytest.raises(ValueError, match=r"does not exist in .*rows; set data\.image_root"):
+    with pytest.raises(ValueError, match=r"does not exist in .*rows; move it there, or set data\.image_root"):
         check_data(compose(folder=folder))
     assert check_data(compose(f"data.image_root={data}", folder=folder)).pictures == 1
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 from tests.tasks.environments import RandomPlayer, hand_row, node, possible_rewards, row_of, task_settings
-from unify_posttrain.config import compose_config, conf_dir
+from unify_posttrain.config import compose_config
 from unify_posttrain.rewards.contract import RESERVED, Contract
 from unify_posttrain.tasks import PREPARERS
 from unify_posttrain.tasks.environment import ENVIRONMENTS, compute_score, make_environment
@@ -289,12 +288,6 @@ def test_the_start_names_the_row_and_the_setting() -> None:
         ValueError, match=r"^reward.custom_reward_function.reward_kwargs.environment is not set.*task=general_points"
     ):
         check_own_truths(function, [])
-
-
-def test_pictures_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"task=general_points_images has no pictures of cards yet; use task=general_points"):
-        PREPARERS["general_points_images"](tmp_path, {})
-    assert (conf_dir() / "task" / "general_points_images.yaml").is_file()
 
 
 def test_an_empty_verdict_is_no_outcome() -> None:

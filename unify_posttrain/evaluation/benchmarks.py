@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unify_posttrain.tasks.columns import REQUIRED_COLUMNS, check_columns, check_row
+from unify_posttrain.untrusted.picture_paths import placed_picture
 
 OPTIONAL_COLUMNS = ("extra_info",)
 TARGET = "target"  # the worked answer; read only where its loss is asked for
-MEDIA_COLUMNS = ("images", "videos")  # verl's names
+IMAGES, VIDEOS = "images", "videos"  # verl's names
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Problem:
         ground_truth: as the reward function takes it.
         extra_info: likewise.
         target: messages of the worked answer; None: the row has none, or nobody asked.
+        pictures: that the prompt shows, in the order of its marks: {image: path or data URI, …}.
     """
 
     row: int
@@ -38,6 +41,7 @@ class Problem:
     ground_truth: Any
     extra_info: dict[str, Any]
     target: list[dict[str, Any]] | None = None
+    pictures: tuple[dict[str, Any], ...] = ()
 
 
 def read_problems(
@@ -57,7 +61,8 @@ def read_problems(
         with_targets: read the worked answers, too.
 
     Raises:
-        ValueError: a file that is missing, unreadable or empty, a missing column, a malformed row, or a source without rows.
+        ValueError: a file that is missing, unreadable or empty, a missing column, a malformed row, a picture that is not beside the
+            file, or a source without rows.
     """
     rows: list[tuple[Path, int, Mapping[str, Any]]] = []
     for file in files:
@@ -107,8 +112,8 @@ def _read(file: Path, with_targets: bool = False) -> list[dict[str, Any]]:
     try:
         schema = pq.read_schema(_existing(file))
         check_columns(f"benchmark file {file}", schema.names)
-        _refuse_media(file, schema.names)
-        optional = (*OPTIONAL_COLUMNS, TARGET) if with_targets else OPTIONAL_COLUMNS
+        _refuse_videos(file, schema.names)
+        optional = (*OPTIONAL_COLUMNS, IMAGES, TARGET) if with_targets else (*OPTIONAL_COLUMNS, IMAGES)
         wanted = [column for column in (*REQUIRED_COLUMNS, *optional) if column in schema.names]
         rows = pq.read_table(file, columns=wanted).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
@@ -118,19 +123,38 @@ def _read(file: Path, with_targets: bool = False) -> list[dict[str, Any]]:
     return rows
 
 
-def _refuse_media(file: Path, names: Sequence[str]) -> None:
-    """Models are asked by text alone, so a question about an image would be asked without it."""
-    for column in MEDIA_COLUMNS:
-        if column not in names:
-            continue
-        values = pq.read_table(file, columns=[column]).column(column)
-        counts = [None if value is None else len(value) if hasattr(value, "__len__") else 1 for value in values.to_pylist()]
-        found = [row for row, count in enumerate(counts) if count]
-        if found:
-            raise ValueError(
-                f"benchmark file {file}, row {found[0]} (and {len(found) - 1} more): column {column!r} is not empty, and the "
-                "evaluation asks by text alone; leave such rows out"
-            )
+def _refuse_videos(file: Path, names: Sequence[str]) -> None:
+    """Models are asked by text and pictures, so a question about a video would be asked without it."""
+    if VIDEOS not in names:
+        return
+    values = pq.read_table(file, columns=[VIDEOS]).column(VIDEOS)
+    counts = [None if value is None else len(value) if hasattr(value, "__len__") else 1 for value in values.to_pylist()]
+    found = [row for row, count in enumerate(counts) if count]
+    if found:
+        raise ValueError(
+            f"benchmark file {file}, row {found[0]} (and {len(found) - 1} more): column {VIDEOS!r} is not empty, and the "
+            "evaluation shows no videos; leave such rows out"
+        )
+
+
+def _pictures(file: Path, where: str, shown: Any) -> tuple[dict[str, Any], ...]:
+    """The pictures of a row, where they lie: beside the file or in it."""
+    if shown is None:
+        return ()
+    if not isinstance(shown, list):
+        raise ValueError(f"{where}: column {IMAGES!r} must be a list of pictures, not {type(shown).__name__}")
+    placed = [placed_picture(picture, file.parent, where, "move it there") for picture in shown]
+    return tuple(_inline(each, where) for each in placed)
+
+
+def _inline(picture: Any, where: str) -> dict[str, Any]:
+    """A picture that is in the file as a data URI, which every reader of pictures takes."""
+    if not isinstance(picture, Mapping):
+        raise ValueError(f"{where}: a picture must be {{image: path}} or {{bytes: …}}")
+    if "bytes" not in picture:
+        return dict(picture)
+    rest = {name: value for name, value in picture.items() if name != "bytes"}
+    return {**rest, "image": "data:image/png;base64," + base64.b64encode(picture["bytes"]).decode("ascii")}
 
 
 def _problem(position: int, file: Path, number: int, row: Mapping[str, Any]) -> Problem:
@@ -138,4 +162,6 @@ def _problem(position: int, file: Path, number: int, row: Mapping[str, Any]) -> 
     extra = dict(row.get("extra_info") or {})
     target = row.get(TARGET)
     messages = [{"role": "assistant", "content": target}] if isinstance(target, str) else target
-    return Problem(position, row["data_source"], row["prompt"], row["reward_model"]["ground_truth"], extra, messages or None)
+    pictures = _pictures(file, f"benchmark file {file}, row {number}", row.get(IMAGES))
+    truth = row["reward_model"]["ground_truth"]
+    return Problem(position, row["data_source"], row["prompt"], truth, extra, messages or None, pictures)

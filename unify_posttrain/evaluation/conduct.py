@@ -23,6 +23,7 @@ from unify_posttrain.evaluation.prompts import chat_template, load_tokenizer, pr
 from unify_posttrain.evaluation.protocols import Benchmark
 from unify_posttrain.evaluation.results import Measured, as_results
 from unify_posttrain.evaluation.rewards import Judge, check_ground_truths, check_reward, load_extractor, load_reward
+from unify_posttrain.evaluation.seeing import Sight, sight_of
 from unify_posttrain.evaluation.settings import Evaluation
 from unify_posttrain.evaluation.store import Sample, SampleStore
 from unify_posttrain.output import described
@@ -88,16 +89,18 @@ def _evaluate_model(evaluation: Evaluation, model: Model, problems: dict[str, li
     try:
         for benchmark in evaluation.benchmarks:
             rows = problems[benchmark.name]
-            prompts = render(tokenizer, rows, evaluation.prompts, f"benchmark {benchmark.name}")
+            template, name = chat_template(tokenizer, evaluation.prompts), f"benchmark {benchmark.name}"
+            sight = sight_of(folder, template, rows, evaluation.engine.name, name)
+            prompts = render(tokenizer, rows, evaluation.prompts, name, sight)
+            digest = prompts_digest(prompts) if sight is None else sight.digest(prompts_digest(prompts), rows)
             store = SampleStore(
                 evaluation.output / "samples" / model.label / benchmark.name,
-                _identity(evaluation, model, benchmark, print_of_model, prompts_digest(prompts)),
+                _identity(evaluation, model, benchmark, print_of_model, digest),
                 evaluation.overwrite,
             )
-            template = chat_template(tokenizer, evaluation.prompts)
             player = _player(evaluation, benchmark, tokenizer, template, prompts)
             requests = build_requests(evaluation, model, benchmark, prompts)
-            _fill(evaluation, model, benchmark, rows, requests, store, engine, tokenizer, player)
+            _fill(evaluation, model, benchmark, rows, requests, store, engine, tokenizer, player, sight)
             losses = None
             if evaluation.likelihood:
                 from unify_posttrain.evaluation.likelihood import measure
@@ -186,6 +189,7 @@ def _fill(
     engine: _LazyEngine,
     tokenizer: Any,
     player: EpisodePlayer | None,
+    sight: Sight | None,
 ) -> None:
     """Generate and judge what the store lacks, chunk by chunk. Chunks are cut from the whole list, so that a continued evaluation
     decodes the same batches as an uninterrupted one, but for the chunk in which it was killed."""
@@ -200,7 +204,8 @@ def _fill(
     with ExitStack() as stack:
         judge = None if player is not None else stack.enter_context(closing(_judge(evaluation, benchmark)))
         advance = stack.enter_context(_progress(f"{model.label} on {benchmark.name}", len(requests), len(requests) - total))
-        for chunk in filter(None, missing):
+        for asked in filter(None, missing):
+            chunk = asked if sight is None else sight.shown(asked, by_row)
             if player is not None:
                 store.append(player.play(chunk, [by_row[request.row] for request in chunk], engine.get().generate))
             elif judge is not None:

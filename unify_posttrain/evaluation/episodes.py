@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from unify_posttrain.tasks.turns import Step
 
 logger = logging.getLogger(__name__)
 
+MARK = "<image>"
 Generate = Callable[[Sequence[Request]], Sequence[Output]]
 
 
@@ -49,7 +49,7 @@ class _Episode:
         return replace(
             self.request,
             prompt_ids=(*self.request.prompt_ids, *self.transcript.ids),
-            images=tuple(part.image for part in self.transcript.images),
+            images=(*self.request.images, *(part.image for part in self.transcript.images)),
             max_tokens=room,
             seed=turn_seed(self.request.seed, self.transcript.turns),
         )
@@ -155,7 +155,9 @@ class EpisodePlayer:
                 transcript.feedback(self.frame.around(ids), images_of(step.feedback))
             said = told if transcript.stop is None else ""  # what no answer follows was not said
             turn = {"text": text, "feedback": said, "reward": step.reward, "solved": step.solved, "tokens": len(output.token_ids)}
-            episode.turns.append(turn)
+            shown = [dict(part.origin) for part in images_of(step.feedback)] if said else []
+            verdict = {"verdict": step.outcome} if step.outcome else {}
+            episode.turns.append({**turn, **verdict, **({"images": shown} if shown else {})})
 
     def _sample(self, episode: _Episode) -> Sample:
         transcript, found = episode.transcript, episode.environment.fields()
@@ -196,8 +198,8 @@ async def _judged(episodes: Sequence[_Episode], texts: Sequence[str], outputs: S
 
 
 def _text(part: Any) -> str:
-    """What samples say of a part: a text is itself, an image where it comes from."""
-    return part if isinstance(part, str) else f"[image {json.dumps(dict(part.origin))}]"
+    """What samples say of a part: a text is itself, an image a mark, as in targets; `images` of the turn says where it is from."""
+    return part if isinstance(part, str) else MARK
 
 
 def _by_own_keys(message: str) -> str:

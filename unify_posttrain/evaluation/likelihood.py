@@ -25,7 +25,7 @@ BLOCK = 64  # rows that a kill may lose
 
 
 def check_targets(problems: Sequence[Problem], name: str) -> None:
-    """Refuse a benchmark without worked answers.
+    """Refuse a benchmark without worked answers, or with pictures, without which a loss would be another one.
 
     Raises:
         ValueError: names benchmark and row.
@@ -35,6 +35,12 @@ def check_targets(problems: Sequence[Problem], name: str) -> None:
         raise ValueError(
             f"benchmark {name}, row {absent[0]} (and {len(absent) - 1} more) has no worked answer (column target), so it has no "
             "loss; set likelihood=false, or leave the benchmark out"
+        )
+    seen = [problem.row for problem in problems if problem.pictures]
+    if seen:
+        raise ValueError(
+            f"benchmark {name}, row {seen[0]} (and {len(seen) - 1} more) shows pictures, and losses are measured of text alone; "
+            "set likelihood=false, or leave the benchmark out"
         )
 
 

@@ -12,10 +12,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unify_posttrain.chat import ChatTemplate
 from unify_posttrain.evaluation.benchmarks import Problem
+
+if TYPE_CHECKING:
+    from unify_posttrain.evaluation.seeing import Sight
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +65,9 @@ def chat_template(tokenizer: Any, settings: PromptSettings) -> ChatTemplate:
     return ChatTemplate(tokenizer, settings.template_options, "custom_chat_template", ADVICE)
 
 
-def render(tokenizer: Any, problems: Sequence[Problem], settings: PromptSettings, name: str = "benchmark") -> dict[int, list[int]]:
+def render(
+    tokenizer: Any, problems: Sequence[Problem], settings: PromptSettings, name: str = "benchmark", sight: Sight | None = None
+) -> dict[int, list[int]]:
     """Prompt ids by row; rows with too long a prompt are missing.
 
     Args:
@@ -70,12 +75,18 @@ def render(tokenizer: Any, problems: Sequence[Problem], settings: PromptSettings
         problems: of a benchmark.
         settings: how prompts are made.
         name: of the benchmark, for messages.
+        sight: of pictures; None: the benchmark has none.
 
     Raises:
         ValueError: the chat template does not take a prompt, one is too long and may not be dropped, or none is left.
     """
     template = chat_template(tokenizer, settings)
-    prompts = {problem.row: template.ids(problem.messages, f"{name}, row {problem.row}") for problem in problems}
+    prompts = {
+        problem.row: sight.ids(problem, f"{name}, row {problem.row}")
+        if sight is not None and problem.pictures
+        else template.ids(problem.messages, f"{name}, row {problem.row}")
+        for problem in problems
+    }
     for warning in template.warnings(problems[0].messages) if problems else ():
         logger.warning("%s", warning)
     kept = {row: ids for row, ids in prompts.items() if len(ids) <= settings.max_length}

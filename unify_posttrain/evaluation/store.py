@@ -42,7 +42,8 @@ class Sample:
         correct: 1 or 0.
         answer: canonical answer, "" if none was found.
         gold_ok: 0 if the ground truth cannot be used.
-        turns: of an episode: {text, feedback, reward, solved, tokens} of each answer; None: there is one answer, `response`.
+        turns: of an episode: {text, feedback, reward, solved, tokens} of each answer, its `verdict` in a word, and where the
+            `images` of its feedback come from, if it has some; None: there is one answer, `response`.
         prompt: of an episode: the message of the user that it began with.
         stop: why the episode ended (`unify_posttrain.experience.transcript`).
         fields: numbers that the environment gives for the episode.

@@ -36,6 +36,7 @@ class Demonstration:
         mask: of a target of several turns, 1 on the tokens of answers and 0 on what was said between them; empty: all are one
             answer's.
         pictures: what the prompt shows, then the target; the ids hold as many pads as the model sees tokens of them.
+        origins: where each image of the target comes from, as `ImagePart.origin` says it; for people who look at it.
     """
 
     row_id: int
@@ -45,6 +46,7 @@ class Demonstration:
     probabilities: tuple[float, ...] = ()
     mask: tuple[int, ...] = ()
     pictures: tuple[Reference, ...] = ()
+    origins: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def key(self) -> tuple[int, int]:
@@ -148,7 +150,10 @@ class DemonstrationReader:
         # What the user says is for the answer behind it, so nothing ends with it.
         kept = slice(self.max_length if not mask else 1 + max(place for place, of in enumerate(mask[: self.max_length]) if of))
         pictures = (*picture_references(prompt), *(reference(part.image) for part in images))
-        demonstration = Demonstration(row_id, index, tuple(prompt_ids), tuple(ids[kept]), probabilities[kept], mask[kept], pictures)
+        origins = tuple(dict(part.origin) for part in images)
+        demonstration = Demonstration(
+            row_id, index, tuple(prompt_ids), tuple(ids[kept]), probabilities[kept], mask[kept], pictures, origins
+        )
         return Reading(demonstration, overlong=overlong)
 
     def _tokens(self, target: Target, row: Mapping[str, Any], row_id: int) -> Replayed:

@@ -154,7 +154,7 @@ def _stage(rows: Iterator[tuple[str, Line]], sieve: Sieve, readers: Sequence[Rea
         found = f"none of {len(head)} rows can be read: {head[0][1]}" if head else "holds no rows"
         raise ValueError(f"{sieve.name}: {found}; check prepare.task.source and prepare.task.split")
     reader = choose_reader(readers, list(row), sieve.name)
-    columns = schema(reader.has_hint)
+    columns = schema(reader.has_hint, reader.images is not None)
     rows = itertools.chain(head, rows)
     with pq.ParquetWriter(path, columns) as writer:
         while chunk := list(itertools.islice(rows, options.chunk_rows)):

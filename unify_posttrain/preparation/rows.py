@@ -46,6 +46,7 @@ class Candidate:
         hint: the demonstration in sentences, each with its own line break; None if the set has no such column.
         id, subject, level: of the published row, where it has them.
         skipped: reason -> number of further traces of this problem that a filter left out.
+        images: paths of the pictures that the prompt shows, in the order of its marks.
     """
 
     data_source: str
@@ -59,6 +60,7 @@ class Candidate:
     subject: str | None = None
     level: str | None = None
     skipped: Mapping[str, int] = field(default_factory=dict)
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,18 @@ class Reader:
         read: row -> candidate; raises RowFault.
         has_targets: whether a row without a target lacks something.
         has_hint: whether a column `hint` is written.
+        images: column whose pictures are kept, in a column `images`; None: rows are text.
     """
 
     columns: tuple[str, ...]
     read: Callable[[Row], Candidate]
     has_targets: bool = False
     has_hint: bool = False
+    images: str | None = None
 
 
-def schema(has_hint: bool = False) -> pa.Schema:
-    """Columns of the written files: the same for every set, so that verl can concatenate several.
+def schema(has_hint: bool = False, has_images: bool = False) -> pa.Schema:
+    """Columns of the written files: the same for every set of text, so that verl can concatenate several.
 
     `target` is one assistant message or null, `target_lst` the texts of all targets or null, `extra_info.index` the position in
     the file, `extra_info.split` train, validation or test, the rest as in :class:`Candidate`.
@@ -94,6 +98,7 @@ def schema(has_hint: bool = False) -> pa.Schema:
             ("target", messages),
             ("target_lst", texts),
             *([("hint", texts)] if has_hint else []),
+            *([("images", pa.list_(pa.struct([("image", pa.string())])))] if has_images else []),
             ("ability", pa.string()),
             ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
             ("extra_info", pa.struct(details)),
@@ -112,6 +117,7 @@ def as_record(candidate: Candidate, targets: Sequence[str]) -> dict[str, Any]:
         "ability": candidate.ability,
         "reward_model": {"style": candidate.style, "ground_truth": candidate.ground_truth},
         "extra_info": {"id": candidate.id, "subject": candidate.subject, "level": candidate.level},
+        **({"images": [{"image": path} for path in candidate.images]} if candidate.images else {}),
     }
 
 
@@ -124,6 +130,7 @@ def check_texts(candidate: Candidate) -> None:
     named = [(name, getattr(candidate, name)) for name in ("data_source", "ground_truth", "ability", "id", "subject", "level")]
     named += [("prompt", part) for message in candidate.prompt for part in message.values()]
     named += [("target", target) for target in candidate.targets] + [("hint", part) for part in candidate.hint or ()]
+    named += [("images", path) for path in candidate.images]
     for name, value in named:
         if value is None:
             continue

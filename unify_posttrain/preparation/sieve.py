@@ -20,7 +20,6 @@ from unify_posttrain.preparation.rows import (
     MALFORMED,
     TOO_LONG,
     Candidate,
-    Message,
     Reader,
     RowFault,
     as_record,
@@ -59,7 +58,8 @@ class Sieve:
         read = [(place, self._taken(place, outcome)) for place, outcome in outcomes]
         places = [f"{self.name}, {place}" for place, candidate in read if candidate is not None]
         candidates = [candidate for _, candidate in read if candidate is not None]
-        self._count_media(row for (_, row), (_, candidate) in zip(chunk, read, strict=True) if candidate is not None)
+        kept = [row for (_, row), (_, candidate) in zip(chunk, read, strict=True) if candidate is not None]
+        self._count_media(kept, reader.images)
         if self.counter is None:
             measured = [(0, [0] * len(item.targets)) for item in candidates]
         else:
@@ -72,10 +72,10 @@ class Sieve:
         self.report.kept += len(records)
         return records
 
-    def _count_media(self, rows: Iterable[Line]) -> None:
+    def _count_media(self, rows: Iterable[Line], kept: str | None) -> None:
         for row in rows:
             if not isinstance(row, RowFault):
-                self.report.media.update(media_columns(row))
+                self.report.media.update(column for column in media_columns(row) if column != kept)
 
     def _read(self, row: Line, reader: Reader) -> Candidate | RowFault:
         self.report.read += 1
@@ -93,7 +93,7 @@ class Sieve:
             return RowFault(MALFORMED, WHOLE_ROW, f"holds text that is no Unicode ({error.reason})")  # type: ignore[attr-defined]
         if reader.has_targets and not candidate.targets and self.options.missing_target == "drop":
             return RowFault(EMPTY_TARGET, "target", "holds no text (prepare.task.missing_target=keep keeps such rows)")
-        if self._is_repeated(candidate.prompt):
+        if self._is_repeated(candidate):
             return RowFault(DUPLICATE, "prompt", "has been seen")
         return candidate
 
@@ -116,8 +116,8 @@ class Sieve:
                 self.report.examples.append(message)
         self.report.dropped[fault.reason] += 1
 
-    def _is_repeated(self, prompt: Sequence[Message]) -> bool:
-        return self.options.deduplicate and _digest(prompt) in self._kept
+    def _is_repeated(self, candidate: Candidate) -> bool:
+        return self.options.deduplicate and _digest(candidate) in self._kept
 
     def _ask_about_golds(self, candidates: Sequence[Candidate]) -> None:
         """Whether their ground truths can be graded: those of a chunk at once, each of which is a call of another process."""
@@ -133,7 +133,7 @@ class Sieve:
     def _keep(self, candidate: Candidate, prompt_length: int, target_lengths: Sequence[int]) -> dict[str, Any] | None:
         """The record, unless a row of the same chunk had this prompt or something is too long."""
         report, options = self.report, self.options
-        if self._is_repeated(candidate.prompt):
+        if self._is_repeated(candidate):
             report.dropped[DUPLICATE] += 1
             return None
         targets = candidate.targets
@@ -150,12 +150,13 @@ class Sieve:
                 if len(targets) < len(candidate.targets):
                     skipped[TOO_LONG] = len(candidate.targets) - len(targets)
         if options.deduplicate:
-            self._kept.add(_digest(candidate.prompt))
+            self._kept.add(_digest(candidate))
         report.traces.update(skipped)
         return as_record(candidate, targets)
 
 
-def _digest(prompt: Sequence[Message]) -> bytes:
-    """Of the prompt's text without its system message, which `prepare.task.system` may have changed."""
-    text = "\x1e".join(message["content"].strip() for message in prompt if message["role"] != "system")
+def _digest(candidate: Candidate) -> bytes:
+    """Of what is asked: the prompt without its system message, which `prepare.task.system` may have changed, and its pictures."""
+    asked = [message["content"].strip() for message in candidate.prompt if message["role"] != "system"]
+    text = "\x1e".join([*asked, *candidate.images])
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()

@@ -12,9 +12,11 @@ from unify_posttrain.reporting.configuration import rows
 from unify_posttrain.reporting.evaluations import browser, curves, read_evaluations, read_verdicts, section
 from unify_posttrain.reporting.page import Page, Summary, render
 from unify_posttrain.reporting.panels import ZONES
+from unify_posttrain.reporting.pictures import pictures_of
 from unify_posttrain.reporting.run import Run, read_runs
 from unify_posttrain.reporting.samples import rollout_folder, rollout_steps, validation_samples
 from unify_posttrain.reporting.settings import Limits, Settings, load_settings
+from unify_posttrain.reporting.thumbnails import Thumbnails
 from unify_posttrain.reporting.verdict import judge, validations
 
 
@@ -25,6 +27,7 @@ def build_report(
     rollouts: Path | None = None,
     evaluations: Sequence[Path] = (),
     forgetting: Sequence[Path] = (),
+    pictures: Sequence[Path] = (),
 ) -> str:
     """One HTML page about one run, or about several beside each other.
 
@@ -34,6 +37,7 @@ def build_report(
         rollouts: folder of the dump (`trainer.rollout_data_dir`) if it is not inside the run; with one run only.
         evaluations: output folders of `unify_posttrain.evaluate`.
         forgetting: of `unify_posttrain.analyze forgetting`.
+        pictures: folders that pictures may be opened in, beside those of `unify_posttrain.reporting.pictures`.
 
     Returns:
         A page that loads nothing from anywhere: style, script and data are in it. Texts of models and data are escaped.
@@ -53,17 +57,24 @@ def build_report(
         Summary(run, judge(run, settings.verdict), validations(run), alerts(run, settings), _dump_advice(run)) for run in found
     ]
     checked, verdicts = read_evaluations(evaluations), read_verdicts(forgetting)
-    data = {**_data(found, limits, rollouts), "evaluations": browser(checked, limits)}
+    thumbnails = Thumbnails(limits)
+    data = {
+        **_data(found, limits, rollouts, thumbnails, pictures),
+        "evaluations": browser(checked, limits, thumbnails, pictures),
+        "pictures": thumbnails.uris,
+    }
     benchmarks = section(checked, verdicts, data["evaluations"])
     return render(Page(summaries, charts(found, limits, curves(checked)), rows(found), data, benchmarks))
 
 
-def _data(runs: Sequence[Run], limits: Limits, folder: Path | None) -> dict[str, Any]:
+def _data(
+    runs: Sequence[Run], limits: Limits, folder: Path | None, thumbnails: Thumbnails, given: Sequence[Path]
+) -> dict[str, Any]:
     """What the script of the page reads beside the charts."""
     return {
         "runs": [run.label for run in runs],
         "zones": ZONES,
-        "rollouts": [rollout_steps(run, limits, folder) for run in runs],
+        "rollouts": [rollout_steps(run, limits, folder, pictures_of(run, thumbnails, given, folder)) for run in runs],
         "validation": [validation_samples(run, limits) for run in runs],
     }
 

@@ -10,17 +10,23 @@ from typing import Any
 
 from unify_posttrain.reporting.charts import Chart, make_chart, make_line
 from unify_posttrain.reporting.panels import EVALUATIONS
+from unify_posttrain.reporting.pictures import Pictures, opened
 from unify_posttrain.reporting.run import entries, finite
 from unify_posttrain.reporting.samples import evenly
 from unify_posttrain.reporting.settings import Limits
 from unify_posttrain.reporting.tables import NONE, table
 from unify_posttrain.reporting.text import escape, percent
+from unify_posttrain.reporting.thumbnails import Thumbnails
 from unify_posttrain.reporting.turns import cut_parts, turns_of
 from unify_posttrain.untrusted.documents import DocumentError, read_object
 from unify_posttrain.untrusted.folders import member
 
 RESULTS, FORGETTING = "results.json", "forgetting.json"
+SETTINGS = "settings.json"  # beside the samples of a model and benchmark
 HEAD = ("checkpoint", "benchmark", "solved", "95 %", "first answer", "other rule, of turns", "turns", "loss per token")
+LONGEST_FACT = 80  # characters
+TOLD = ("score", "acc", "turns", "right_turns")  # fields that the page shows in another form
+Key = tuple[str, int]  # benchmark, row
 
 
 @dataclass(frozen=True)
@@ -139,23 +145,51 @@ def _share(value: Any) -> str:
     return NONE if number is None else percent(number)
 
 
-def browser(evaluations: Sequence[Evaluation], limits: Limits) -> list[dict[str, Any]]:
-    """[{name, steps: [{step, prompts: [{prompt, gold, of, solved, rows}]}]}]: the same problems at some checkpoints, those first
-    whose outcome changed."""
+@dataclass(frozen=True)
+class Question:
+    """What a problem asks: its text, the ground truth, and references of the pictures that its prompt shows."""
+
+    text: str
+    gold: str | None = None
+    pictures: Sequence[Mapping[str, Any]] = ()
+
+
+def browser(
+    evaluations: Sequence[Evaluation],
+    limits: Limits,
+    thumbnails: Thumbnails | None = None,
+    given: Sequence[Path] = (),
+    questions: Mapping[Key, Question] | None = None,
+) -> list[dict[str, Any]]:
+    """[{name, steps: [{step, prompts: [{prompt, pictures, gold, of, solved, rows}]}]}]: the same problems at some checkpoints.
+
+    Those whose outcome changed come first.
+
+    Args:
+        evaluations: to be shown.
+        limits: of the page.
+        thumbnails: of the page; None: no pictures are shown.
+        given: folders that pictures may be opened in, beside that of the evaluation.
+        questions: by benchmark and row; None: what the samples say of them.
+    """
     found = []
     for evaluation in evaluations:
         models = evenly(list(evaluation.models), limits.validation_steps)
         samples = [_samples(evaluation, label, sources) for label, _, sources in models]
         keys = _changed_first(samples, limits.validation_prompts)
+        seen = {name: _pictures(evaluation, name, thumbnails, given) for name, _ in keys} if thumbnails is not None else {}
+        known = questions or {}
         steps = [
-            {"step": label, "prompts": [_problem(of_model[key], key, limits) for key in keys if key in of_model]}
+            {
+                "step": label,
+                "prompts": [
+                    _problem(of_model[key], key, limits, seen.get(key[0]), known.get(key)) for key in keys if key in of_model
+                ],
+            }
             for (label, _, _), of_model in zip(models, samples, strict=True)
         ]
         found.append({"name": evaluation.name, "steps": [step for step in steps if step["prompts"]]})
     return found
-
-
-Key = tuple[str, int]  # benchmark, row
 
 
 def _samples(evaluation: Evaluation, label: str, sources: Sequence[Mapping[str, Any]]) -> dict[Key, list[dict[str, Any]]]:
@@ -166,6 +200,20 @@ def _samples(evaluation: Evaluation, label: str, sources: Sequence[Mapping[str, 
             if isinstance(entry.get("row"), int):
                 found[benchmark, entry["row"]].append(entry)
     return found
+
+
+def _pictures(evaluation: Evaluation, benchmark: str, thumbnails: Thumbnails, given: Sequence[Path]) -> Pictures:
+    """The pictures of a benchmark, whose settings name a corpus if it has one."""
+    for label, _, _ in evaluation.models:
+        try:
+            folder = member(evaluation.folder, f"samples/{label}/{benchmark}", str(evaluation.folder / RESULTS))
+            node = read_object(folder / SETTINGS).get("environment")
+        except (DocumentError, OSError, ValueError):
+            continue
+        retriever = node.get("retriever") if isinstance(node, Mapping) else None
+        corpus = retriever.get("corpus") if isinstance(retriever, Mapping) else None
+        return opened(thumbnails, [evaluation.folder, *given], (), corpus)
+    return opened(thumbnails, [evaluation.folder, *given], (), None)
 
 
 def _right(samples: Sequence[Mapping[str, Any]]) -> int:
@@ -183,16 +231,32 @@ def _changed_first(models: Sequence[Mapping[Key, Sequence[Mapping[str, Any]]]], 
     return turns[:most]
 
 
-def _problem(samples: Sequence[Mapping[str, Any]], key: Key, limits: Limits) -> dict[str, Any]:
-    asked = samples[0].get("prompt")
+def _problem(
+    samples: Sequence[Mapping[str, Any]], key: Key, limits: Limits, pictures: Pictures | None, question: Question | None
+) -> dict[str, Any]:
+    asked = samples[0].get("prompt") if question is None else question.text
     rows = []
     for sample in sorted(samples, key=lambda each: str(each.get("number")))[: limits.rollout_rows]:
-        turns = turns_of(sample, limits.characters)
+        turns = turns_of(sample, limits.characters, pictures)
         text = [] if turns else cut_parts([("on", str(sample.get("response", "")), None)], limits.characters)[0]
-        fields = {"ended": str(sample["stop"])} if sample.get("stop") else {}
         rows.append({
-            "kind": "rollout", "score": finite(sample.get("score")), "advantage": None, "weights": {}, "fields": fields,
+            "kind": "rollout", "score": finite(sample.get("score")), "advantage": None, "weights": {}, "fields": _facts(sample),
             "segments": text, "turns": turns,
         })  # fmt: skip
     prompt = f"{key[0]}, row {key[1]}" + (f": {asked}" if isinstance(asked, str) else "")
-    return {"prompt": prompt[: limits.characters], "gold": None, "of": len(samples), "solved": _right(samples), "rows": rows}
+    shown = [] if pictures is None or question is None else pictures.of_prompt([dict(each) for each in question.pictures])
+    gold = None if question is None or question.gold is None else question.gold[: limits.characters]
+    return {
+        "prompt": prompt[: limits.characters], "pictures": shown, "gold": gold, "of": len(samples), "solved": _right(samples),
+        "rows": rows,
+    }  # fmt: skip
+
+
+def _facts(sample: Mapping[str, Any]) -> dict[str, str]:
+    """Why a sample ended, what was read in it, and what its environment says of it: numbers that are not 0."""
+    said = {"ended": str(sample["stop"])} if sample.get("stop") else {}
+    if sample.get("answer"):
+        said["answer"] = str(sample["answer"])[:LONGEST_FACT]
+    fields = sample.get("fields") if isinstance(sample.get("fields"), Mapping) else {}
+    numbers = {str(name): finite(value) for name, value in fields.items() if name not in TOLD}
+    return {**said, **{name: f"{value:.4g}" for name, value in numbers.items() if value}}

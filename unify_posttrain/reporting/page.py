@@ -2,7 +2,7 @@
 
 Every text that comes from a run passes through `escape`, or through `shown` and `json_for_html` into a block that no browser
 executes; the script puts it on the page as text nodes only. A content security policy forbids everything but the page's own
-script and style.
+script and style, and pictures that are part of it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from unify_posttrain.reporting.tables import configuration_table, difference_tab
 from unify_posttrain.reporting.text import escape, shown
 from unify_posttrain.reporting.verdict import STATUSES, Validation, Verdict
 
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 SCRIPTS = ("draw.js", "charts.js", "browser.js", "page.js")
 
 
@@ -54,7 +55,7 @@ def render(page: Page) -> str:
     """The HTML of a page."""
     labels = [summary.run.label for summary in page.summaries]
     data = {**page.data, "charts": page.charts}
-    return document(" · ".join(labels), "Verdict", _header(page), _sections(page), data, "\n".join(map(_template, SCRIPTS)))
+    return document(" · ".join(labels), "Verdict", _header(page), _sections(page), data, page_script())
 
 
 def document(title: str, top: str, header: str, sections: Sequence[tuple[str, str, str]], data: Any, script: str) -> str:
@@ -72,7 +73,7 @@ def document(title: str, top: str, header: str, sections: Sequence[tuple[str, st
     digest = b64encode(sha256(script.encode()).digest()).decode()
     return Template(_template("page.html")).substitute(
         title=escape(title),
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
+        policy=f"{POLICY}; script-src 'sha256-{digest}'",
         style=_template("page.css"),
         navigation="".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading in links),
         header=header,
@@ -80,6 +81,11 @@ def document(title: str, top: str, header: str, sections: Sequence[tuple[str, st
         data=json_for_html(shown(data)),
         script=script,
     )
+
+
+def page_script() -> str:
+    """The script of charts and browsers."""
+    return "\n".join(map(_template, SCRIPTS))
 
 
 def elements_script() -> str:
@@ -106,7 +112,7 @@ def _sections(page: Page) -> list[tuple[str, str, str]]:
     drawn = {name: [chart for chart in page.charts if chart["section"] == name] for name in SECTIONS}
     beside = {EVALUATIONS: page.benchmarks}
     charts = [
-        (name, heading, f'<div class="charts">{"".join(map(_figure, drawn[name]))}</div>{beside.get(name, "")}')
+        (name, heading, f"{figures(drawn[name])}{beside.get(name, '')}")
         for name, heading in SECTIONS.items()
         if drawn[name] or beside.get(name)
     ]
@@ -160,6 +166,11 @@ def _badge(verdict: Verdict) -> str:
 def _alerts(alerts: Sequence[Alert]) -> str:
     items = "".join(f'<li class="{alert.level}"><b>{alert.level}</b> {escape(alert.text)}</li>' for alert in alerts)
     return f'<ul class="alerts">{items}</ul>' if items else ""
+
+
+def figures(charts: Sequence[Chart]) -> str:
+    """The places of charts, which the script fills."""
+    return f'<div class="charts">{"".join(map(_figure, charts))}</div>'
 
 
 def _figure(chart: Chart) -> str:

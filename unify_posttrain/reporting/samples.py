@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from unify_posttrain.reporting.panels import ZONES
+from unify_posttrain.reporting.pictures import Pictures
 from unify_posttrain.reporting.run import SAMPLES, Run, entries, finite, is_step, step_files
 from unify_posttrain.reporting.settings import Limits
-from unify_posttrain.reporting.turns import cut_parts, parts_of, turns_of
+from unify_posttrain.reporting.turns import SHOWN, UNTRAINED, cut_parts, images_of, parts_of, turns_of
 
 ROLLOUTS = "rollouts"
 VERL_FIELDS = ("input", "output", "gts", "score", "step", "request_id")
@@ -40,60 +41,76 @@ def evenly(items: Sequence[Any], most: int) -> list[Any]:
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)] if most > 1 else [items[-1]]
 
 
-def rollout_steps(run: Run, limits: Limits, folder: Path | None = None) -> list[dict[str, Any]]:
-    """[{step, prompts: [{prompt, gold, zone, solved, rollouts, rows, demonstration}]}] of evenly spaced steps.
+def rollout_steps(run: Run, limits: Limits, folder: Path | None = None, pictures: Pictures | None = None) -> list[dict[str, Any]]:
+    """[{step, prompts: [{prompt, pictures, gold, zone, solved, rollouts, rows, demonstration}]}] of evenly spaced steps.
 
     Args:
         run: gives zone and successes of a prompt, by its row_id.
         limits: of steps, prompts, rows and characters.
         folder: of the dump; None: `rollout_folder`.
+        pictures: of the run, the last steps' first if not all have room; None: none are shown.
     """
     files = step_files(rollout_folder(run) if folder is None else folder)
     steps = []
-    for step in evenly(list(files), limits.rollout_steps):
+    for step in reversed(evenly(list(files), limits.rollout_steps)):
         gate = {row_id: (solved, zone) for row_id, solved, zone in run.gate.get(step, ())}
         groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for entry in entries(files[step], []):
             if entry.get("row_kind") != "padding":
                 groups[str(entry.get("uid") or entry.get("input"))].append(entry)
-        prompts = [_prompt(rows, gate, run, limits) for rows in groups.values()]
-        steps.append({"step": step, "prompts": _every_zone(prompts, limits.rollout_prompts)})
-    return [step for step in steps if step["prompts"]]
+        chosen = _every_zone([(_zone(rows, gate), rows) for rows in groups.values()], limits.rollout_prompts)
+        steps.append({"step": step, "prompts": [_prompt(rows, gate, run, limits, pictures) for rows in chosen]})
+    return [step for step in reversed(steps) if step["prompts"]]
 
 
-def _prompt(rows: list[dict[str, Any]], gate: Mapping[int, tuple[int, str]], run: Run, limits: Limits) -> dict[str, Any]:
-    first = rows[0]
-    row_id = first.get("row_id")
-    solved, zone = gate.get(row_id, (None, None)) if is_step(row_id) else (None, None)
+def _gate(rows: list[dict[str, Any]], gate: Mapping[int, tuple[int, str]]) -> tuple[int | None, str | None]:
+    row_id = rows[0].get("row_id")
+    return gate.get(row_id, (None, None)) if is_step(row_id) else (None, None)
+
+
+def _zone(rows: list[dict[str, Any]], gate: Mapping[int, tuple[int, str]]) -> str | None:
+    zone = _gate(rows, gate)[1]
+    return zone if zone in ZONES else None
+
+
+def _prompt(
+    rows: list[dict[str, Any]], gate: Mapping[int, tuple[int, str]], run: Run, limits: Limits, pictures: Pictures | None
+) -> dict[str, Any]:
+    first, solved = rows[0], _gate(rows, gate)[0]
     demonstrations = [row for row in rows if row.get("row_kind") == "demonstration"]
     sampled = [row for row in rows if row.get("row_kind") != "demonstration"]
     sampled.sort(key=lambda row: -(finite(row.get("score")) or 0.0))
-    untrained = next((row["demonstration"] for row in rows if isinstance(row.get("demonstration"), str)), None)
-    shown = [_row(row, limits) for row in demonstrations[: limits.rollout_rows]]
+    untrained = next((row for row in rows if isinstance(row.get("demonstration"), str)), None)
+    shown = [_row(row, limits, pictures) for row in demonstrations[: limits.rollout_rows]]
     if not shown and untrained is not None:
-        shown = [{"kind": "not trained", "segments": [["untrained", *_cut(untrained, limits), None]]}]
+        images = images_of(untrained.get("demonstration_images"), pictures)
+        segments, _ = cut_parts([(UNTRAINED, untrained["demonstration"], None)], limits.characters, images)
+        shown = [{"kind": "not trained", "segments": segments}]
+    asked = next((row["pictures"] for row in rows if row.get("pictures")), None)
     return {
         "prompt": _cut(str(first.get("input", "")), limits)[0],
+        "pictures": [] if pictures is None else pictures.of_prompt(asked),
         "gold": None if first.get("gts") is None else _cut(str(first["gts"]), limits)[0],
-        "zone": zone if zone in ZONES else None,
+        "zone": _zone(rows, gate),
         "solved": solved,
         "of": run.setting("actor_rollout_ref.rollout.n"),
-        "rollouts": [_row(row, limits) for row in evenly(sampled, limits.rollout_rows)],
+        "rollouts": [_row(row, limits, pictures) for row in evenly(sampled, limits.rollout_rows)],
         "demonstrations": shown,
         "hidden": max(0, len(sampled) - limits.rollout_rows),
     }
 
 
-def _row(row: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
-    """One dumped row: segments are [kind, text, characters cut, advantage or null], by turn if it is an episode."""
-    turns = turns_of(row, limits.characters)
+def _row(row: Mapping[str, Any], limits: Limits, pictures: Pictures | None) -> dict[str, Any]:
+    """One dumped row: segments as `cut_parts` makes them, by turn if it is an episode."""
+    turns = turns_of(row, limits.characters, pictures)
+    segments = [] if turns else cut_parts(parts_of(row), limits.characters, images_of(row.get(SHOWN), pictures))[0]
     return {
         "kind": str(row.get("row_kind", "rollout")),
         "score": finite(row.get("score")),
         "advantage": finite(row.get("advantage")),
         "weights": {name: weight for name in row if name.endswith(WEIGHT) and (weight := finite(row[name])) is not None},
         "fields": _fields(row),
-        "segments": [] if turns else cut_parts(parts_of(row), limits.characters)[0],
+        "segments": segments,
         **({} if turns is None else {"turns": turns}),
     }
 
@@ -108,11 +125,11 @@ def _fields(row: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _every_zone(prompts: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+def _every_zone(prompts: list[tuple[str | None, Any]], most: int) -> list[Any]:
     """A selection in which zones take turns, in the order of the batch within each."""
-    queues: dict[str | None, list[dict[str, Any]]] = defaultdict(list)
-    for prompt in prompts:
-        queues[prompt["zone"]].append(prompt)
+    queues: dict[str | None, list[Any]] = defaultdict(list)
+    for zone, prompt in prompts:
+        queues[zone].append(prompt)
     order = [queues[zone] for zone in ("sft", "rl", "off", "skipped", None) if zone in queues]
     turns = [prompt for turn in range(len(prompts)) for queue in order for prompt in queue[turn : turn + 1]]
     return turns[:most]

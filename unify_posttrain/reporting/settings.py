@@ -21,6 +21,11 @@ class Limits:
     validation_steps: int
     validation_prompts: int
     characters: int
+    picture_side: int
+    picture_quality: int
+    picture_bytes: int
+    pictures_bytes: int
+    picture_pixels: int
 
     def __post_init__(self) -> None:
         for field in fields(self):

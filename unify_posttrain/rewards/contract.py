@@ -37,7 +37,7 @@ RESERVED = frozenset(
         "response_prefix_length reward_extra_info reward_model reward_outcome reward_scores row_id seed target target_lst",
         "tool_extra_fields tool_rewards tools_kwargs turn_outcomes turn_scores uid unscored",
         # fields of what is dumped
-        "advantage demonstration gts input output reward row_kind segments step",
+        "advantage demonstration demonstration_images gts input output pictures reward row_kind segments shown_images step",
     )
     for name in names.split()
 )

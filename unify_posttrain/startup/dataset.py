@@ -22,8 +22,8 @@ from unify_posttrain.preparation.local_rows import rows_of
 from unify_posttrain.preparation.rows import RowFault
 from unify_posttrain.rollout.pictures import PictureReader, open_pictures
 from unify_posttrain.startup.arrow_types import plain_type
-from unify_posttrain.startup.picture_paths import PictureError, placed_parts, placed_picture
 from unify_posttrain.tasks.columns import REQUIRED_COLUMNS, check_columns, check_row
+from unify_posttrain.untrusted.picture_paths import PictureError, placed_parts, placed_picture
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,11 @@ from omegaconf import DictConfig
 
 from unify_posttrain.algorithms import Algorithm
 from unify_posttrain.chat import THINKING_FAULTS, ChatTemplate, joined, thinking_fault
-from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN
-from unify_posttrain.experience.targets import TARGET_COLUMNS, targets_of
+from unify_posttrain.experience.demonstrations import PROBABILITY_COLUMN, TARGET_IMAGES
+from unify_posttrain.experience.targets import TARGET_COLUMNS, Target, targets_of
 from unify_posttrain.rollout.pictures import PictureReader
 from unify_posttrain.startup.reader import make_reader, turn_frame
+from unify_posttrain.tasks.environment import check_images
 from unify_posttrain.tasks.episodes import episode_node
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ HINT_COLUMN = "hint"
 
 
 def check_targets(config: DictConfig, algorithm: Algorithm, train: Any, template: ChatTemplate) -> int:
-    """Targets exist, are of a type that can be trained, and fit the template. Returns the prompts without.
+    """Targets exist, can be trained, fit the template, and show images that are there. Returns the number of rows without.
 
     They are tokenised here only if a policy makes one bad row an error.
 
@@ -34,8 +35,8 @@ def check_targets(config: DictConfig, algorithm: Algorithm, train: Any, template
         template: of the run.
 
     Raises:
-        ValueError: no column, no usable target, one of a wrong type, several turns of which the template makes none,
-            or one that `fusion.demo` refuses.
+        ValueError: no column, no usable target, one of a wrong type, several turns of which the template makes none, an image
+            that cannot be shown, or one that `fusion.demo` refuses.
     """
     frame = train.dataframe
     columns = [column for column in TARGET_COLUMNS if column in frame.column_names]
@@ -50,8 +51,11 @@ def check_targets(config: DictConfig, algorithm: Algorithm, train: Any, template
             "fusion.shaping.name=target_prob reads; use p_div_p"
         )
     usable, several, faults = 0, False, {}
-    for row in frame.select_columns([train.prompt_key, *columns, "row_id"]):
+    images = _ImageCheck(episode_node(config), train)
+    read = [train.prompt_key, *columns, *({TARGET_IMAGES} & set(frame.column_names)), "row_id"]
+    for row in frame.select_columns(read):
         targets = _named(train, row, targets_of)
+        _named(train, row, lambda each, row_id, targets=targets: images.check(targets, each.get(TARGET_IMAGES), row_id))
         usable += bool(targets)
         several |= any(len(target.texts) > 1 for target in targets)
         if targets:
@@ -79,6 +83,33 @@ def check_targets(config: DictConfig, algorithm: Algorithm, train: Any, template
     if not usable:
         raise ValueError(f"every target in data.train_files is empty, algorithm={algorithm.name} has nothing to learn from")
     return len(frame) - usable
+
+
+class _ImageCheck:
+    """Looks at what the targets of rows show between two answers: a fault would otherwise end the run when the row is trained.
+
+    Args:
+        node: `environment` of the configuration; None: nothing shows images.
+        train: the training split.
+    """
+
+    def __init__(self, node: Mapping[str, Any] | None, train: Any) -> None:
+        self.images = None if node is None else check_images(node)
+        self.sees = train.processor is not None
+
+    def check(self, targets: Sequence[Target], named: Any, row_id: int) -> None:
+        entries = [] if named is None else [str(entry) for entry in named]
+        several = [target for target in targets if len(target.texts) > 1] if self.images is not None else []
+        try:
+            for target in several:
+                self.images(target.messages, entries)
+        except ValueError as error:
+            raise ValueError(f"training row {row_id}: {error}") from error
+        if several and entries and not self.sees:
+            raise ValueError(
+                f"training row {row_id}: the target shows {len(entries)} images, and the model has no processor for them; take a "
+                "multimodal model, e.g. model=qwen2_5_vl_7b"
+            )
 
 
 def check_hints(algorithm: Algorithm, train: Any, template: ChatTemplate) -> None:

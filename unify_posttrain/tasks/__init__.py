@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unify_posttrain.tasks import arithmetic, benchmarks, convert, countdown, dapo_math, matrix_rows, openr1_math, tldr
+from unify_posttrain.tasks.general_points import image_rows as point_image_rows
 from unify_posttrain.tasks.general_points import rows as point_rows
 from unify_posttrain.tasks.navigation import rows as navigation_rows
 from unify_posttrain.tasks.shapes import rows as shape_rows
@@ -22,7 +23,7 @@ PREPARERS: dict[str, Callable[[Path, Mapping[str, Any]], dict[str, Path]]] = {
     "countdown": countdown.write_splits,
     "dapo_math": dapo_math.write_splits,
     "general_points": point_rows.write_splits,
-    "general_points_images": point_rows.write_images,
+    "general_points_images": point_image_rows.write_splits,
     "matrices": matrix_rows.write_splits,
     "navigation": navigation_rows.write_splits,
     "openr1_math": openr1_math.write_splits,

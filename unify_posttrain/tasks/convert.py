@@ -6,7 +6,8 @@
 A field takes its value from the source column that `prepare.task.columns` names (`a.b` and `a.0` lead into nested values), or,
 where that is null, from `prepare.task.constants`. Prompts may be text or messages, also as JSON text; targets text, one assistant
 message, or a list of texts. With
-`prepare.task.layout=sharegpt` the column of prompts holds conversations, whose last answer is the target.
+`prepare.task.layout=sharegpt` the column of prompts holds conversations, whose last answer is the target. `columns.images` names
+the column with the paths of pictures, each of which has a mark `<image>` in the prompt.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from unify_posttrain.preparation.pipeline import Recipe, prepare
 from unify_posttrain.preparation.rows import Candidate, Reader, Row, value_at
 from unify_posttrain.tasks import sharegpt
 
-COLUMNS = ("prompt", "target", "ground_truth", "hint", "data_source", "ability", "id", "subject", "level")
+COLUMNS = ("prompt", "target", "ground_truth", "hint", "images", "data_source", "ability", "id", "subject", "level")
 CONSTANTS = ("data_source", "ability", "ground_truth", "style")
 STYLES = ("rule", "model")
 LAYOUTS = ("columns", "sharegpt")
@@ -47,11 +48,14 @@ def reader(columns: Mapping[str, str | None], constants: Mapping[str, str | None
     def read(row: Row) -> Candidate:
         style = str(constants["style"])
         truth = value(row, "ground_truth")
+        images = sharegpt.images(*value(row, "images")) if columns["images"] else ()
         if layout == "sharegpt":
-            prompt, answer = sharegpt.read(*value(row, "prompt"))
+            prompt, answer = sharegpt.read(*value(row, "prompt"), shown=len(images))
             targets: tuple[str, ...] = (answer,)
         else:
             prompt, targets = rows.messages(*value(row, "prompt")), rows.targets(*value(row, "target"))
+            if columns["images"]:
+                sharegpt.check_marks(prompt, len(images), columns["prompt"] or "prompt")
         return Candidate(
             data_source=rows.text(*value(row, "data_source")),
             prompt=prompt,
@@ -60,11 +64,13 @@ def reader(columns: Mapping[str, str | None], constants: Mapping[str, str | None
             style=style,
             ability=rows.optional_text(value(row, "ability")[0]) or "",
             hint=rows.hint(*value(row, "hint")) if columns["hint"] else None,
+            images=images,
             **{name: rows.optional_text(value(row, name)[0]) for name in ("id", "subject", "level")},
         )
 
     needed = tuple(column for column in columns.values() if column)
-    return Reader(needed, read, has_targets=layout == "sharegpt" or bool(columns["target"]), has_hint=bool(columns["hint"]))
+    has_targets = layout == "sharegpt" or bool(columns["target"])
+    return Reader(needed, read, has_targets=has_targets, has_hint=bool(columns["hint"]), images=columns["images"])
 
 
 def _check(columns: Mapping[str, str | None], constants: Mapping[str, str | None], layout: str) -> None:

@@ -35,8 +35,8 @@ WithImages = Callable[[Sequence[Mapping[str, Any]], Sequence[str]], list[dict[st
 
 
 class Environment(Protocol):
-    """One episode at a time. One that answers with images has `image_limits`, `check_processor` and `with_images`, too, one that
-    asks over the network `servers`: the functions of these names in this module ask for them."""
+    """One episode at a time. One that answers with images has `image_limits`, `check_processor`, `with_images` and `check_images`,
+    too, one that asks over the network `servers`: the functions of these names in this module ask for them."""
 
     @property
     def generations(self) -> int:
@@ -111,6 +111,13 @@ def check_processor(node: Mapping[str, Any], least: int, most: int) -> None:
 def with_images(node: Mapping[str, Any]) -> WithImages | None:
     """How an environment puts the images of a row's `target_images` into its target; None: it shows none."""
     found: WithImages | None = getattr(make_environment(node), "with_images", None)
+    return found
+
+
+def check_images(node: Mapping[str, Any]) -> Callable[[Sequence[Mapping[str, Any]], Sequence[str]], None] | None:
+    """What refuses images of a target that :func:`with_images` could not put there, with a ValueError; None: it shows none."""
+    found: Callable[[Sequence[Mapping[str, Any]], Sequence[str]], None] | None
+    found = getattr(make_environment(node), "check_images", None)
     return found
 
 

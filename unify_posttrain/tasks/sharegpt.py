@@ -26,20 +26,50 @@ def conversation(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the prompts and targets of data rows, whole or not at all."""
+    """Write the prompts and targets of data rows, whole or not at all; `image` is the path of the picture that a row shows."""
     found = [
-        {"id": number, "image": None, "conversations": conversation([*row["prompt"], *row["target"]])}
+        {"id": number, "image": _image(row), "conversations": conversation([*row["prompt"], *row["target"]])}
         for number, row in enumerate(rows)
     ]
     text = json.dumps(found, ensure_ascii=False, indent=1) + "\n"
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def read(value: Any, column: str) -> tuple[list[dict[str, str]], str]:
-    """The prompt's messages and the target of a conversation.
+def _image(row: Mapping[str, Any]) -> Any:
+    shown = [each["image"] for each in row.get("images") or ()]
+    return shown[0] if len(shown) == 1 else shown or None
+
+
+def images(value: Any, column: str) -> tuple[str, ...]:
+    """The pictures of a conversation: a path, a list of paths, or nothing.
 
     Raises:
-        RowFault: no list of {from, value}, roles that do not take turns, no answer at the end, or an image.
+        RowFault: something else.
+    """
+    found = [value] if isinstance(value, str) else [] if value is None else list(value) if isinstance(value, Sequence) else [None]
+    if any(not isinstance(each, str) or not each.strip() for each in found):
+        raise RowFault(MALFORMED, column, f"must be the path of a picture, a list of paths, or null, not {str(value)[:60]}")
+    return tuple(found)
+
+
+def check_marks(messages: Sequence[Mapping[str, str]], shown: int, column: str) -> None:
+    """RowFault if messages do not have a mark for each picture."""
+    marks = sum(message["content"].count(IMAGE) for message in messages)
+    if marks != shown:
+        raise RowFault(MALFORMED, column, f"has {marks} marks {IMAGE} for {shown} pictures")
+
+
+def read(value: Any, column: str, shown: int = 0) -> tuple[list[dict[str, str]], str]:
+    """The prompt's messages and the target of a conversation.
+
+    Args:
+        value: of the row.
+        column: that it stands in, for errors.
+        shown: pictures of the row, each of which has its mark in what the user says.
+
+    Raises:
+        RowFault: no list of {from, value}, roles that do not take turns, no answer at the end, or another number of marks than of
+            pictures.
     """
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise RowFault(MALFORMED, column, "must be a list of {from, value}")
@@ -48,9 +78,10 @@ def read(value: Any, column: str) -> tuple[list[dict[str, str]], str]:
         name, text = (item.get("from"), item.get("value")) if isinstance(item, Mapping) else (None, None)
         if name not in ROLES or not isinstance(text, str) or not text.strip():
             raise RowFault(MALFORMED, column, f"an entry must be {{from: {' | '.join(ROLES)}, value: text}}, not {str(item)[:60]}")
-        if IMAGE in text:
+        if IMAGE in text and not (shown and ROLES[name] == "user"):
             raise RowFault(MALFORMED, column, f"{IMAGE} stands for a picture, and rows of text have none")
         found.append({"role": ROLES[name], "content": text})
+    check_marks(found, shown, column)
     turns = [message["role"] for message in found if message["role"] != "system"]
     if len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2) or "system" in [each["role"] for each in found[1:]]:
         raise RowFault(

@@ -180,8 +180,13 @@ def readable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
-def ground_truth(row: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+def ground_truth(row: Mapping[str, Any], keys: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
     """The JSON object that a generated row has as its ground truth.
+
+    Args:
+        row: of the data.
+        keys: that the object has.
+        optional: that it may have besides.
 
     Raises:
         TypeError, ValueError: it has none, or one with other keys.
@@ -194,6 +199,6 @@ def ground_truth(row: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
         truth = json.loads(found)
     except (RecursionError, ValueError) as error:
         raise ValueError(f"{where}={found[:200]!r} is no JSON ({error}); make the data anew") from None
-    if not isinstance(truth, dict) or set(truth) != set(keys):
+    if not isinstance(truth, dict) or set(truth) - set(optional) != set(keys):
         raise ValueError(f"{where}={found[:200]!r} must be a JSON object with the keys {', '.join(keys)}; make the data anew")
     return truth

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,16 +13,25 @@ from verl import DataProto
 from verl.trainer.ppo.reward import extract_reward
 
 from unify_posttrain.experience.demonstrations import Demonstration
+from unify_posttrain.experience.feedback import QWEN_VISION
+from unify_posttrain.experience.pictures import Reference, picture_references
 from unify_posttrain.experience.plan import BatchPlan
 from unify_posttrain.objective import token_class
-from unify_posttrain.rollout.environment_loop import TURN_OUTCOMES, TURN_SCORES
+from unify_posttrain.rollout.environment_loop import SHOWN, TURN_OUTCOMES, TURN_SCORES
 from unify_posttrain.trainer.mixed_batch import kind_names
 from unify_posttrain.trainer.prompts import Prompts
+from unify_posttrain.trainer.rewards import KEYS
 
 DROPPED = "dropped"  # row_kind of rollouts that the gate replaced by a demonstration
 UNTRAINED, TOKEN_KINDS = "untrained", ("on", "demo", "hint")  # the classes of `unify_posttrain.objective.streams`
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what tokenizers make of a character of which bytes are missing
 MOST_BYTES = 4  # of a character in UTF-8, so the most tokens that it can be split into
+PICTURES = "pictures"  # on the first row of a group: what its prompt shows
+DEMONSTRATION_IMAGES = "demonstration_images"  # beside `demonstration`: where its images come from
+SAMPLED = "on"  # the kind of tokens that the policy wrote
+
+_PAD = QWEN_VISION[1]
+_PADS = re.compile(f"(?:{re.escape(_PAD)})+")
 
 
 class Segment(NamedTuple):
@@ -59,17 +69,26 @@ class RolloutDump:
             row_ids = prompts.row_ids  # mixed rows no longer know their prompt, and padding belongs to none
             fields |= row_fields(batch, self.tokenizer, prompts.demonstrations)
             fields["row_id"] = [row_ids.get(uid) for uid in fields["uid"]]
+            shown = prompt_pictures(prompts)
+            if shown:
+                fields[PICTURES] = _on_first(fields["uid"], shown)
         return fields
 
     def append_dropped(self, dropped: DataProto | None, prompts: Prompts, step: int) -> None:
         """Add the dropped rollouts to the file that verl has written."""
         if dropped is None:
             return
-        row_ids = prompts.row_ids
+        row_ids, shown = prompts.row_ids, prompt_pictures(prompts)
         with open(Path(self.folder) / f"{step}.jsonl", "a", encoding="utf-8") as file:
             for entry in dropped_rows(dropped, self.tokenizer):
                 known = {"step": step, "row_id": row_ids.get(entry["uid"])}
+                if entry["uid"] in shown:
+                    known[PICTURES] = shown.pop(entry["uid"])
                 file.write(json.dumps({**entry, **known}, ensure_ascii=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _said(value: Any) -> Any:
@@ -77,14 +96,36 @@ def _said(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
+def prompt_pictures(prompts: Prompts) -> dict[str, list[Reference]]:
+    """What each prompt shows, by uid; prompts of text alone are left out."""
+    columns = prompts.rows.non_tensor_batch
+    found = {
+        str(uid): [dict(each) for each in picture_references(messages)]
+        for uid, messages in zip(columns["uid"], columns.get("raw_prompt", ()), strict=False)
+    }
+    return {uid: shown for uid, shown in found.items() if shown}
+
+
+def _on_first(uids: list[str], values: Mapping[str, Any]) -> list[Any]:
+    """The value of each group on its first row, None on the others."""
+    first = {uid: row for row, uid in reversed(list(enumerate(uids)))}
+    return [values.get(uid) if first[uid] == row else None for row, uid in enumerate(uids)]
+
+
 def dropped_rows(rollouts: DataProto, tokenizer: Any) -> Iterator[dict[str, Any]]:
-    """Lines of the dump for rollouts that are not trained: verl's fields and those of :func:`row_fields` that they have."""
+    """Lines of the dump for rollouts that are not trained: verl's fields and those of :func:`row_fields` that they have.
+
+    Their mask says what the policy wrote (`on`) and what it was given; no advantage was computed for any of it.
+    """
     columns, tensors = rollouts.non_tensor_batch, rollouts.batch
     width = tensors["responses"].shape[-1]
     prompts = tokenizer.batch_decode(tensors["prompts"], skip_special_tokens=True)
     scores = extract_reward(rollouts)[0].sum(dim=-1).tolist()
     for row, (prompt, score) in enumerate(zip(prompts, scores, strict=True)):
-        ids = tensors["responses"][row][tensors["attention_mask"][row, -width:].bool()].tolist()
+        present = tensors["attention_mask"][row, -width:].bool()
+        ids, mask = tensors["responses"][row][present].numpy(), tensors["response_mask"][row][present].numpy()
+        parts = [Segment(SAMPLED if mask[start] else UNTRAINED, 0.0, ids[start:end].tolist()) for start, end in _runs(mask)]
+        ids = ids.tolist()
         yield {
             "input": prompt,
             "output": tokenizer.decode(ids, skip_special_tokens=True),
@@ -92,8 +133,9 @@ def dropped_rows(rollouts: DataProto, tokenizer: Any) -> Iterator[dict[str, Any]
             "score": score,
             "uid": str(columns["uid"][row]),
             "row_kind": DROPPED,
-            "segments": [[UNTRAINED, tokenizer.decode(ids, skip_special_tokens=False)]],
+            "segments": _shown(parts, tokenizer)[0],
             "advantage": None,
+            **{name: _said(_plain(columns[name][row])) for name in rollouts.meta_info.get(KEYS, ()) if name in columns},
             **{name: values[row] for name, values in _of_turns(rollouts).items()},
         }
 
@@ -113,8 +155,11 @@ def row_fields(batch: DataProto, tokenizer: Any, demonstrations: Mapping[str, De
             trained by reinforcement) or untrained. Special tokens are shown. Empty for padding.
         advantage: a number if it is the same for all trained tokens, null if there are none, else one number per segment.
         turn_scores, turn_outcomes: reward and verdict of each turn, in a batch with episodes; null for a demonstration.
+        shown_images: where each image between the answers comes from, in their order, in a batch with some. A segment has one pad
+            for each, whatever the number of its tokens.
         NAME_weight: the coefficient of the row's group in the term NAME, from the batch plan (terms that are weighted by row).
-        demonstration: on the first row of a group that has a demonstration which is not trained: its text, else null.
+        demonstration: on the first row of a group that has a demonstration which is not trained: its text, else null; and
+            demonstration_images, as shown_images, if it has some.
     """
     columns, names = batch.non_tensor_batch, kind_names(batch)
     uids = [str(uid) for uid in columns["uid"]]
@@ -128,13 +173,38 @@ def row_fields(batch: DataProto, tokenizer: Any, demonstrations: Mapping[str, De
     fields["segments"], fields["advantage"] = ([pair[part] for pair in shown] for part in (0, 1))
     fields.update(_of_turns(batch))
     fields.update({name: batch.batch[name].tolist() for name in sorted(batch.batch.keys()) if name.endswith("_weight")})
-    fields["demonstration"] = _untrained_demonstrations(uids, names, tokenizer, demonstrations)
+    trained = {uid for uid, name in zip(uids, names or (), strict=False) if name == "demonstration"}
+    beside = {uid: each for uid, each in demonstrations.items() if uid not in trained}
+    there = beside.keys() & set(uids)  # of the others no row is left
+    texts = {uid: tokenizer.decode(beside[uid].response_ids, skip_special_tokens=False) for uid in there}
+    fields["demonstration"] = _on_first(uids, {uid: _one_pad(text) for uid, text in texts.items()})
+    if any(each.origins for each in demonstrations.values()):
+        fields[DEMONSTRATION_IMAGES] = _on_first(uids, {uid: list(each.origins) for uid, each in beside.items() if each.origins})
+        of_rollouts = fields.get(SHOWN, [None] * len(uids))
+        fields[SHOWN] = [
+            list(demonstrations[uid].origins) if name == "demonstration" and uid in demonstrations else shown_images
+            for uid, name, shown_images in zip(uids, names or [None] * len(uids), of_rollouts, strict=True)
+        ]
     return fields
 
 
 def _of_turns(batch: DataProto) -> dict[str, list[Any]]:
     columns = batch.non_tensor_batch
-    return {name: list(columns[name]) for name in (TURN_SCORES, TURN_OUTCOMES) if any(columns.get(name, ()))}
+    return {name: list(columns[name]) for name in (TURN_SCORES, TURN_OUTCOMES, SHOWN) if any(columns.get(name, ()))}
+
+
+def _runs(*streams: np.ndarray) -> list[tuple[int, int]]:
+    """(start, end) of the spans in which none of the streams changes."""
+    width = len(streams[0])
+    if not width:
+        return []
+    cuts = (np.flatnonzero(np.any([np.diff(stream) != 0 for stream in streams], axis=0)) + 1).tolist()
+    return list(zip([0, *cuts], [*cuts, width], strict=True))
+
+
+def _one_pad(text: str) -> str:
+    """A text in which every image has one pad, as in a chat template's."""
+    return _PADS.sub(_PAD, text)
 
 
 def _segments(batch: DataProto) -> Iterator[list[Segment]]:
@@ -147,11 +217,9 @@ def _segments(batch: DataProto) -> Iterator[list[Segment]]:
         classes[token_class(tensors, kind).numpy()] = code
     for ids, values, kinds, present in zip(responses, advantages, classes, attended, strict=True):
         ids, values, kinds = ids[present], values[present], kinds[present]
-        cuts = np.flatnonzero((np.diff(values) != 0) | (np.diff(kinds) != 0)) + 1
-        starts = [0, *cuts.tolist()] if len(ids) else []
         yield [
             Segment((UNTRAINED, *TOKEN_KINDS)[kinds[start]], float(values[start]), ids[start:end].tolist())
-            for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)
+            for start, end in _runs(values, kinds)
         ]
 
 
@@ -168,7 +236,7 @@ def _shown(segments: list[Segment], tokenizer: Any) -> tuple[list[list[str]], fl
             ids = ids[: len(ids) - len(carried)]
             text = tokenizer.decode(ids, skip_special_tokens=False)
         if ids:
-            shown.append([segment.kind, text])
+            shown.append([segment.kind, _one_pad(text)])
             advantages.append(segment.advantage)
     trained = {segment.advantage for segment in segments if segment.kind in ("on", "demo")}
     return shown, advantages if len(trained) > 1 else next(iter(trained), None)
@@ -180,15 +248,3 @@ def _unfinished(ids: list[int], tokenizer: Any) -> list[int]:
         if not tokenizer.decode(ids[:-count], skip_special_tokens=False).endswith(UNKNOWN):
             return ids[-count:]
     return []
-
-
-def _untrained_demonstrations(
-    uids: list[str], names: list[str] | None, tokenizer: Any, demonstrations: Mapping[str, Demonstration]
-) -> list[str | None]:
-    trained = {uid for uid, name in zip(uids, names or (), strict=False) if name == "demonstration"}
-    first = {uid: row for row, uid in reversed(list(enumerate(uids)))}
-    texts: list[str | None] = [None] * len(uids)
-    for uid, row in first.items():
-        if uid in demonstrations and uid not in trained:
-            texts[row] = tokenizer.decode(demonstrations[uid].response_ids, skip_special_tokens=False)
-    return texts

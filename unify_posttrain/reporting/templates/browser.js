@@ -5,6 +5,7 @@ const KIND_NAMES = {
   hint: "given as a hint",
   untrained: "not trained",
 };
+let PICTURES = []; // data URIs, which segments and prompts name by their place
 
 function chooser(label, options, selected, choose) {
   const select = make(
@@ -35,7 +36,9 @@ function chooser(label, options, selected, choose) {
 }
 
 // A list of prompts; arrow keys move in it.
+// Where they all begin alike, as instructions do, what follows is shown.
 function promptList(prompts, describe, choose) {
+  const shared = sharedBeginning(prompts.map((prompt) => prompt.prompt));
   const list = make("ul", { class: "prompts", "aria-label": "prompts" });
   const pick = (index) => {
     list.querySelectorAll("button").forEach((button, number) => button.setAttribute("aria-current", number === index));
@@ -46,7 +49,7 @@ function promptList(prompts, describe, choose) {
     const button = make(
       "button",
       { type: "button", class: colour },
-      make("span", { class: "text" }, prompt.prompt.trim() || "(empty prompt)"),
+      make("span", { class: "text" }, shared ? `…${prompt.prompt.slice(shared)}` : prompt.prompt.trim() || "(empty prompt)"),
       make("span", { class: "what" }, what),
     );
     button.addEventListener("click", () => pick(index));
@@ -65,9 +68,50 @@ function promptList(prompts, describe, choose) {
   return list;
 }
 
+// Characters that several texts share at their beginning, up to a blank; 0 if it is less than a line.
+function sharedBeginning(texts) {
+  if (texts.length < 2) return 0;
+  let length = 0;
+  while (length < texts[0].length && texts.every((text) => text[length] === texts[0][length])) length++;
+  const cut = texts[0].slice(0, length).search(/\s\S*$/) + 1;
+  return cut < 40 ? 0 : cut;
+}
+
 function question(prompt) {
   const gold = prompt.gold === null ? null : make("p", {}, "ground truth: ", make("b", {}, prompt.gold));
-  return make("div", { class: "card" }, make("h4", {}, "Prompt"), make("div", { class: "text-block" }, prompt.prompt), gold);
+  const pictures = (prompt.pictures ?? []).map(pictureFigure);
+  return make(
+    "div",
+    { class: "card" },
+    make("h4", {}, "Prompt"),
+    pictures.length ? make("div", { class: "pictures" }, pictures) : null,
+    make("div", { class: "text-block" }, prompt.prompt),
+    gold,
+  );
+}
+
+// A picture with the boxes of what was enlarged next, or why it is not here. A click shows it in its full size.
+function pictureFigure(shown) {
+  const caption = make("figcaption", {}, shown.caption);
+  const uri = shown.picture === null ? undefined : PICTURES[shown.picture];
+  if (uri === undefined) return make("figure", { class: "picture absent" }, caption, make("p", {}, shown.note ?? "No picture."));
+  const boxes = shown.boxes.map(([left, top, right, bottom]) => {
+    const box = make("span", { class: "box", title: "enlarged next" });
+    box.style.left = `${100 * left}%`;
+    box.style.top = `${100 * top}%`;
+    box.style.width = `${100 * (right - left)}%`;
+    box.style.height = `${100 * (bottom - top)}%`;
+    return box;
+  });
+  const button = make(
+    "button",
+    { type: "button", class: "frame", "aria-label": `${shown.caption}: change its size`, "aria-pressed": "false" },
+    make("img", { src: uri, alt: shown.caption }),
+    boxes,
+  );
+  const figure = make("figure", { class: "picture" }, button, caption);
+  button.addEventListener("click", () => button.setAttribute("aria-pressed", figure.classList.toggle("large")));
+  return figure;
 }
 
 function rolloutBrowser(root, data) {
@@ -186,13 +230,19 @@ function segmentsOf(row) {
 // A turn of an episode: verdict and reward, then the answer with the feedback behind it.
 function turnParts(turn, index) {
   const reward = turn.reward === null ? null : `reward ${plain(turn.reward)}`;
-  const said = [`turn ${index + 1}`, turn.solved ? "✓ right" : "✗ wrong", reward].filter(Boolean).join(" · ");
-  return [make("p", { class: `turn ${turn.solved ? "right" : "wrong"}` }, said), textBlock(turn.segments)];
+  const verdict = turn.solved ? "✓ right" : turn.verdict || "✗ wrong"; // a search is neither
+  const said = [`turn ${index + 1}`, verdict, reward].filter(Boolean).join(" · ");
+  const kind = turn.solved ? "right" : turn.verdict && !(turn.reward < 0) ? "" : "wrong";
+  return [make("p", { class: `turn ${kind}` }, said), textBlock(turn.segments)];
 }
 
 function textBlock(segments) {
   const block = make("div", { class: "text-block", tabindex: 0 });
-  for (const [name, text, cut, advantage] of segments) {
+  for (const [name, text, cut, advantage, picture] of segments) {
+    if (picture) {
+      block.append(pictureFigure(picture));
+      continue;
+    }
     const span = make(
       "span",
       { class: name, title: `${KIND_NAMES[name]}${advantage === null ? "" : `, advantage ${plain(advantage)}`}` },

@@ -1,6 +1,7 @@
 // Puts everything together.
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
+  PICTURES = data.pictures ?? [];
   const hidden = new Set();
   const drawAll = () => data.charts.forEach((chart) => drawChart(chart, hidden));
   drawAll();

@@ -18,6 +18,10 @@ STYLES = ("native", "upstream", "compact")
 COUNTS = (2, 3, 4)
 TARGETS = range(1, 1000)
 TRUTH_KEYS = ("cards", "rule", "target", "style")
+SUITS_KEY = "suits"  # of a hand that is shown as a picture, besides
+SIGNS = {"C": "\u2663", "D": "\u2666", "H": "\u2665", "S": "\u2660"}  # clubs, diamonds, hearts, spades
+RED = ("D", "H")
+COLOURS = {"black": ("C", "S"), "red": RED, "mixed": tuple(SIGNS)}
 
 
 def worth(rank: int, rule: str) -> int:
@@ -66,12 +70,14 @@ class Hand:
         rule: `ten` or `rank`.
         target: to be reached.
         style: of the prompt, and hence of feedback and of how an answer is read.
+        suits: of cards that are shown as a picture, C, D, H or S each; empty: the prompt names the cards.
     """
 
     labels: tuple[str, ...]
     rule: str
     target: int
     style: str
+    suits: tuple[str, ...] = ()
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -93,7 +99,7 @@ class Hand:
         """A hand of a data row.
 
         Args:
-            truth: {cards: list of labels, rule, target, style}.
+            truth: {cards: list of labels, rule, target, style}, and suits of a hand that is shown as a picture.
 
         Raises:
             ValueError: a value that is none of these.
@@ -103,11 +109,15 @@ class Hand:
             raise ValueError(f"cards={str(cards)[:80]}: give a list of {', '.join(LABELS)}")
         check_count("cards", len(cards))
         rule, target = check_rule("rule", truth["rule"]), check_target("target", truth["target"])
-        return cls(tuple(cards), rule, target, check_style("style", truth["style"]))
+        suits = truth.get(SUITS_KEY, [])
+        if not isinstance(suits, list) or any(suit not in SIGNS for suit in suits) or (suits and len(suits) != len(cards)):
+            raise ValueError(f"{SUITS_KEY}={str(suits)[:80]}: give one of {', '.join(SIGNS)} for each card")
+        return cls(tuple(cards), rule, target, check_style("style", truth["style"]), tuple(suits))
 
     def truth(self) -> dict[str, Any]:
         """Inverse of :meth:`from_truth`."""
-        return {"cards": list(self.labels), "rule": self.rule, "target": self.target, "style": self.style}
+        told = {"cards": list(self.labels), "rule": self.rule, "target": self.target, "style": self.style}
+        return {**told, SUITS_KEY: list(self.suits)} if self.suits else told
 
 
 def labels_of(ranks: Sequence[int]) -> tuple[str, ...]:

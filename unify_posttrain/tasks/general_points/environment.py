@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unify_posttrain.tasks.episodes import NODE, EpisodeSettings, own_settings
-from unify_posttrain.tasks.general_points.cards import TRUTH_KEYS, Hand
+from unify_posttrain.tasks.general_points.cards import SUITS_KEY, TRUTH_KEYS, Hand
 from unify_posttrain.tasks.general_points.prompts import feedback
 from unify_posttrain.tasks.general_points.solver import playable_values
 from unify_posttrain.tasks.general_points.verifier import OUTCOMES, Rewards, Verifier
@@ -50,7 +50,7 @@ class GeneralPoints(TurnEnvironment):
         Raises:
             TypeError, ValueError: it holds no hand, or one without a solution.
         """
-        self.hand = Hand.from_truth(ground_truth(row, TRUTH_KEYS))
+        self.hand = Hand.from_truth(ground_truth(row, TRUTH_KEYS, (SUITS_KEY,)))
         if not is_playable(self.hand):
             raise ValueError(
                 f"cards {', '.join(self.hand.labels)} under rule={self.hand.rule} never reach target={self.hand.target}; leave the "
@@ -58,8 +58,8 @@ class GeneralPoints(TurnEnvironment):
             )
 
     def judge(self, text: str) -> Verdict:
-        """See :class:`Verifier`."""
-        found = self.verifier.judge(text, self.hand)
+        """See :class:`Verifier`. Cards that are shown as a picture have to be named before a formula counts."""
+        found = self.verifier.judge(text, self.hand, check_cards=bool(self.hand.suits))
         style = self.hand.style if self.hand.style == "compact" else self.verifier.dialect(self.hand)
         solved = found.outcome == "correct_solution"
         told = "" if solved else feedback(found, style)

@@ -4,6 +4,7 @@
     upstream   the layout that published data and models have: three blocks, Python's quotes, a comma before the closing brace
     compact    for models that read characters: `JQK=10|K 3 8`, answered by `{c:K 3 8;n:10 3 8;f:(10-…)=24}`
 
+Cards that are shown as a picture are named nowhere: the picture stands first, and an answer begins with what it shows.
 Numbers and operators are all that feedback repeats of an answer, a bounded part of them.
 """
 
@@ -20,6 +21,7 @@ SHOWN_FAULTS = 6  # said in one feedback; 4,000 characters can hold thousands
 SHOWN_NUMBERS = 8
 SHOWN_DIGITS = 9
 PLACES = ("{cards}", "{labels}", "{target}", "{rule}")  # of a template of one's own
+IMAGE = "<image>"  # the mark of the picture
 
 _UPSTREAM = {
     "characters": "illegal characters",
@@ -87,35 +89,38 @@ def question(hand: Hand, template: str | None = None) -> str:
     Args:
         template: of the user's, with some of PLACES; None: the style's own.
     """
+    shown = IMAGE if hand.suits else ""
     if template is not None:
         parts = (str(list(hand.labels)), ", ".join(hand.labels), str(hand.target), rule_sentence(hand))
         for place, part in zip(PLACES, parts, strict=True):
             template = template.replace(place, part)
-        return template
-    return {"native": _native, "upstream": _upstream, "compact": _compact}[hand.style](hand)
+        return f"{shown}{template}"
+    return shown + {"native": _native, "upstream": _upstream, "compact": _compact}[hand.style](hand)
 
 
 def _native(hand: Hand) -> str:
+    named = "" if hand.suits else f"Cards: {', '.join(hand.labels)}\n"
+    told = "as the picture shows them: A, 2 to 10, J, Q or K" if hand.suits else "as they are written here"
     return (
         f"Find a formula that is exactly {hand.target}. Use the number of every card once, the operators + - * / and brackets; "
         f"use nothing else. An A is worth 1, a number itself. {rule_sentence(hand)}\n"
-        f"Cards: {', '.join(hand.labels)}\n"
-        'Answer with a JSON object and nothing besides, one key per line: "cards", the list of the cards as they are written here; '
+        f"{named}"
+        f'Answer with a JSON object and nothing besides, one key per line: "cards", the list of the cards {told}; '
         f'"number", the list of what they are worth, as integers; "formula", a text: your formula, then ={hand.target}.'
     )
 
 
 def _upstream(hand: Hand) -> str:
+    given, where = ("", "image") if hand.suits else (f"[Input]\nCards: {list(hand.labels)}\n\n", "input")
     places = ", ".join("xyzw"[: len(hand.labels)]), ", ".join("abcd"[: len(hand.labels)])
     return (
         "[Task Description]\n"
         f"{len(hand.labels)} cards are given. Combine what they count into a formula that evaluates to {hand.target}, with the "
         "operators '+', '-', '*', '/' and parentheses. Each card is used once. "
         f"'A' counts as '1'. {rule_sentence(hand)}\n\n"
-        "[Input]\n"
-        f"Cards: {list(hand.labels)}\n\n"
+        f"{given}"
         "[Output]\n"
-        f"Reply with an object of three keys. 'cards': the cards of the input. 'number': what they count; {rule_sentence(hand)} "
+        f"Reply with an object of three keys. 'cards': the cards of the {where}. 'number': what they count; {rule_sentence(hand)} "
         f"'formula': the formula, which equals {hand.target}.\n"
         "{\n"
         f'"cards": [{places[0]}],\n'
@@ -127,7 +132,8 @@ def _upstream(hand: Hand) -> str:
 
 def _compact(hand: Hand) -> str:
     of_target = "" if hand.target == 24 else f"|{hand.target}"
-    return f"{rule_sentence(hand)}{of_target}|{' '.join(hand.labels)}"
+    named = "" if hand.suits else f"|{' '.join(hand.labels)}"
+    return f"{rule_sentence(hand)}{of_target}{named}"
 
 
 def answer(hand: Hand, formula: str) -> str:
@@ -203,12 +209,22 @@ _SAYERS: dict[str, tuple[Callable[[Fault], str], str]] = {
 }
 
 
-def read_template(key: str, text: Any) -> str:
+def read_template(key: str, text: Any, pictures: bool = False) -> str:
     """A template of one's own.
 
+    Args:
+        key: that names it, for messages.
+        text: of the template.
+        pictures: the cards are shown as a picture, in front of it.
+
     Raises:
-        ValueError: it has no place for the cards.
+        ValueError: it has no place for the cards, or names cards that are to be seen.
     """
+    if pictures:
+        named = [place for place in (*PLACES[:2], IMAGE) if place in str(text)]
+        if not isinstance(text, str) or named:
+            raise ValueError(f"{key}: the cards are shown as a picture in front of the text; take {', '.join(named)} out of it")
+        return text
     if not isinstance(text, str) or not any(place in text for place in PLACES[:2]):
         raise ValueError(f"{key}: the template has no place for the cards; write {PLACES[0]} or {PLACES[1]} where they belong")
     return text

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,6 +40,7 @@ from unify_posttrain.tasks.general_points.solver import OPERATORS, solve
 KEY = "prepare.task"
 NAME = "general_points"
 SOURCES = ("gp_id", "gp_id_seen", "gp_ood", "gp_ood_target")
+VISUAL = "gp_ood_visual"  # of hands that are shown as pictures: the other colour
 TRAIN = "gp_train"
 SOLUTIONS, CHOICES, EXPORTS = ("one", "all"), ("shortest", "random"), (None, "sharegpt")
 MANIFEST_FORMAT = 1  # raise it when the rows for equal settings change: old folders are then rebuilt
@@ -48,6 +49,7 @@ EXPORT_FILE = "train.sharegpt.json"
 SCHEMA = files.schema(
     faces=pa.int64(), solutions=pa.int64(), seen_labels=pa.bool_(), other_rule_playable=pa.bool_(), revised=pa.bool_()
 )
+S = TypeVar("S", bound="Settings")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,9 @@ class Settings:
     export: str | None
     environment: Mapping[str, Any]
 
+    task: ClassVar[str] = NAME
+    sources: ClassVar[tuple[str, ...]] = SOURCES
+
     def __post_init__(self) -> None:
         check_count(f"{KEY}.cards", self.cards)
         check_rule(f"{KEY}.rule", self.rule)
@@ -94,12 +99,37 @@ class Settings:
                 raise ValueError(f"{KEY}.{key}={getattr(self, key)!r} is unknown; choose one of {named}")
         if self.revise and self.solutions_per_hand == "all":
             raise ValueError(f"{KEY}.revise={self.revise} makes one demonstration per hand; set {KEY}.solutions_per_hand=one")
-        check_rows(f"{KEY}.rows", self.rows, ("train", *SOURCES))
+        check_rows(f"{KEY}.rows", self.rows, ("train", *self.sources))
 
     @classmethod
-    def from_node(cls, node: Mapping[str, Any]) -> Settings:
+    def from_node(cls: type[S], node: Mapping[str, Any]) -> S:
         """From the configuration."""
-        return cls(**files.row_settings(NAME, node, [item.name for item in fields(cls)]))
+        return cls(**cls.decisive(node))
+
+    @classmethod
+    def decisive(cls, node: Mapping[str, Any]) -> dict[str, Any]:
+        """What decides the rows, of the node."""
+        return files.row_settings(cls.task, node, [item.name for item in fields(cls)])
+
+    @property
+    def template(self) -> str | None:
+        """The text of `prompt_file`; ValueError if it cannot be read or used."""
+        if self.prompt_file is None:
+            return None
+        key = f"{KEY}.prompt_file={self.prompt_file}"
+        try:
+            text = Path(self.prompt_file).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{key} cannot be read ({error}); give a text file") from error
+        return self.read_template(key, text)
+
+    def read_template(self, key: str, text: str) -> str:
+        """A template; ValueError if it has no place for the cards."""
+        return prompts.read_template(key, text)
+
+    def suits_of(self, labels: Sequence[str], source: str) -> tuple[str, ...]:
+        """Of the cards of a row; empty: they are named, not shown."""
+        return ()
 
 
 def check_rows(key: str, rows: Any, names: Sequence[str]) -> None:
@@ -128,7 +158,7 @@ def build_rows(settings: Settings) -> list[files.Row]:
     """
     asked = settings.cards, settings.rule, settings.target, settings.other_target
     pools = Pools.draw(*asked, settings.held_out, settings.seed, settings.held_out_ood)
-    template = _template(settings.prompt_file)
+    template = settings.template
     game = make_environment(settings.environment)
     if not isinstance(game, GeneralPoints):
         raise ValueError(f"{KEY}.environment.name={settings.environment['name']!r}: {NAME} is verified by its own environment")
@@ -144,6 +174,9 @@ def build_rows(settings: Settings) -> list[files.Row]:
         "gp_ood": (pools.ood, drawn("gp_ood", pools.other_rule())),
         "gp_ood_target": (pools.ood_target, drawn("gp_ood_target", pools.other_target() if settings.rows["gp_ood_target"] else [])),
     }
+    if settings.rows.get(VISUAL):  # hands of `gp_id`, so that the two differ in what is seen alone
+        hands = draw(f"{KEY}.rows.{VISUAL}", pools.unseen(), settings.rows[VISUAL], f"{settings.seed}-gp_id")
+        test[VISUAL] = (pools.id, hands)
     made = [_row(settings, TRAIN, "train", index, hand, pools.id, seen, template, game) for index, hand in enumerate(train)]
     hands = [(source, puzzle, hand) for source, (puzzle, of_source) in test.items() for hand in of_source]
     return made + [
@@ -163,7 +196,8 @@ def _row(
     template: str | None,
     game: GeneralPoints,
 ) -> files.Row:
-    hand = Hand(labels_of(ranks), puzzle.rule, puzzle.target, settings.prompt_style)
+    labels = labels_of(ranks)
+    hand = Hand(labels, puzzle.rule, puzzle.target, settings.prompt_style, settings.suits_of(labels, source))
     texts = solve(hand.values, hand.target).texts
     generator = random.Random(f"{settings.seed}-{hand.labels}-{source}")
     formula = min(texts, key=lambda text: (len(text), text)) if settings.choose == "shortest" else generator.choice(texts)
@@ -204,22 +238,22 @@ def _wrong_turns(hand: Hand, formula: str, generator: random.Random, game: Gener
     return None
 
 
-def _template(path: str | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{KEY}.prompt_file={path} cannot be read ({error}); give a text file") from error
-    return prompts.read_template(f"{KEY}.prompt_file={path}", text)
-
-
 def write_splits(folder: Path, settings: Mapping[str, Any]) -> dict[str, Path]:
+    """See :func:`write_rows`; the cards are named."""
+    return write_rows(folder, settings, Settings, SCHEMA, build_rows)
+
+
+def write_rows(
+    folder: Path, settings: Mapping[str, Any], kind: type[S], schema: pa.Schema, build: Callable[[S], list[files.Row]]
+) -> dict[str, Path]:
     """Write ``train.parquet``, ``test.parquet``, ``manifest.json`` and what is exported; nothing to do if they match.
 
     Args:
         folder: made if missing.
         settings: the node `prepare.task`.
+        kind: how it is read.
+        schema: columns of the rows, without those of several solutions.
+        build: makes the rows, if they have to be written.
 
     Returns:
         {"train": path, "test": path}, and the exported file under "sharegpt".
@@ -227,25 +261,14 @@ def write_splits(folder: Path, settings: Mapping[str, Any]) -> dict[str, Path]:
     Raises:
         ValueError: settings that are refused.
     """
-    read = Settings.from_node(settings)
-    identity = {"format": MANIFEST_FORMAT, "settings": files.row_settings(NAME, settings, [item.name for item in fields(Settings)])}
+    read = kind.from_node(settings)
+    identity = {"format": MANIFEST_FORMAT, "settings": kind.decisive(settings)}
     if read.prompt_file is not None:
-        identity["template"] = _template(read.prompt_file)
-    several = SCHEMA.append(pa.field("target_lst", pa.list_(pa.string())))
-    columns = several if read.solutions_per_hand == "all" else SCHEMA
-    paths = files.write_files(folder, identity, columns, lambda: build_rows(read))
+        identity["template"] = read.template
+    several = schema.append(pa.field("target_lst", pa.list_(pa.string())))
+    columns = several if read.solutions_per_hand == "all" else schema
+    paths = files.write_files(folder, identity, columns, lambda: build(read))
     if read.export == "sharegpt":
         paths = {**paths, "sharegpt": Path(folder) / EXPORT_FILE}
         sharegpt.write(paths["sharegpt"], pq.read_table(paths["train"]).to_pylist())
     return paths
-
-
-def write_images(folder: Path, settings: Mapping[str, Any]) -> dict[str, Path]:
-    """Refuse the variant with pictures.
-
-    Raises:
-        ValueError: always.
-    """
-    raise ValueError(
-        "task=general_points_images has no pictures of cards yet; use task=general_points, which shows the cards as text"
-    )

@@ -154,6 +154,15 @@ def image_size(path: Path, largest_px: int) -> Size:
     return size
 
 
+def check_pixels(path: Path, largest_px: int) -> None:
+    """Read an image as a whole; PageError if its data is damaged."""
+    with _opened(path, largest_px) as image:
+        try:
+            image.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise PageError(f"{path} cannot be read ({error}); make the page anew") from error
+
+
 def cut_image(path: Path, rect: Rect, size: Size, largest_px: int) -> Any:
     """A part of an image in RGB, resized with bicubic interpolation.
 

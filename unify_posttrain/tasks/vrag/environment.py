@@ -16,14 +16,14 @@ from typing import Any
 from unify_posttrain.tasks.episodes import NODE, EpisodeSettings, trajectory_score
 from unify_posttrain.tasks.turns import ImageLimits, ImagePart, Server, Step, readable
 from unify_posttrain.tasks.vrag import protocol
-from unify_posttrain.tasks.vrag.corpus import PageError, gold_ids, image_size
+from unify_posttrain.tasks.vrag.corpus import Corpus, PageError, gold_ids, image_size
 from unify_posttrain.tasks.vrag.judging import references_of
 from unify_posttrain.tasks.vrag.llm_judge import Judge, Judged
 from unify_posttrain.tasks.vrag.retrieval import Page, RetrievalError, Retriever, make_retriever
 from unify_posttrain.tasks.vrag.rewards import Outcome, ndcg, recall
 from unify_posttrain.tasks.vrag.settings import JudgeSettings, VragSettings, check_episode
 from unify_posttrain.tasks.vrag.showing import show, view_of
-from unify_posttrain.tasks.vrag.targets import corpus_of, names_page, with_images
+from unify_posttrain.tasks.vrag.targets import check_images, corpus_of, names_page, with_images
 from unify_posttrain.tasks.vrag.views import TOKEN_PX, RefusedBoxError, View
 from unify_posttrain.tasks.waiting import in_thread
 
@@ -51,6 +51,7 @@ class Vrag:
         self.settings, self.own = settings, VragSettings.read(own)
         self.judge = _judge(json.dumps(self.own.judge.__dict__, sort_keys=True))
         self._retriever = retriever
+        self._checked: set[Path] = set()
         self._begin()
 
     @property
@@ -90,9 +91,16 @@ class Vrag:
 
     def with_images(self, messages: Sequence[Mapping[str, str]], images: Sequence[str]) -> list[dict[str, Any]]:
         """See :func:`~unify_posttrain.tasks.vrag.targets.with_images`."""
+        return with_images(messages, images, self._named(images), self.own)
+
+    def check_images(self, messages: Sequence[Mapping[str, str]], images: Sequence[str]) -> None:
+        """See :func:`~unify_posttrain.tasks.vrag.targets.check_images`; a file is read once in the life of this object."""
+        check_images(messages, images, self._named(images), self.own, self._checked)
+
+    def _named(self, images: Sequence[str]) -> Corpus | None:
+        """The corpus, if one of the images is a page of it."""
         named = any(names_page(entry) for entry in images)
-        corpus = corpus_of(self.own.retriever.corpus, self.own.largest_page_px) if named else None
-        return with_images(messages, images, corpus, self.own)
+        return corpus_of(self.own.retriever.corpus, self.own.largest_page_px) if named else None
 
     @property
     def retriever(self) -> Retriever:
@@ -153,7 +161,7 @@ class Vrag:
         if action.kind == protocol.CROP and action.box is not None:
             return self._crop(action.box)
         self.counts["n_invalid"] += 1
-        return _told(protocol.no_action(self.own.crop_tag))
+        return self._told(protocol.no_action(self.own.crop_tag))
 
     def _seen(self) -> None:
         """What was made of the action before is shown by now: the model has gone on. What no answer follows was never shown."""
@@ -169,7 +177,7 @@ class Vrag:
     def _over(self, outcome: str, reward: float) -> Step:
         self.outcomes.append(outcome)
         self.rewards.append(reward)
-        return Step(reward, done=True)
+        return Step(reward, done=True, outcome=outcome)
 
     # --- answers ---------------------------------------------------------------------------------------------------
 
@@ -189,7 +197,7 @@ class Vrag:
         self.counts["judge_errors"] += judged.failed
         reward = self._outcome.reward(self.own.reward, self.training)
         self._over(protocol.ANSWER, reward)
-        return Step(reward, done=True, solved=judged.right)
+        return Step(reward, done=True, solved=judged.right, outcome=protocol.ANSWER)
 
     @property
     def _outcome(self) -> Outcome:
@@ -209,7 +217,7 @@ class Vrag:
         except Exception as error:  # whatever a retriever does costs a turn, not a run of days
             logger.warning("%s.retriever: a search failed: %s: %s", NODE, type(error).__name__, error)
             self.counts["search_errors"] += 1
-            return _told(protocol.NO_SEARCH)
+            return self._told(protocol.NO_SEARCH)
         found: dict[str, tuple[ImagePart, Path]] = {}
         failed = False
         for page in pages:
@@ -224,7 +232,7 @@ class Vrag:
                 failed = True
         self.counts["search_errors"] += failed
         if not found:
-            return _told(protocol.NO_IMAGE if failed else protocol.NO_PAGE)
+            return self._told(protocol.NO_IMAGE if failed else protocol.NO_PAGE)
         return self._showing(list(found.values()))
 
     async def _crop(self, box: protocol.Box) -> Step:
@@ -236,17 +244,20 @@ class Vrag:
         except RefusedBoxError as error:
             self.counts["n_invalid"] += 1
             self.outcomes[-1] = protocol.INVALID
-            return _told(protocol.no_crop(str(error)))
+            return self._told(protocol.no_crop(str(error)))
         except PageError as error:
             logger.warning("%s.retriever.corpus: %s", NODE, error)
             self.counts["search_errors"] += 1
-            return _told(protocol.NO_IMAGE)
+            return self._told(protocol.NO_IMAGE)
         self.counts["n_crop"] += 1
         return self._showing([(part, None)])
 
     def _showing(self, found: Sequence[tuple[ImagePart, Path | None]]) -> Step:
         self._pending = list(found)
-        return Step(0.0, done=False, feedback=tuple(part for part, _ in found))
+        return Step(0.0, done=False, feedback=tuple(part for part, _ in found), outcome=self.outcomes[-1])
+
+    def _told(self, text: str) -> Step:
+        return Step(0.0, done=False, feedback=(text,), outcome=self.outcomes[-1])
 
     def _page(self, page: Page) -> ImagePart:
         width, height = image_size(page.image, self.own.largest_page_px)
@@ -274,10 +285,6 @@ class Vrag:
         for name in OUTCOMES:
             found[f"outcome_{name}"] = float(self.outcomes.count(name))
         return {**found, "pred": readable(self.answer or "")}
-
-
-def _told(text: str) -> Step:
-    return Step(0.0, done=False, feedback=(text,))
 
 
 @lru_cache(maxsize=8)

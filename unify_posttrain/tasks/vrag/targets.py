@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unify_posttrain.tasks.turns import ImagePart
-from unify_posttrain.tasks.vrag.corpus import Corpus, PageError, image_size, page_id_of
+from unify_posttrain.tasks.vrag.corpus import Corpus, PageError, check_pixels, image_size, page_id_of
 from unify_posttrain.tasks.vrag.settings import VragSettings
 from unify_posttrain.tasks.vrag.showing import show
 from unify_posttrain.tasks.vrag.views import RefusedBoxError, View
@@ -61,10 +61,8 @@ def with_images(
     Raises:
         ValueError: an image that cannot be shown, or another number of marks than of images.
     """
+    marks = _marks(target, target_images)
     images = [_image(entry, corpus, own) for entry in target_images]
-    marks = [shown_images(message["content"]) if message["role"] == "user" else 0 for message in target]
-    if sum(marks) != len(images):
-        raise ValueError(f"target has {sum(marks)} marks {IMAGE} for {len(images)} target_images; give one for each")
     found: list[dict[str, Any]] = []
     for message, count in zip(target, marks, strict=True):
         content: Any = tuple(images[:count]) if count else message["content"]
@@ -73,23 +71,64 @@ def with_images(
     return found
 
 
+def check_images(
+    target: Sequence[Mapping[str, str]], target_images: Sequence[str], corpus: Corpus | None, own: VragSettings, known: set[Path]
+) -> None:
+    """Refuse what :func:`with_images` would refuse, without showing anything.
+
+    Args:
+        target, target_images, corpus, own: see there.
+        known: files that were read and need not be read again; those that are read here are added.
+
+    Raises:
+        ValueError: see there.
+    """
+    _marks(target, target_images)
+    for entry in target_images:
+        try:
+            view, path = _located(entry, corpus, own)
+            own.showing.size(view.size)
+            if path not in known:
+                check_pixels(path, own.largest_page_px)
+                known.add(path)
+        except (PageError, RefusedBoxError) as error:
+            raise _refused(entry, error) from error
+
+
+def _marks(target: Sequence[Mapping[str, str]], target_images: Sequence[str]) -> list[int]:
+    """How many images each message shows."""
+    marks = [shown_images(message["content"]) if message["role"] == "user" else 0 for message in target]
+    if sum(marks) != len(target_images):
+        raise ValueError(f"target has {sum(marks)} marks {IMAGE} for {len(target_images)} target_images; give one for each")
+    return marks
+
+
+def _refused(entry: str, error: Exception) -> ValueError:
+    return ValueError(f"target_images, {entry[:120]!r}: {error}")
+
+
 def _image(entry: str, corpus: Corpus | None, own: VragSettings) -> ImagePart:
     try:
-        if not names_page(entry):
-            path = Path(entry).expanduser()
-            width, height = image_size(path, own.largest_page_px)
-            return show(View(page_id_of(path.name), (0, 0, width, height)), path, own)
-        page, rect = _entry(entry)
-        if corpus is None:
-            raise PageError("it names a page of a corpus, and there is none")
-        path = corpus.path(page)
-        width, height = image_size(path, own.largest_page_px)
-        left, top, right, bottom = rect
-        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-            raise PageError(f"rect={list(rect)} is no part of the page, which has {width}x{height} pixels")
-        return show(View(page, rect), path, own)
+        return show(*_located(entry, corpus, own), own)
     except (PageError, RefusedBoxError) as error:
-        raise ValueError(f"target_images, {entry[:120]!r}: {error}") from error
+        raise _refused(entry, error) from error
+
+
+def _located(entry: str, corpus: Corpus | None, own: VragSettings) -> tuple[View, Path]:
+    """What an entry shows, and the file that it is a part of; PageError if there is no such thing."""
+    if not names_page(entry):
+        path = Path(entry).expanduser()
+        width, height = image_size(path, own.largest_page_px)
+        return View(page_id_of(path.name), (0, 0, width, height)), path
+    page, rect = _entry(entry)
+    if corpus is None:
+        raise PageError("it names a page of a corpus, and there is none")
+    path = corpus.path(page)
+    width, height = image_size(path, own.largest_page_px)
+    left, top, right, bottom = rect
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise PageError(f"rect={list(rect)} is no part of the page, which has {width}x{height} pixels")
+    return View(page, rect), path
 
 
 def _entry(text: str) -> tuple[str, tuple[int, int, int, int]]:

@@ -17,13 +17,17 @@ class PictureError(ValueError):
     """A picture that a row names and that a run does not open; names row, picture and remedy."""
 
 
-def placed_picture(picture: Any, root: Path, where: str) -> Any:
+SET_ROOT = "move it there, or set data.image_root to the folder that holds all pictures"
+
+
+def placed_picture(picture: Any, root: Path, where: str, remedy: str = SET_ROOT) -> Any:
     """A picture of a row as verl opens it: its path, which rows give from `root` on, as an absolute one.
 
     Args:
         picture: {image: path or data URI, …}, the path alone, {bytes: …}, or an image that is in memory already.
         root: `data.image_root`, or the folder of the row's data file.
         where: the row, for errors.
+        remedy: what to do about a picture that lies elsewhere.
 
     Raises:
         PictureError: no path, an address elsewhere, a path that leads out of `root`, or no file there.
@@ -38,7 +42,7 @@ def placed_picture(picture: Any, root: Path, where: str) -> Any:
     found = kept.pop("path", None) if "image" not in kept else kept["image"]
     if not isinstance(found, str):
         raise PictureError(f"{where}: a picture must be {{image: path}} or {{bytes: …}}, not {one_line(str(picture)[:80])!r}")
-    return {**kept, "image": found if found.startswith(INLINE) else str(_path(found, root, where))}
+    return {**kept, "image": found if found.startswith(INLINE) else str(_path(found, root, where, remedy))}
 
 
 def placed_parts(parts: Sequence[Mapping[str, Any]], root: Path, where: str) -> list[Mapping[str, Any]]:
@@ -47,7 +51,7 @@ def placed_parts(parts: Sequence[Mapping[str, Any]], root: Path, where: str) -> 
     return [{"type": "image", **placed_picture(part, root, where)} if part.get("type") == "image" else part for part in kept]
 
 
-def _path(found: str, root: Path, where: str) -> Path:
+def _path(found: str, root: Path, where: str, remedy: str) -> Path:
     shown, address = one_line(found[:200]), urlsplit(found)
     if len(address.scheme) > 1 and address.scheme != LOCAL:  # one letter is a drive
         raise PictureError(f"{where}: the picture {shown} is an address, which a run does not open; download it, and name the file")
@@ -56,10 +60,7 @@ def _path(found: str, root: Path, where: str) -> Path:
     root = root.expanduser().resolve()
     path = (root / (unquote(address.path) if address.scheme == LOCAL else found)).resolve()
     if not path.is_relative_to(root):
-        raise PictureError(
-            f"{where}: the picture {shown} is outside of {root}; move it there, or set data.image_root to the folder that holds "
-            "all pictures"
-        )
+        raise PictureError(f"{where}: the picture {shown} is outside of {root}; {remedy}")
     if not path.is_file():
-        raise PictureError(f"{where}: the picture {shown} does not exist in {root}; set data.image_root to where paths begin")
+        raise PictureError(f"{where}: the picture {shown} does not exist in {root}; {remedy}")
     return path
