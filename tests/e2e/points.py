@@ -83,7 +83,8 @@ def is_played(metrics: dict[str, float]) -> None:
 
 def segments_are_turns(rows: list[dict[str, Any]]) -> None:
     """Every rollout is answers and, between two of them, what nobody sampled."""
-    episodes = [row for row in rows if row.get("turn_scores") and row.get("row_kind") != "dropped"]  # of those nothing is trained
+    untrained = ("dropped", "padding")
+    episodes = [row for row in rows if row.get("turn_scores") and row.get("row_kind") not in untrained]
     assert any(len(row["turn_scores"]) > 1 for row in episodes)
     for row in episodes:
         kinds = [kind for kind, _ in row["segments"]]

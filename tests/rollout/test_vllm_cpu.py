@@ -178,6 +178,7 @@ def adapter(monkeypatch: pytest.MonkeyPatch) -> Any:
     class HttpServer:
         def __init__(self, replica_rank: int, settings: dict[str, Any] | None) -> None:
             self.replica_rank, self.config = replica_rank, SimpleNamespace(engine_kwargs={"vllm": settings})
+            self.model_config = SimpleNamespace(processor=None)
 
     class Replica:
         async def launch_servers(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,22 @@ def test_a_processor_that_cannot_be_made_is_said_before_ray(compose: Callable, s
         check_data(config)
     with pytest.raises(ValueError, match="its processor cannot be made"):
         load_processor(config, str(folder))
+
+
+def test_vllm_must_see_the_pictures_that_are_trained_on(compose: Callable, seeing_folder: Path, tmp_path: Path) -> None:
+    engine = ("actor_rollout_ref.rollout.name=vllm", "hardware=cpu_vllm")
+    assert load_processor(compose(*engine), str(seeing_folder)) is not None
+    changed = compose(*engine, "+actor_rollout_ref.rollout.engine_kwargs.vllm.mm_processor_kwargs.max_pixels=3136")
+    with pytest.raises(ValueError, match=r"mm_processor_kwargs=\{'max_pixels': 3136\} would change pictures for the engine alone"):
+        load_processor(changed, str(seeing_folder))
+    folder = tmp_path / "by_size"
+    shutil.copytree(seeing_folder, folder)
+    described = json.loads((folder / "preprocessor_config.json").read_text())
+    described |= {"min_pixels": None, "max_pixels": None}
+    (folder / "preprocessor_config.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=r'add "min_pixels": 3136 and "max_pixels": 200704 to it'):
+        load_processor(compose(*engine), str(folder))
+    assert load_processor(compose(), str(folder)) is not None, "the transformers engine asks the processor itself"
 
 
 def test_a_missing_picture_names_its_row(compose: Callable, data: Path, tmp_path: Path) -> None:

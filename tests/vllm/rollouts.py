@@ -34,7 +34,7 @@ class RolloutRunner(task_runner.FusionTaskRunner):
 
 
 def generate_all(trainer: Any) -> None:
-    """The cases of test_rollouts.py, after one transfer of weights (vLLM starts with random ones)."""
+    """The cases of test_rollouts.py and test_pictures.py, after one transfer of weights (vLLM starts with random ones)."""
     trainer.checkpoint_manager.update_weights(0)
     batch = trainer._get_gen_batch(DataProto.from_single_dict(next(iter(trainer.val_dataloader))))
     seeds = batch.non_tensor_batch[SEED_COLUMN]
@@ -58,9 +58,9 @@ def generate_all(trainer: Any) -> None:
         "other_seeds": generate(batch, False, **{SEED_COLUMN: seeds + 1}),
         "opened": generate(batch, False, **opened),
         "opened_greedy": generate(batch, True, **opened),
-        "two_turns": generate(batch, False, **two_turns),
-        "two_turns_greedy": generate(batch, True, **two_turns),
     }
+    if trainer.processor is None:
+        cases |= {"two_turns": generate(batch, False, **two_turns), "two_turns_greedy": generate(batch, True, **two_turns)}
     Path(trainer.config.trainer.rollout_data_dir).write_text(json.dumps(cases), encoding="utf-8")
 
 

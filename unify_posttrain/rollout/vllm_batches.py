@@ -8,9 +8,10 @@ import ray
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
 from unify_posttrain.rollout.batches import AnswersBatches
+from unify_posttrain.rollout.vllm_pictures import LooksAgain
 
 
-class BatchHttpServer(AnswersBatches, vLLMHttpServer):
+class BatchHttpServer(LooksAgain, AnswersBatches, vLLMHttpServer):
     """A replica's server."""
 
 

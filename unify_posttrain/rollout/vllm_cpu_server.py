@@ -7,6 +7,7 @@ from typing import Any
 
 from unify_posttrain.rollout.batches import AnswersBatches
 from unify_posttrain.rollout.vllm_cpu import CHANNEL, CPUWorkerExtension, channel, declared_resource
+from unify_posttrain.rollout.vllm_pictures import LooksAgain
 
 # isort: split
 # After our module, which imports vllm first.
@@ -14,7 +15,7 @@ import ray
 from verl.workers.rollout.vllm_rollout import vllm_async_server
 
 
-class CPUHttpServer(AnswersBatches, vllm_async_server.vLLMHttpServer):
+class CPUHttpServer(LooksAgain, AnswersBatches, vllm_async_server.vLLMHttpServer):
     """A replica's server, whose vLLM processes load our worker extension and inherit the name of the channel."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

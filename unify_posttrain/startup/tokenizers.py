@@ -20,6 +20,7 @@ from verl.utils.fs import copy_to_local
 
 from unify_posttrain.backend import seams
 from unify_posttrain.rollout.pictures import kept_pixels
+from unify_posttrain.startup.engine_pictures import check_engine
 from unify_posttrain.tasks.environment import check_processor, image_limits
 from unify_posttrain.tasks.episodes import NODE, episode_node
 from unify_posttrain.untrusted.remote_code import local_documents, refuse_code
@@ -59,7 +60,8 @@ def load_processor(config: DictConfig, folder: str) -> Any:
 
     Raises:
         ValueError: the model sees, and its processor cannot be made (verl would train it on text alone), or would change the
-            images of an environment, or this verl trains no such model; or the model sees nothing of what an environment shows.
+            images of an environment, or the engine would see other pictures, or this verl trains no such model; or the model
+            sees nothing of what an environment shows.
     """
     trust = config.actor_rollout_ref.model.trust_remote_code
     node = episode_node(config)
@@ -84,6 +86,7 @@ def load_processor(config: DictConfig, folder: str) -> Any:
     template = config.actor_rollout_ref.model.get("custom_chat_template")
     if template is not None:
         processor.chat_template = template
+    check_engine(config, processor, folder)
     if node is not None:
         check_processor(node, *kept_pixels(processor))
     return processor

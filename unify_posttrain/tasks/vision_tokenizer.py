@@ -71,11 +71,12 @@ def build_processor(tokenizer: PreTrainedTokenizerFast, patch: int, merge: int, 
     """
     unit = patch * merge
     sizes = {"patch_size": patch, "merge_size": merge, "temporal_patch_size": 2}
-    bounds = {"shortest_edge": 4 * unit**2, "longest_edge": most_pixels}
+    # Not as `size`, which says the same: the released models name them so, and vLLM reads these names alone.
+    bounds = {"min_pixels": 4 * unit**2, "max_pixels": most_pixels}
     return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessorFast(size=bounds, **sizes),
+        image_processor=Qwen2VLImageProcessorFast(**bounds, **sizes),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=bounds, **sizes),
+        video_processor=Qwen2VLVideoProcessor(**bounds, **sizes),
         chat_template=CHAT_TEMPLATE,
     )
 
