@@ -89,7 +89,10 @@ def _check_spellings(config: DictConfig) -> None:
 # Options of verl 0.9.1 alone, which are off as verl has them.
 NEWER = (
     ("distillation.enabled", "no term reads a teacher"),
-    *((f"skip.{part}.enable", "it wraps an object that this trainer does not use") for part in ("rollout", "async_rollout", "rollout_tq")),
+    *(
+        (f"skip.{part}.enable", "it wraps an object that this trainer does not use")
+        for part in ("rollout", "async_rollout", "rollout_tq")
+    ),
     ("trainer.checkpoint_callback_class", "checkpoints are written and counted here"),
     ("trainer.use_v1", "verl's newer trainer keeps batches elsewhere and has no stages to extend"),
     ("data.mm_processor_kwargs", "prompts and demonstrations are tokenised without them"),
