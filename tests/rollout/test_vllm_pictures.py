@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from unify_posttrain.backend import seams
 from unify_posttrain.rollout.vllm_pictures import SCHEDULERS, LooksAgain, forget_pictures
 
 
@@ -31,9 +32,14 @@ class SeeingServer(LooksAgain, Server):
         ({"scheduler_cls": "theirs"}, {"scheduler_cls": "theirs"}),
     ],
 )
-def test_an_engine_that_sees_gets_a_scheduler_that_forgets(given: Any, found: dict[str, Any]) -> None:
+def test_an_engine_that_sees_gets_a_scheduler_that_forgets(
+    given: Any, found: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seams, "FORGETS_PICTURES", False)
     assert SeeingServer("a processor", given).config.engine_kwargs["vllm"] == found
     assert SeeingServer(None, given).config.engine_kwargs["vllm"] == given, "a model of text keeps vLLM's"
+    monkeypatch.setattr(seams, "FORGETS_PICTURES", True)
+    assert SeeingServer("a processor", given).config.engine_kwargs["vllm"] == given, "where verl's server does it itself"
 
 
 def test_pictures_that_no_request_looks_at_are_forgotten() -> None:

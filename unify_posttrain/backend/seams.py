@@ -23,6 +23,7 @@ def installed() -> str | None:
 if (installed() or TESTED[0]).startswith("0.7."):
     from unify_posttrain.backend.verl07 import (
         BACKENDS,
+        FORGETS_PICTURES,
         HEAD_DIMS,
         LOST_OVERRIDES,
         SEES,
@@ -47,6 +48,7 @@ if (installed() or TESTED[0]).startswith("0.7."):
 else:
     from unify_posttrain.backend.verl09 import (
         BACKENDS,
+        FORGETS_PICTURES,
         HEAD_DIMS,
         LOST_OVERRIDES,
         SEES,
@@ -72,6 +74,7 @@ else:
 __all__ = [
     "BACKENDS",
     "ENGINE",
+    "FORGETS_PICTURES",
     "HEAD_DIMS",
     "LEGACY",
     "LOST_OVERRIDES",

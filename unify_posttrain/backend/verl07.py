@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 BACKENDS = ("legacy", "engine")
 SEES = True  # trains models that see
+FORGETS_PICTURES = False  # its vLLM servers keep features of pictures when weights arrive
 LOST_OVERRIDES: tuple[str, ...] = ()  # settings of a model that verl overrides where transformers does not read them
 VLLM_ON_CPU = ("0.12.0", "constraints-vllm.txt", "make test-vllm", ".venv-vllm")  # tested; its versions; what installs them, where
 HEAD_DIMS = (32, 64, 96, 128, 160, 192, 224, 256)  # of that vLLM's attention on CPU

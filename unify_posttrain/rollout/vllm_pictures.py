@@ -1,13 +1,16 @@
 """A model that sees, in verl's vLLM servers: what the engine remembers of pictures ends with the weights that made it.
 
-vLLM keeps the features of the last pictures, by their content, for requests that show one of them again. verl empties the cache of
-prefixes when new weights have arrived, and vLLM 0.12 has no call that empties this one: prompts of the next step would be answered
-with features of a vision tower that is trained no longer. The schedulers of `vllm_schedulers` empty both.
+vLLM keeps the features of the last pictures, by their content, for requests that show one of them again. verl 0.7.1 empties the
+cache of prefixes when new weights have arrived, and vLLM 0.12 has no call that empties this one: prompts of the next step would be
+answered with features of a vision tower that is trained no longer. The schedulers of `vllm_schedulers` empty both. verl 0.9.1 has
+such a call of vLLM's (`seams.FORGETS_PICTURES`), and keeps vLLM's own scheduler.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from unify_posttrain.backend import seams
 
 SCHEDULERS = "unify_posttrain.rollout.vllm_schedulers"
 
@@ -18,7 +21,7 @@ class LooksAgain:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.model_config.processor is None:  # type: ignore[attr-defined]
+        if seams.FORGETS_PICTURES or self.model_config.processor is None:  # type: ignore[attr-defined]
             return
         kinds: dict[str, Any] = self.config.engine_kwargs  # type: ignore[attr-defined]
         given = kinds.get("vllm") or {}
