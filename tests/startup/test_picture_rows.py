@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.tiny_vision import picture
-from unify_posttrain.backend import seams
 from unify_posttrain.config import compose_config
 from unify_posttrain.startup.data_checks import DataReport, check_data
 from unify_posttrain.startup.dry_run import describe_run
@@ -160,12 +159,6 @@ def test_what_is_no_picture(root: Path) -> None:
     assert placed_picture({"bytes": b"abc", "path": "/home/them/a.png"}, root, "row 4") == {"bytes": b"abc"}
     inline = {"image": "data:image/png;base64,AAAA"}
     assert placed_picture(inline, root, "row 4") == inline
-
-
-def test_another_verl_that_trains_no_model_that_sees(compose: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seams, "SEES", False)
-    with pytest.raises(ValueError, match=r"model\.path=.*the model sees pictures, and with verl .* use verl 0\.7\.1"):
-        check_data(compose())
 
 
 def test_a_model_that_sees_has_no_critic(compose: Callable) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 from unittest.mock import patch
 
 BACKENDS = ("legacy", "engine")
-SEES = True  # trains models that see
 LOST_OVERRIDES: tuple[str, ...] = ()  # settings of a model that verl overrides where transformers does not read them
 VLLM_ON_CPU = ("0.12.0", "constraints-vllm.txt", "make test-vllm", ".venv-vllm")  # tested; its versions; what installs them, where
 HEAD_DIMS = (32, 64, 96, 128, 160, 192, 224, 256)  # of that vLLM's attention on CPU
@@ -147,6 +146,11 @@ def loop_fixes() -> type:
         """None."""
 
     return LoopFixes
+
+
+def rope_inputs(input_ids: Any, named: Any) -> dict[str, Any]:
+    """What `get_rope_index` of a model that sees is given beside ids, mask and grids: nothing."""
+    return {}
 
 
 def naming_devices(module: Any, device_uuid: Callable[[Any], str]) -> Any:
