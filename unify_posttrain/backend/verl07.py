@@ -31,6 +31,11 @@ def data_builders() -> tuple[Callable[..., Any], Callable[..., Any]]:
     return create_rl_dataset, create_rl_sampler
 
 
+def message_key(prompt_key: str) -> dict[str, str]:
+    """What verl's data set is told when it makes messages of a row: nothing, it knows the column of the prompt."""
+    return {}
+
+
 def completed(config: Any) -> None:
     """Give a composed configuration what this package reads: it is all there."""
 

@@ -39,6 +39,11 @@ def data_builders() -> tuple[Callable[..., Any], Callable[..., Any]]:
     return create_rl_dataset, create_rl_sampler
 
 
+def message_key(prompt_key: str) -> dict[str, str]:
+    """What verl's data set is told when it makes messages of a row: the column, since it makes them of others, too."""
+    return {"key": prompt_key}
+
+
 def completed(config: Any) -> None:
     """Give a configuration, in place, what the older version has and this package reads: a critic's sharding below its model.
     `adapted` takes it back to where this version has it. It is the same in both places, so that one that was adapted and is
