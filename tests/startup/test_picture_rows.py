@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import transformers
 
 from tests.tiny_vision import picture
 from unify_posttrain.config import compose_config
@@ -88,6 +90,26 @@ def test_a_processor_that_cannot_be_made_is_said_before_ray(compose: Callable, s
         check_data(config)
     with pytest.raises(ValueError, match="its processor cannot be made"):
         load_processor(config, str(folder))
+
+
+def test_a_folder_that_transformers_4_wrote_in_a_way_that_5_does_not_read(
+    compose: Callable, seeing_folder: Path, tmp_path: Path
+) -> None:
+    """The tiny model's folder is the same model for both."""
+    folder = tmp_path / "older"
+    shutil.copytree(seeing_folder, folder)
+    described = json.loads((folder / "config.json").read_text())
+    config = compose(f"actor_rollout_ref.model.path={folder}")
+    check_weights(config, needs_critic=False)
+    described["text_config"] |= {name: described.pop(name) for name in ("architectures", "tie_word_embeddings")}
+    assert described["text_config"]["tie_word_embeddings"] is True
+    (folder / "config.json").write_text(json.dumps(described))
+    if transformers.__version__.startswith("4."):
+        check_weights(config, needs_critic=False)
+        return
+    said = r'older: its config\.json .*add "architectures": \["Qwen2_5_VLForConditionalGeneration"\], "tie_word_embeddings": true beside'
+    with pytest.raises(ValueError, match=said):
+        check_weights(config, needs_critic=False)
 
 
 def test_a_missing_picture_names_its_row(compose: Callable, data: Path, tmp_path: Path) -> None:
