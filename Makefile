@@ -11,8 +11,9 @@ VERL09_BIN := $(VERL09_VENV)/bin
 VERL09_STAMP := $(VERL09_VENV)/.installed
 # What does not import what only verl 0.7.1 has.
 VERL09_TESTS := tests/test_backend.py tests/workers/test_engine.py tests/workers/test_engine_worker.py tests/workers/test_pictures.py \
-	tests/rollout/test_decoding.py tests/rollout/test_environment_loop.py tests/rollout/test_pictures.py tests/startup/test_backend_checks.py \
-	tests/startup/test_round_trip.py tests/runs/test_origin.py \
+	tests/rollout/test_decoding.py tests/rollout/test_environment_loop.py tests/rollout/test_pictures.py tests/rollout/test_shown_images.py \
+	tests/startup/test_backend_checks.py tests/startup/test_picture_rows.py tests/startup/test_round_trip.py tests/trainer/test_packing.py \
+	tests/evaluation/test_export.py::test_a_model_that_sees_takes_its_processor_along tests/runs/test_origin.py \
 	tests/e2e/test_backends.py tests/e2e/test_pictures.py
 VERL09_VLLM_VENV := .venv-verl09-vllm
 VERL09_VLLM_BIN := $(VERL09_VLLM_VENV)/bin

@@ -41,6 +41,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from unify_posttrain.shapes import has_processor, spell_out
 from unify_posttrain.tasks import tiny_vision
 from unify_posttrain.tasks.files import plain
 from unify_posttrain.tasks.pretraining import example_source, pretrain, pretraining_keys
@@ -146,8 +147,8 @@ def _is_built(folder: Path, settings: Mapping[str, Any]) -> bool:
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return False
     files = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
-    files += ["preprocessor_config.json"] if "vision" in settings else []
-    return marker == {"format": MARKER_FORMAT, "settings": settings} and all((folder / f).is_file() for f in files)
+    whole = all((folder / f).is_file() for f in files) and ("vision" not in settings or has_processor(folder))
+    return whole and marker == {"format": MARKER_FORMAT, "settings": settings}
 
 
 def _move_into_place(built: Path, folder: Path) -> None:
@@ -196,7 +197,7 @@ def build_base_model(folder: Path, settings: Mapping[str, Any], progress: Callab
             logger.info("pretraining %d weights for %d steps", model.num_parameters(), settings["pretraining"]["steps"])
             pretrain(model, reader, settings["pretraining"], settings["seed"], progress)
         model.save_pretrained(temporary, safe_serialization=True)
-        _spell_out(temporary / "config.json", model)
+        spell_out(temporary, model)
         reader.save_pretrained(temporary)
         marker = {"format": MARKER_FORMAT, "settings": settings}
         (temporary / MARKER).write_text(json.dumps(marker, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -206,11 +207,3 @@ def build_base_model(folder: Path, settings: Mapping[str, Any], progress: Callab
         shutil.rmtree(temporary, ignore_errors=True)  # gone already after a success
     logger.info("base model written to %s", folder)
     return folder
-
-
-def _spell_out(file: Path, model: PreTrainedModel) -> None:
-    """Of a model with parts transformers 4 writes its class and whether its head is the embedding beside the part that reads text,
-    if at all; transformers 5 looks for them above the parts."""
-    above = {"architectures": [type(model).__name__], "tie_word_embeddings": bool(model.config.tie_word_embeddings)}
-    described = {**json.loads(file.read_text(encoding="utf-8")), **above}
-    file.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
