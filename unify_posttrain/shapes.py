@@ -5,6 +5,7 @@ Imports neither torch nor transformers: resolvers of `conf/` call this while a c
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -200,3 +201,18 @@ def logits_chunk(shape: Mapping[str, Any] | None, path: str, mib: int, unknown: 
     """
     known = model_shape(path, shape)
     return unknown if known is None else max(128, mib * MIB // (3 * known.vocabulary * 4) // 128 * 128)
+
+
+def has_processor(folder: Path) -> bool:
+    """Whether a folder of a model says how pictures become numbers: preprocessor_config.json of transformers 4, or
+    processor_config.json of transformers 5."""
+    return any(folder.glob("*processor_config.json"))
+
+
+def spell_out(folder: Path, model: Any) -> None:
+    """Have the config.json of a folder that was just written say what either version of transformers looks for. Of a model with
+    parts transformers 4 writes its class and whether its head is the embedding beside the part that reads text, if at all;
+    transformers 5 looks for them above the parts."""
+    above = {"architectures": [type(model).__name__], "tie_word_embeddings": bool(model.config.tie_word_embeddings)}
+    described = {**json.loads((folder / "config.json").read_text(encoding="utf-8")), **above}
+    (folder / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")

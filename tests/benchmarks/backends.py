@@ -11,7 +11,7 @@ are its exported weights from those of `legacy`? Exits with 1 if a number is fur
 was killed ends otherwise.
 
 With `--world` a folder keeps the runs, and the same command later makes only those that are missing there.
-About half a minute per run on two idle cores, 40 runs.
+About half a minute per run on two idle cores, 46 runs.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ sys.path.insert(0, str(ROOT))
 from tests.e2e.conftest import TIMING, World, build_world  # noqa: E402
 from tests.e2e.points import RUN as POINTS  # noqa: E402
 from tests.e2e.points import add_points  # noqa: E402
+from tests.e2e.shapes import RUN as SHAPES  # noqa: E402
+from tests.e2e.shapes import add_shapes  # noqa: E402
 from tests.e2e.test_backends import ROUNDING  # noqa: E402
 
 STEPS, SAVED, KILLED_AFTER = 4, 2, 3
@@ -53,13 +55,14 @@ RUNS: dict[str, tuple[str, ...]] = {
     "uft": ("algorithm=uft",),
     "sft_then_rl": ("algorithm=sft_then_rl",),
     "episodes of hpt": ("algorithm=hpt", *EPISODES),
+    "hpt with pictures": ("algorithm=hpt", *SHAPES),
     "dapo": ("algorithm=dapo",),
     "hpt on 2 ranks": ("algorithm=hpt", *TWO_RANKS),
     "ppo on 2 ranks": ("algorithm=ppo", "critic.optim.lr=1e-3", "critic.ppo_micro_batch_size_per_gpu=8", *TWO_RANKS),
 }  # fmt: skip
 # What else is done with it, on the engine: killed and started again, exported.
-KILLED = ("relift", "dapo", "hpt on 2 ranks", "ppo on 2 ranks")
-EXPORTED = ("hpt on 2 ranks",)
+KILLED = ("relift", "hpt with pictures", "dapo", "hpt on 2 ranks", "ppo on 2 ranks")
+EXPORTED = ("hpt with pictures", "hpt on 2 ranks")
 # Rollouts come from the same seeds, so a count or a share is the same number; a loss differs in its last digits, and after a step
 # the weights do that it moved. What is nothing beside 1 is a sum that cancels.
 ALLOWED, NOTHING = 1e-3, 1e-6
@@ -273,6 +276,8 @@ def main() -> None:
         if not (home / "models" / "tiny_points").exists():
             build_world(home)
             add_points(world)
+        if "hpt with pictures" in arguments.runs and not (home / "data" / "shapes").exists():
+            add_shapes(world)
         newer = dataclasses.replace(world, python=str(arguments.newer.absolute()))
         sides = [Side("legacy", "legacy", world), Side("0.7.1", "engine", world), Side("0.9.1", "engine", newer)]
         results = {run: {"compared": compare(sides, run), "alone": alone(sides, run)} for run in arguments.runs}

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from unify_posttrain.evaluation.checkpoints import usable_steps
 from unify_posttrain.evaluation.exporting import STAMP, cached_export, export, push
@@ -163,6 +163,18 @@ def test_full_weights_are_copied(run: Path, tiny_model: Path) -> None:
     exported = export(run, 4)
     assert (exported / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
     assert (exported / "README.md").is_file()
+
+
+def test_a_model_that_sees_takes_its_processor_along(run: Path, seeing_folder: Path) -> None:
+    """And its config.json says above the parts what newer transformers look for there, whichever version wrote it."""
+    model = AutoModelForImageTextToText.from_pretrained(seeing_folder, dtype=torch.float32)
+    write_checkpoint(run, seeing_folder, 4, [{name: sharded(tensor) for name, tensor in model.state_dict().items()}])
+    folder = export(run, 4)
+    assert type(AutoProcessor.from_pretrained(folder)).__name__ == "Qwen2_5_VLProcessor"
+    described = json.loads((folder / "config.json").read_text())
+    assert described["tie_word_embeddings"] is True and described["architectures"] == ["Qwen2_5_VLForConditionalGeneration"]
+    found = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
 
 
 def test_incomplete_checkpoints_are_refused(run: Path, tiny_model: Path) -> None:

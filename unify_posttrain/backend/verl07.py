@@ -8,7 +8,6 @@ from typing import Any
 from unittest.mock import patch
 
 BACKENDS = ("legacy", "engine")
-SEES = True  # trains models that see
 FORGETS_PICTURES = False  # its vLLM servers keep features of pictures when weights arrive
 LOST_OVERRIDES: tuple[str, ...] = ()  # settings of a model that verl overrides where transformers does not read them
 VLLM_ON_CPU = ("0.12.0", "constraints-vllm.txt", "make test-vllm", ".venv-vllm")  # tested; its versions; what installs them, where
@@ -31,6 +30,11 @@ def data_builders() -> tuple[Callable[..., Any], Callable[..., Any]]:
     from verl.trainer.main_ppo import create_rl_dataset, create_rl_sampler
 
     return create_rl_dataset, create_rl_sampler
+
+
+def message_key(prompt_key: str) -> dict[str, str]:
+    """What verl's data set is told when it makes messages of a row: nothing, it knows the column of the prompt."""
+    return {}
 
 
 def completed(config: Any) -> None:
@@ -148,6 +152,11 @@ def loop_fixes() -> type:
         """None."""
 
     return LoopFixes
+
+
+def rope_inputs(input_ids: Any, named: Any) -> dict[str, Any]:
+    """What `get_rope_index` of a model that sees is given beside ids, mask and grids: nothing."""
+    return {}
 
 
 def naming_devices(module: Any, device_uuid: Callable[[Any], str]) -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 from unittest.mock import patch
 
 BACKENDS = ("engine",)
-SEES = False  # transformers 5 makes positions of pictures from inputs that rows do not have here
 FORGETS_PICTURES = True  # its vLLM servers drop features of pictures when weights arrive
 # Of a model: verl overrides them where transformers 5 does not read them, which has them in a dictionary rope_parameters.
 LOST_OVERRIDES: tuple[str, ...] = ("rope_theta", "rope_scaling")
@@ -39,6 +38,11 @@ def data_builders() -> tuple[Callable[..., Any], Callable[..., Any]]:
     from verl.trainer.ppo.utils import create_rl_dataset, create_rl_sampler
 
     return create_rl_dataset, create_rl_sampler
+
+
+def message_key(prompt_key: str) -> dict[str, str]:
+    """What verl's data set is told when it makes messages of a row: the column, since it makes them of others, too."""
+    return {"key": prompt_key}
 
 
 def completed(config: Any) -> None:
@@ -79,10 +83,20 @@ def _joined(node: Any, more: Any | None) -> dict[str, Any]:
 
 
 def engine_fixes() -> type:
-    """Nothing: this version computes and sends in the precision of the configuration."""
+    """What verl's engine must do otherwise, as a base class in front of it."""
 
     class EngineFixes:
-        """None."""
+        """Has the tower of a Qwen-VL answer with the features of pictures alone.
+
+        transformers 5 gives several outputs. verl reads the features among them, but not where a micro-batch shows nothing and
+        the tower runs on a blank picture, so that ranks wait for nobody: there it takes the mean of whatever it was given.
+        """
+
+        def _build_module(self) -> Any:
+            module = super()._build_module()
+            if module.config.model_type in ("qwen2_vl", "qwen2_5_vl"):
+                module.model.visual.register_forward_hook(lambda tower, given, found: getattr(found, "pooler_output", found))
+            return module
 
     return EngineFixes
 
@@ -145,6 +159,19 @@ def loop_fixes() -> type:
             return await self.ct_build_initial_tokens(messages, **given)
 
     return LoopFixes
+
+
+def rope_inputs(input_ids: Any, named: Any) -> dict[str, Any]:
+    """What `get_rope_index` of a model that sees is given beside ids, mask and grids: of which kind each token is.
+
+    Args:
+        input_ids: (B, L).
+        named: a processor, or a model's configuration; either knows the ids of pictures' and videos' tokens.
+
+    Returns:
+        `mm_token_type_ids` (B, L), 1 for tokens of pictures, 2 for those of videos, 0 for text.
+    """
+    return {"mm_token_type_ids": (input_ids == named.image_token_id).int() + 2 * (input_ids == named.video_token_id).int()}
 
 
 def naming_devices(module: Any, device_uuid: Callable[[Any], str]) -> Any:

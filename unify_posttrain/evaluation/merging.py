@@ -19,6 +19,7 @@ from verl.model_merger.base_model_merger import ModelMergerConfig
 from verl.model_merger.fsdp_model_merger import FSDPModelMerger
 
 from unify_posttrain.evaluation.checkpoints import shard
+from unify_posttrain.shapes import has_processor, spell_out
 from unify_posttrain.untrusted.loading import check_fits
 from unify_posttrain.untrusted.weights import check_files, check_finite
 
@@ -97,8 +98,9 @@ class _Merger(FSDPModelMerger):
                 raise ValueError(f"{self.checkpoint}: {name} and {first} differ, but config.json says tie_word_embeddings=true")
         target, source = self.config.target_dir, self.hf_model_config_path
         model.save_pretrained(target, state_dict={name: tensor.to(self.dtype).contiguous() for name, tensor in state.items()})
+        spell_out(Path(target), model)
         AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(target)
-        if (Path(source) / "preprocessor_config.json").is_file():
+        if has_processor(Path(source)):
             processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
             if isinstance(processor, ProcessorMixin):
                 processor.save_pretrained(target)

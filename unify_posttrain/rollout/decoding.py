@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from unify_posttrain.backend.seams import rope_inputs
 from unify_posttrain.rollout.attention import fast_attention
 from unify_posttrain.rollout.cache import cache_for_rows, empty_cache, keep_rows
 from unify_posttrain.rollout.masks import GrowingMask, made_for
@@ -204,7 +205,7 @@ def _positions(model: PreTrainedModel, input_ids: Tensor, attended: Tensor, grid
     rope_index = getattr(getattr(model, "model", None), "get_rope_index", None)
     if rope_index is None:
         return (attended.cumsum(dim=-1) - 1).clamp(min=0)
-    return rope_index(input_ids, image_grid_thw=grids, attention_mask=attended)[0]
+    return rope_index(input_ids, image_grid_thw=grids, attention_mask=attended, **rope_inputs(input_ids, model.config))[0]
 
 
 def _closing_up(alive: Tensor, left: int) -> Tensor:

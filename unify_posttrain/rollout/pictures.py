@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unify_posttrain.backend.seams import rope_inputs
 from unify_posttrain.chat import ChatTemplate, Messages
 from unify_posttrain.experience.feedback import ImageFrame
 from unify_posttrain.experience.pictures import Reference, picture_references
@@ -110,7 +111,10 @@ class PictureReader:
         """
         grids = [each[GRIDS] for each in inputs if GRIDS in each]
         seen, _ = self.processor.get_rope_index(
-            input_ids=input_ids, attention_mask=attention_mask, image_grid_thw=torch.cat(grids) if grids else None
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            image_grid_thw=torch.cat(grids) if grids else None,
+            **rope_inputs(input_ids, self.processor),
         )
         attended = attention_mask.bool()
         text = torch.where(attended, attention_mask.cumsum(dim=-1) - 1, 1)

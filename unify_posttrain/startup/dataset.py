@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
+from unify_posttrain.backend.seams import message_key
 from unify_posttrain.chat import ChatTemplate, TemplateRefusedError
 from unify_posttrain.experience.pictures import picture_references
 from unify_posttrain.preparation.local_rows import rows_of
@@ -152,9 +153,9 @@ class FusionDataset(RLHFDataset):
         self.dropped_prompts = len(dropped)
         return kept
 
-    def _build_messages(self, example: dict[str, Any]) -> list[dict[str, Any]]:
+    def _build_messages(self, example: dict[str, Any], **_: Any) -> list[dict[str, Any]]:
         """verl's, with pictures where they lie, whether the row names them in a column or its messages show them as parts. verl
-        takes the column out of `example`."""
+        takes the column out of `example`, here or later."""
         row_id = example["row_id"]
         root, where = Path(self.config.get("image_root") or Path(self._file(row_id)).parent), self.place(row_id)
         if example.get(self.image_key):
@@ -165,7 +166,7 @@ class FusionDataset(RLHFDataset):
             else {**message, "content": placed_parts(message["content"], root, where)}
             for message in example[self.prompt_key]
         ]
-        return super()._build_messages(example)
+        return super()._build_messages(example, **message_key(self.prompt_key))
 
     def messages(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The prompt of a row, its pictures among the parts; the row stays as it is."""

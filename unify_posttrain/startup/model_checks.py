@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from unify_posttrain.untrusted.documents import read_object
 from unify_posttrain.untrusted.loading import check_fits
 from unify_posttrain.untrusted.remote_code import local_documents, refuse_code
 from unify_posttrain.untrusted.weights import check_files, weight_files
@@ -90,8 +92,26 @@ def _check(config: DictConfig, key: str, node: str, model_class: Any) -> None:
             f"{setting}: transformers has no critic of the architecture {described.model_type} (models that see have none); use an "
             "algorithm without critic, or a model of text for critic.model.path"
         )
+    _check_parts(described, folder, setting)
     chosen = model_class or policy_class(described)
     check_fits(folder, shapes, chosen, setting, trust, body_only=body, config=described)
+
+
+def _check_parts(described: Any, folder: Path, setting: str) -> None:
+    """Of a model with parts transformers 4 writes some keys beside the part that reads text alone; transformers 5 takes what is not
+    above the parts for absent, and would train an output head apart from the embedding, or one that nobody has trained."""
+    document = read_object(folder / "config.json")
+    part = document.get("text_config") or {}
+    lost = {
+        name: part[name]
+        for name in ("architectures", "tie_word_embeddings")
+        if part.get(name) and name not in document and not getattr(described, name, None)
+    }
+    if lost:
+        raise ValueError(
+            f"{setting}: its config.json was written by transformers 4, which puts into text_config what this version looks for "
+            f"above it; add {json.dumps(lost)[1:-1]} beside text_config"
+        )
 
 
 def policy_class(described: Any) -> Any:

@@ -18,7 +18,6 @@ from transformers import AutoConfig, AutoProcessor
 from verl.utils import hf_processor, hf_tokenizer
 from verl.utils.fs import copy_to_local
 
-from unify_posttrain.backend import seams
 from unify_posttrain.rollout.pictures import kept_pixels
 from unify_posttrain.startup.engine_pictures import check_engine
 from unify_posttrain.tasks.environment import check_processor, image_limits
@@ -60,8 +59,8 @@ def load_processor(config: DictConfig, folder: str) -> Any:
 
     Raises:
         ValueError: the model sees, and its processor cannot be made (verl would train it on text alone), or would change the
-            images of an environment, or the engine would see other pictures, or this verl trains no such model; or the model
-            sees nothing of what an environment shows.
+            images of an environment, or the engine would see other pictures; or the model sees nothing of what an environment
+            shows.
     """
     trust = config.actor_rollout_ref.model.trust_remote_code
     node = episode_node(config)
@@ -72,11 +71,6 @@ def load_processor(config: DictConfig, folder: str) -> Any:
                 "model, e.g. model=qwen2_5_vl_7b"
             )
         return None
-    if not seams.SEES:
-        raise ValueError(
-            f"{PATH}={folder}: the model sees pictures, and with verl {seams.installed()} models of text alone are trained; use "
-            "verl 0.7.1 (make install), or a model of text"
-        )
     processor = hf_processor(folder, trust_remote_code=trust, use_fast=True)
     if processor is None:
         raise ValueError(

@@ -41,6 +41,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from unify_posttrain.shapes import has_processor, spell_out
 from unify_posttrain.tasks import tiny_vision
 from unify_posttrain.tasks.files import plain
 from unify_posttrain.tasks.pretraining import example_source, pretrain, pretraining_keys
@@ -146,8 +147,8 @@ def _is_built(folder: Path, settings: Mapping[str, Any]) -> bool:
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return False
     files = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
-    files += ["preprocessor_config.json"] if "vision" in settings else []
-    return marker == {"format": MARKER_FORMAT, "settings": settings} and all((folder / f).is_file() for f in files)
+    whole = all((folder / f).is_file() for f in files) and ("vision" not in settings or has_processor(folder))
+    return whole and marker == {"format": MARKER_FORMAT, "settings": settings}
 
 
 def _move_into_place(built: Path, folder: Path) -> None:
@@ -196,6 +197,7 @@ def build_base_model(folder: Path, settings: Mapping[str, Any], progress: Callab
             logger.info("pretraining %d weights for %d steps", model.num_parameters(), settings["pretraining"]["steps"])
             pretrain(model, reader, settings["pretraining"], settings["seed"], progress)
         model.save_pretrained(temporary, safe_serialization=True)
+        spell_out(temporary, model)
         reader.save_pretrained(temporary)
         marker = {"format": MARKER_FORMAT, "settings": settings}
         (temporary / MARKER).write_text(json.dumps(marker, indent=2, sort_keys=True) + "\n", encoding="utf-8")
