@@ -160,7 +160,7 @@ def test_benchmarks_of_environments_have_the_settings_of_their_task_file() -> No
         task = "general_points_images" if name == "gp_ood_visual" else str((each.environment or {})["name"])
         assert each.files == (Path("/data") / task / "test.parquet",)
         assert each.reward["reward_kwargs"] == {"environment": each.environment}
-        assert (each.group == "ood") == name.endswith(("_ood", "_target", "_city"))
+        assert (each.group == "ood") == name.endswith(("_ood", "_target", "_city", "_visual"))
     assert by_name["gp_ood"].split_by == ("seen_labels", "other_rule_playable") and by_name["nav_ood"].split_by == ()
 
 

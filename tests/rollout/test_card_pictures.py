@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from verl.experimental.agent_loop.agent_loop import AgentLoopWorker, DictConfigWrap
+from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 from verl.utils import hf_processor
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
@@ -95,7 +94,7 @@ def test_the_picture_is_seen_in_every_turn_and_the_row_is_replayed(config: Any, 
     assert fields["outcome_incorrect_vision"] == 2, "other cards, and none"
     shown = [asked["shown"]["image_data"] for asked in engine.asked]
     assert len(shown) == 3 and all(len(each) == 1 and each[0] is shown[0][0] for each in shown)
-    pad, inputs = processor.image_token_id, verls_inputs(processor, output)
+    pad, (inputs, positions) = processor.image_token_id, verls_inputs(processor, output)
     assert all(asked["prompt_ids"].count(pad) == 25 for asked in engine.asked) and pad not in output.response_ids
     target, _ = target_of(processor, output)
     pictures = PictureReader(processor)
@@ -107,7 +106,4 @@ def test_the_picture_is_seen_in_every_turn_and_the_row_is_replayed(config: Any, 
     tensors, columns = Packing(*sizes, processor.tokenizer.pad_token_id, pictures).rows([reading])
     assert set(columns[0]) == set(inputs) and all(torch.equal(columns[0][name], inputs[name]) for name in inputs)
     attended = tensors["attention_mask"].bool()
-    ids = torch.tensor([[*output.prompt_ids, *output.response_ids]])
-    worker = SimpleNamespace(processor=processor)
-    positions = AgentLoopWorker._compute_position_ids(worker, ids, torch.ones_like(ids), dict(inputs))
     assert torch.equal(tensors["position_ids"][0][:, attended[0]], positions[0])

@@ -32,6 +32,7 @@ LOWER = (
     "workers",
     "tasks",
     "cpu_compat",
+    "devices",
     "redaction",
     "text",
     "trainer",
