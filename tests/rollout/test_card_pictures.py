@@ -9,15 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 from verl.utils import hf_processor
-from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from tests.rollout.test_environment_loop import Engine
-from tests.rollout.test_shown_images import fusion, said, target_of, verls_inputs
+from tests.rollout.test_shown_images import fusion, loop_of, said, target_of, verls_inputs
 from tests.tasks.environments import task_settings
 from unify_posttrain.config import compose_config
-from unify_posttrain.rollout.environment_loop import EnvironmentAgentLoop
 from unify_posttrain.rollout.pictures import GRIDS, PIXELS, PictureReader
 from unify_posttrain.startup.data_checks import check_data
 from unify_posttrain.startup.dataset import FusionDataset
@@ -57,16 +54,8 @@ def data(config: Any, processor: Any, tmp_path_factory: pytest.TempPathFactory) 
 
 def play(config: Any, processor: Any, engine: Engine, row: dict[str, Any], messages: list[dict[str, Any]]) -> Any:
     async def run() -> Any:
-        loop = EnvironmentAgentLoop(
-            trainer_config=DictConfigWrap(config),
-            server_manager=engine,
-            tokenizer=processor.tokenizer,
-            processor=processor,
-            dataset_cls=RLHFDataset,
-            data_config=DictConfigWrap(config.data),
-        )
         columns = {key: row[key] for key in ("data_source", "reward_model", "extra_info")}
-        return await loop.run({"temperature": 1.0, "logprobs": True}, **columns, raw_prompt=messages)
+        return await loop_of(config, processor, engine).run({"temperature": 1.0, "logprobs": True}, **columns, raw_prompt=messages)
 
     return asyncio.run(run())
 

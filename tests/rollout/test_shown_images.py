@@ -63,17 +63,21 @@ def config(corpus: Path, seeing_folder: Path) -> Any:
     )  # fmt: skip
 
 
+def loop_of(config: Any, processor: Any, engine: Engine) -> EnvironmentAgentLoop:
+    """Episodes of a model that sees, whose answers `engine` gives."""
+    return EnvironmentAgentLoop(
+        trainer_config=DictConfigWrap(config),
+        server_manager=engine,
+        tokenizer=processor.tokenizer,
+        processor=processor,
+        dataset_cls=RLHFDataset,
+        data_config=DictConfigWrap(config.data),
+    )
+
+
 def play(config: Any, processor: Any, engine: Engine) -> Any:
     async def run() -> Any:
-        loop = EnvironmentAgentLoop(
-            trainer_config=DictConfigWrap(config),
-            server_manager=engine,
-            tokenizer=processor.tokenizer,
-            processor=processor,
-            dataset_cls=RLHFDataset,
-            data_config=DictConfigWrap(config.data),
-        )
-        return await loop.run(
+        return await loop_of(config, processor, engine).run(
             {"temperature": 1.0, "logprobs": True}, **row(), raw_prompt=[{"role": "user", "content": "How much?"}]
         )
 
