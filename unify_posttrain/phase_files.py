@@ -25,7 +25,10 @@ RUN_WIDE = (
     "actor_rollout_ref.rollout.n",
     "trainer.total_training_steps",
 )
-RUN_WIDE_FUSION = ("algorithm", "seed", "group_size", "horizon", "adv_estimator", "trim_padding", "first_step_is_current")
+RUN_WIDE_FUSION = (
+    *("algorithm", "seed", "group_size", "horizon", "adv_estimator"),
+    *("trim_padding", "share_prompts", "first_step_is_current"),
+)
 ACTOR_NUMBERS = ("clip_ratio_low", "clip_ratio_high", "entropy_coeff", "use_kl_loss", "kl_loss_coef", "kl_loss_type")
 OPTIM = (
     "lr",

@@ -87,6 +87,7 @@ class FusionConfig:
     max_grad_norm: float | None
     logits_chunk: int | None
     trim_padding: bool
+    share_prompts: bool
     first_step_is_current: bool
     allow_tempered_nll: bool
     lr_schedule: LRSchedule | None

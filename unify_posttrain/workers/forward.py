@@ -1,4 +1,5 @@
-"""verl's forward pass with another output head (`output_head`), and without columns of padding (`trimming`).
+"""verl's forward pass with another output head (`output_head`), without columns of padding (`trimming`), and with a prompt that
+several rows share computed once (`shared_prompts`).
 
 verl's `_forward_micro_batch` still lays out the tokens (padding, remove-padding, Ulysses, images) and runs the model, and reads the
 head's two columns as it reads those of its fused kernels (`use_fused_kernels`). Their own code is not used: in 0.7.1 it works on
@@ -9,6 +10,7 @@ wrongly across Ulysses ranks (verl issues 3512, 3723).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,12 +21,16 @@ from verl.workers.actor import DataParallelPPOActor
 
 from unify_posttrain.workers.micro_batches import CALCULATE_ENTROPY
 from unify_posttrain.workers.output_head import LogProbHead, labels_and_wanted, output_head
+from unify_posttrain.workers.shared_prompts import SharedPrompts, can_share
 from unify_posttrain.workers.trimming import on_trimmed
 
 
 class ChunkedForward(DataParallelPPOActor):
-    """DataParallelPPOActor that takes log-probs and entropies `logits_chunk` tokens at a time, and with `trim_padding` leaves out
-    columns of padding; with None and false it is verl's.
+    """DataParallelPPOActor that takes log-probs and entropies `logits_chunk` tokens at a time, with `trim_padding` leaves out
+    columns of padding, and with `share_prompts` computes what rows share once; with None and false it is verl's.
+
+    Attributes:
+        shares: whether prompts are shared: rows are not packed, nothing else replaces the output, and the model allows it.
 
     Raises:
         ValueError: verl's fused kernels are on as well, or the model's output head is not a plain matrix.
@@ -37,10 +43,13 @@ class ChunkedForward(DataParallelPPOActor):
         actor_optimizer: torch.optim.Optimizer | None = None,
         logits_chunk: int | None = None,
         trim_padding: bool = False,
+        share_prompts: bool = False,
     ) -> None:
         super().__init__(config, actor_module, actor_optimizer)
         self.logits_chunk = logits_chunk
         self.trim_padding = trim_padding and not self.use_remove_padding  # packed rows have no padding to leave out
+        replaced = self.use_remove_padding or self.use_fused_kernels or logits_chunk is not None
+        self.shares = share_prompts and not replaced and can_share(actor_module)
         if logits_chunk is not None:
             if self.use_fused_kernels:
                 raise ValueError(
@@ -68,11 +77,17 @@ class ChunkedForward(DataParallelPPOActor):
 
     def _forward_columns(self, micro_batch: dict[str, Any], temperature: float, calculate_entropy: bool) -> dict[str, Tensor]:
         if self.logits_chunk is None:
-            return super()._forward_micro_batch(micro_batch, temperature, calculate_entropy)
+            shared = SharedPrompts.of(micro_batch, self._image_token) if self.shares else None
+            with nullcontext() if shared is None else shared.on(self.actor_module):
+                return super()._forward_micro_batch(micro_batch, temperature, calculate_entropy)
         labels, wanted = self._in_layout(*labels_and_wanted(micro_batch), micro_batch["attention_mask"])
         head = LogProbHead(labels, wanted, self.logits_chunk, temperature, calculate_entropy)
         with head.on(self.actor_module):
             return super()._forward_micro_batch(micro_batch, temperature, calculate_entropy)
+
+    @property
+    def _image_token(self) -> int | None:
+        return getattr(self.actor_module.config, "image_token_id", None)
 
     def _in_layout(self, labels: Tensor, wanted: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L) tensors as (tokens,), in the order in which this rank's model sees them."""

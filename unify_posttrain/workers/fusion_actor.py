@@ -13,13 +13,16 @@ from unify_posttrain.objective import MiniBatchUpdate, may_step
 from unify_posttrain.workers.actor_update import ActorUpdate
 from unify_posttrain.workers.forward import ChunkedForward
 from unify_posttrain.workers.micro_batches import forward_in_step
+from unify_posttrain.workers.shared_prompts import together
 
 
 class FusionActor(ActorUpdate, ChunkedForward):
     """DataParallelPPOActor whose objective is the terms of `config.fusion.algorithm`."""
 
     def __init__(self, config: Any, actor_module: nn.Module, actor_optimizer: torch.optim.Optimizer | None = None) -> None:
-        ChunkedForward.__init__(self, config, actor_module, actor_optimizer, config.fusion.logits_chunk, config.fusion.trim_padding)
+        fusion = config.fusion
+        saving = (fusion.logits_chunk, fusion.trim_padding, fusion.share_prompts)
+        ChunkedForward.__init__(self, config, actor_module, actor_optimizer, *saving)
         self.begin()
 
     def compute_log_prob(self, data: DataProto, calculate_entropy: bool = False) -> dict[str, Tensor]:
@@ -33,6 +36,10 @@ class FusionActor(ActorUpdate, ChunkedForward):
     def update_policy(self, data: DataProto) -> dict[str, float]:
         self.actor_module.train()
         return super().update_policy(data)
+
+    def _mini_batches(self, data: DataProto) -> list[DataProto]:
+        parts = super()._mini_batches(data)
+        return [together(part) for part in parts] if self.shares else parts
 
     def _backward(self, micro_batch: DataProto, update: MiniBatchUpdate) -> None:
         micro_batch = micro_batch.to(get_device_id())

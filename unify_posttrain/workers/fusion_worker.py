@@ -72,9 +72,10 @@ class FusionWorker(PortableWorker):
             if replay is not None and replay.separate:
                 optim = omega_conf_to_dataclass({**self.config.actor.optim, "lr": replay.lr})
                 self.replay_optimizer = build_optimizer(self.actor_module_fsdp.parameters(), optim)
-        chunk, trim = self.config.actor.fusion.logits_chunk, self.config.actor.fusion.trim_padding
-        if self._is_ref and (chunk is not None or trim):  # verl gives the reference a worker of its own, which has no actor
-            self.ref_policy = ChunkedForward(self.config.ref, self.ref_module_fsdp, None, chunk, trim)
+        fusion = self.config.actor.fusion
+        saving = (fusion.logits_chunk, fusion.trim_padding, fusion.share_prompts)
+        if self._is_ref and saving != (None, False, False):  # verl gives the reference a worker of its own, which has no actor
+            self.ref_policy = ChunkedForward(self.config.ref, self.ref_module_fsdp, None, *saving)
         # verl collects garbage several times a step; imports and the model live as long as the process: searched no more.
         gc.collect()
         gc.freeze()
