@@ -21,6 +21,7 @@ from unify_posttrain.rollout.agent_loop import PREFIX_COLUMN, PREFIX_TRAINED_COL
 from unify_posttrain.rollout.hf_server import HFServer
 from unify_posttrain.rollout.manager import RolloutManager
 from unify_posttrain.rollout.picture_batches import SeeingRows
+from unify_posttrain.rollout.pictures import PictureReader, Seen
 from unify_posttrain.rollout.rows import Requests
 
 from .test_manager import Judge, Stopped, at_a_worker, by_agent_loops, manager_of
@@ -124,8 +125,13 @@ def test_a_prompt_is_processed_once_and_travels_once(config: Any, server: HFServ
             yield part
 
     manager.server_handles[0].actor = type("Recording", (), {"generate_batch": staticmethod(generate_batch)})
-    reader, read = manager.sight.reader, []
-    monkeypatch.setattr(type(reader), "read", lambda self, each, where="", own=type(reader).read: read.append(1) or own(self, each, where))
+    read, reads = [], PictureReader.read
+
+    def counting(self: PictureReader, messages: Any, where: str = "") -> Seen:
+        read.append(messages)
+        return reads(self, messages, where)
+
+    monkeypatch.setattr(PictureReader, "read", counting)
     found = manager.generate_sequences(requests())
     assert len(read) == 5
     (given,) = asked
@@ -143,7 +149,7 @@ def test_positions_go_on_from_pictures_at_the_end_of_a_prompt(config: Any, serve
     assert sight is not None
     (seen,) = sight.read([prompt("How many?", picture(112, 56))])
     cut = seen.ids[: seen.ids.index(sight.reader.processor.image_token_id) + 8]  # 4 by 2 tokens, and nothing behind them
-    rows = SeeingRows(sight, [type(seen)(seen.text, cut, seen.inputs)], [[70, 71]], [True], PROMPT, RESPONSE, 0)
+    rows = SeeingRows(sight, [Seen(seen.text, cut, seen.inputs)], [[70, 71]], [True], PROMPT, RESPONSE, 0)
     ids, mask = rows.input_ids.long(), rows.attention_mask.long()
     assert torch.equal(rows.positions(torch.tensor([0])), sight.reader.positions(ids, mask, [seen.inputs]))
 
@@ -157,9 +163,7 @@ class Opening(RLHFDataset):
 
 
 @pytest.mark.parametrize("why", ["engine", "dataset", "video", "direct"])
-def test_what_only_agent_loops_bring_goes_by_them(
-    config: Any, server: HFServer, why: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_only_agent_loops_bring_goes_by_them(config: Any, server: HFServer, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def start(self: Any) -> None:
         raise Stopped
 
@@ -197,5 +201,5 @@ def test_single_requests_and_batches_are_decoded_alike(config: Any, server: HFSe
         return await asyncio.gather(*singles), [part async for part in server.generate_batch(given)]
 
     singles, (part,) = asyncio.run(both())
-    assert sum((singles[row].token_ids for row in part.rows), []) == part.token_ids.tolist()
+    assert [token for row in part.rows for token in singles[row].token_ids] == part.token_ids.tolist()
     assert np.array_equal(np.concatenate([singles[row].log_probs for row in part.rows]).astype(np.float32), part.log_probs)

@@ -1,9 +1,10 @@
 """verl's manager of rollouts, with a direct way for single turns: one call per replica and batch, rewards while others decode.
 
 verl builds an agent per rollout, sends its request through a load balancer and its answer, as a padded batch of one row, to a
-reward worker. That is what several turns (`environment_loop`) need, and pictures with vLLM. A batch of single turns needs none of it:
-prompts are tokenised once, and what they show is made once (`picture_batches`), every replica gets its rows in one message and sends those that have ended back in portions, and a portion is
-scored in one message. The processes of the other way (agent loops, load balancer) are started when a batch first needs them.
+reward worker. That is what several turns (`environment_loop`) need, and pictures with vLLM. A batch of single turns needs none of
+it: prompts are tokenised once, what they show is processed once (`picture_batches`), every replica gets its rows in one message and
+sends those that have ended back in portions, and a portion is scored in one message. The processes of the other way (agent loops,
+load balancer) are started when a batch first needs them.
 """
 
 from __future__ import annotations
