@@ -12,6 +12,7 @@ import torch
 from omegaconf import open_dict
 from transformers import AutoModelForImageTextToText
 from verl import DataProto
+from verl.utils import hf_tokenizer
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from tests.tiny_vision import picture, prompt
@@ -49,8 +50,8 @@ def server(seeing_folder: Any) -> HFServer:
             if parameter.dim() > 1:
                 parameter.normal_(std=0.2)  # far from uniform, so that a wrong position or picture shows
     server = HFServer(
-        model_path=str(seeing_folder), pad_id=model.config.pad_token_id, eos_ids=[*range(40, 60)], response_length=RESPONSE,
-        max_context=PROMPT + RESPONSE, max_batch=64, gather_seconds=0.01, dtype="float32",
+        model_path=str(seeing_folder), pad_id=hf_tokenizer(str(seeing_folder)).pad_token_id, eos_ids=[*range(40, 60)],
+        response_length=RESPONSE, max_context=PROMPT + RESPONSE, max_batch=64, gather_seconds=0.01, dtype="float32",
         override_config={"attn_implementation": "sdpa"},
     )  # fmt: skip
     server.load_weights(dict(model.named_parameters()))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from verl.utils.dataset.rl_dataset import RLHFDataset, get_dataset_class
 
 from unify_posttrain.chat import Messages
@@ -20,7 +21,7 @@ from unify_posttrain.rollout.rows import PaddedRows
 
 ENGINES = ("hf",)  # whose servers take what a processor makes of pictures; vLLM's take pictures, and run their own processor
 PARTS = ("text", "image")  # of messages, that a `PictureReader` knows
-PADDING = 1  # a position, as `get_rope_index` writes it where nothing is attended to
+OPENERS = ("process_vision_info", "process_multi_modal_info")  # of dataset classes, as verl 0.7 and 0.9 call what opens pictures
 
 
 class Sight:
@@ -34,9 +35,10 @@ class Sight:
     def __init__(self, processor: Any, config: Any) -> None:
         self.reader = PictureReader(processor, dict(config.data.get("apply_chat_template_kwargs") or {}))
         self.sampling = {"logit_bias": banned_bias(processor.tokenizer)}
+        dataset = get_dataset_class(config.data)
         # A dataset class may open the pictures of its messages in a way of its own, which agent loops ask it for.
-        own = get_dataset_class(config.data).process_vision_info.__func__ is not RLHFDataset.process_vision_info.__func__
-        self.direct = config.actor_rollout_ref.rollout.name in ENGINES and not own
+        opens = [[getattr(getattr(each, name, None), "__func__", None) for name in OPENERS] for each in (dataset, RLHFDataset)]
+        self.direct = config.actor_rollout_ref.rollout.name in ENGINES and opens[0] == opens[1]
 
     def takes(self, messages: Sequence[Messages]) -> bool:
         """Whether the engine takes what is made here, and prompts (B,) show nothing but pictures."""
@@ -82,9 +84,9 @@ class SeeingRows(PaddedRows):
         self.shown, self.sampling, self._of_row = [each.inputs for each in seen], sight.sampling, torch.tensor(of_row)
         first = torch.from_numpy(np.unique(of_row, return_index=True)[1])  # a row of each prompt
         super().__init__([arrays[number] for number in of_row], prefixes, trained, prompt_length, response_length, pad_id)
-        masks = self.attention_mask[first, :prompt_length].long()
-        ids = self.prompts[first].long()
-        self._positions = sight.reader.positions(ids, masks, [prompt.inputs for prompt in prompts])  # (U, 4, P)
+        # With a column of padding behind them, for what stands in those of responses: versions of transformers differ in it.
+        masks, ids = pad(self.attention_mask[first, :prompt_length].long(), (0, 1)), pad(self.prompts[first].long(), (0, 1))
+        self._positions = sight.reader.positions(ids, masks, [prompt.inputs for prompt in prompts])  # (U, 4, P + 1)
         # A response counts on from the largest position of its prompt, in time, height and width alike.
         ends = self._positions.masked_fill(masks.unsqueeze(1) == 0, 0).amax(dim=-1)
         self._ends = torch.cat([ends[:, :1], ends[:, 1:].amax(dim=-1, keepdim=True).expand(-1, 3)], dim=1)  # (U, 4)
@@ -93,8 +95,9 @@ class SeeingRows(PaddedRows):
         """(N, 4, P+T) of `rows` (N,), as verl gives them to the model: of text, then time, height and width."""
         attended = self.attention_mask[rows, self.prompts.shape[1] :].long().unsqueeze(1)
         prompt = self._of_row[rows]
-        response = torch.where(attended.bool(), self._ends[prompt].unsqueeze(-1) + attended.cumsum(dim=-1), PADDING)
-        return torch.cat([self._positions[prompt], response], dim=-1)
+        before, padding = self._positions[prompt, :, :-1], self._positions[prompt, :, -1:]
+        response = torch.where(attended.bool(), self._ends[prompt].unsqueeze(-1) + attended.cumsum(dim=-1), padding)
+        return torch.cat([before, response], dim=-1)
 
     def tensors(self, log_probs: bool) -> dict[str, Tensor]:
         return {**super().tensors(log_probs), "position_ids": self.positions(torch.arange(len(self.shown)))}
