@@ -53,7 +53,7 @@ class Judge:
         seen = {
             "tokens": tokens,
             "whole": data.batch["input_ids"][0][attended].tolist(),
-            "places": data.batch["position_ids"][0][attended].tolist(),
+            "places": data.batch["position_ids"][0][..., attended].tolist(),
             "turns": int(columns["__num_turns__"][0]),
             "told": {name: told[name] for name in sorted(told)},
             "columns": sorted(columns),
@@ -282,19 +282,13 @@ def test_what_needs_an_agent_loop_starts_them(
             manager.generate_sequences(requests(**columns))
 
 
-@pytest.mark.parametrize("without", ["text", "batches"])
-def test_images_and_other_engines_go_by_agent_loops(
-    config: Any, server: HFServer, without: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engines_that_take_no_batches_go_by_agent_loops(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def start(self: Any) -> None:
         raise Stopped
 
     monkeypatch.setattr(RolloutManager, "_start_agent_loops", start)
-    manager = manager_of(config, server, judges=[Judge()])
-    if without == "text":
-        manager.__dict__["processor"] = object()
-    else:
-        manager.server_handles = [SimpleNamespace(generate=None)]
+    manager = manager_of(config, judges=[Judge()])
+    manager.server_handles = [SimpleNamespace(generate=None)]
     with pytest.raises(Stopped):
         manager.generate_sequences(requests())
 

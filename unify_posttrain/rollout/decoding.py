@@ -19,7 +19,7 @@ from unify_posttrain.backend.seams import rope_inputs
 from unify_posttrain.rollout.attention import fast_attention
 from unify_posttrain.rollout.cache import cache_for_rows, empty_cache, keep_rows
 from unify_posttrain.rollout.masks import GrowingMask, made_for
-from unify_posttrain.rollout.pictures import GRIDS, PIXELS, Inputs, picture_key
+from unify_posttrain.rollout.pictures import GRIDS, PIXELS, Inputs, picture_keys
 from unify_posttrain.rollout.sampling import SamplingParams, SeededSampler
 
 
@@ -148,7 +148,7 @@ class _Batch:
         """Every prompt once, whoever shares it; then a row for each that asks for it, with room for more tokens."""
         pictures = pictures or [{}] * len(prompts)
         known: dict[tuple[tuple[int, ...], bytes], int] = {}
-        keys = [(tuple(prompt), picture_key(inputs)) for prompt, inputs in zip(prompts, pictures, strict=True)]
+        keys = [(tuple(prompt), shown) for prompt, shown in zip(prompts, picture_keys(pictures), strict=True)]
         index = torch.tensor([known.setdefault(key, len(known)) for key in keys])
         width = max(len(prompt) for prompt, _ in known)
         input_ids = torch.full((len(known), width), pad_id)

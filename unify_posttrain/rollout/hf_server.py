@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from unify_posttrain import cpu_compat
 from unify_posttrain.rollout.decoding import Finished, decode, decode_batch
-from unify_posttrain.rollout.pictures import Inputs, picture_inputs, picture_key
+from unify_posttrain.rollout.pictures import Inputs, picture_inputs, picture_key, picture_keys
 from unify_posttrain.rollout.rows import Requests, Responses
 from unify_posttrain.rollout.sampling import SamplingParams
 
@@ -37,7 +37,7 @@ class _Request:
 
     @property
     def place(self) -> tuple[Any, ...]:
-        return _place(self.prompt_ids, self.params, self.pictures)
+        return _place(self.prompt_ids, self.params, picture_key(self.pictures))
 
 
 class HFServer:
@@ -159,11 +159,13 @@ class HFServer:
         loop, want_log_probs = asyncio.get_running_loop(), bool(requests.sampling.get("logprobs"))
         prompts = [prompt.tolist() for prompt in requests.prompts]
         params = [self._params(prompt, requests.params(row)) for row, prompt in enumerate(prompts)]
-        order = sorted(range(len(prompts)), key=lambda row: _place(prompts[row], params[row]))
+        shown: Sequence[Inputs] = requests.pictures or [{}] * len(prompts)
+        keys = picture_keys(shown)
+        order = sorted(range(len(prompts)), key=lambda row: _place(prompts[row], params[row], keys[row]))
         for start in range(0, len(order), self.max_batch):
             rows = order[start : start + self.max_batch]
             given = [prompts[row] for row in rows], [params[row] for row in rows]
-            parts = decode(self.model, *given, self.eos_ids, self.pad_id, requests.portion)
+            parts = decode(self.model, *given, self.eos_ids, self.pad_id, requests.portion, [shown[row] for row in rows])
             # The loop answers control calls while the pool's one thread decodes.
             while (part := await loop.run_in_executor(self.pool, next, parts, None)) is not None:
                 yield _responses(part, np.array(rows), want_log_probs)
@@ -249,9 +251,9 @@ def _processor(model_path: str, trust_remote_code: bool) -> Any:
     return hf_processor(model_path, trust_remote_code=trust_remote_code, use_fast=True)
 
 
-def _place(prompt_ids: list[int], params: SamplingParams, pictures: Inputs | None = None) -> tuple[Any, ...]:
+def _place(prompt_ids: list[int], params: SamplingParams, shown: bytes) -> tuple[Any, ...]:
     """Where a row is decoded among others. The order of arrival is a matter of chance; this one must not be, for runs to repeat."""
-    return len(prompt_ids), prompt_ids, picture_key(pictures or {}), params.seed or 0
+    return len(prompt_ids), prompt_ids, shown, params.seed or 0
 
 
 def _responses(part: Finished, rows: np.ndarray, want_log_probs: bool) -> Responses:

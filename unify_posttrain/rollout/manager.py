@@ -1,9 +1,10 @@
 """verl's manager of rollouts, with a direct way for single turns: one call per replica and batch, rewards while others decode.
 
 verl builds an agent per rollout, sends its request through a load balancer and its answer, as a padded batch of one row, to a
-reward worker. That is what several turns (`environment_loop`) and images need. A batch of single turns needs none of it: prompts
-are tokenised once, every replica gets its rows in one message and sends those that have ended back in portions, and a portion is
-scored in one message. The processes of the other way (agent loops, load balancer) are started when a batch first needs them.
+reward worker. That is what several turns (`environment_loop`) need, and pictures with vLLM. A batch of single turns needs none of
+it: prompts are tokenised once, what they show is processed once (`picture_batches`), every replica gets its rows in one message and
+sends those that have ended back in portions, and a portion is scored in one message. The processes of the other way (agent loops,
+load balancer) are started when a batch first needs them.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from unify_posttrain.rollout.agent_loop import (
     SeededSingleTurnAgentLoop,
     room_for_tokens,
 )
+from unify_posttrain.rollout.picture_batches import SeeingRows, Sight
 from unify_posttrain.rollout.rows import PaddedRows, Requests, Responses
 
 TURNS = 2  # of a single-turn rollout, as verl counts: the user's and the policy's
@@ -77,12 +79,12 @@ class RolloutManager(AgentLoopManager):
         return await DirectBatch(self, prompts).rollouts()
 
     def _direct(self, prompts: DataProto) -> bool:
-        """Whether every row is a single turn of text, and nothing is asked for that only an agent loop brings."""
+        """Whether every row is a single turn, and nothing is asked for that only an agent loop brings."""
         config = self.rollout_config
         names = set(prompts.non_tensor_batch.get("agent_name", [config.agent.default_agent_loop]))
         return (
             all(self.loops.get(name) == DIRECT for name in names)
-            and self.processor is None
+            and (self.sight is None or self.sight.takes(prompts.non_tensor_batch["raw_prompt"]))
             and not config.get("enable_rollout_routing_replay", False)
             and config.trace.get("backend") is None
             and all(hasattr(server, "generate_batch") for server in self.server_handles)
@@ -100,9 +102,12 @@ class RolloutManager(AgentLoopManager):
         return copy_to_local(model.get("tokenizer_path") or model.path, use_shm=model.get("use_shm", False))
 
     @cached_property
-    def processor(self) -> Any:
-        """Of images; None for a model of text."""
-        return hf_processor(self._folder, trust_remote_code=self.model_config.get("trust_remote_code", False))
+    def sight(self) -> Sight | None:
+        """Of a model that sees, with the processor that the agent loops have; None for a model of text."""
+        processor = hf_processor(self._folder, trust_remote_code=self.model_config.get("trust_remote_code", False))
+        if processor is not None and self.model_config.get("custom_chat_template") is not None:
+            processor.chat_template = self.model_config.custom_chat_template
+        return None if processor is None else Sight(processor, self.config)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -125,8 +130,10 @@ class DirectBatch:
         config, self.batch, self.columns = manager.rollout_config, batch, batch.non_tensor_batch
         self.manager, self.config, self.began = manager, config, time.perf_counter()
         rows, self.validates = len(batch), bool(batch.meta_info.get("validate", False))
-        self.prompts = list(_tokenised(self.columns["raw_prompt"], manager))
-        longest = max(map(len, self.prompts))
+        messages, sight = self.columns["raw_prompt"], manager.sight
+        seen = None if sight is None else sight.read(messages)
+        prompts = list(_tokenised(messages, manager)) if seen is None else [each.ids for each in seen]
+        longest = max(map(len, prompts))
         if longest > config.prompt_length:
             raise ValueError(
                 f"a prompt has {longest} tokens and data.max_prompt_length is {config.prompt_length}; raise it, or set "
@@ -134,8 +141,9 @@ class DirectBatch:
             )
         self.prefixes = [list(map(int, given)) for given in self.columns.get(PREFIX_COLUMN, [()] * rows)]
         trained = self.columns.get(PREFIX_TRAINED_COLUMN, np.zeros(rows, dtype=bool))
-        lengths = config.prompt_length, config.response_length
-        self.padded = PaddedRows(self.prompts, self.prefixes, trained, *lengths, manager.tokenizer.pad_token_id)
+        layout = self.prefixes, trained, config.prompt_length, config.response_length, manager.tokenizer.pad_token_id
+        self.padded = PaddedRows(prompts, *layout) if seen is None else SeeingRows(sight, seen, *layout)
+        self.prompts = self.padded.token_ids
         self.seconds, self.preempted = np.zeros(rows), np.full(rows, -1)
         self.scored: list[dict[str, Any]] = [{}] * rows
         self.fields: dict[str, np.ndarray] = {}
@@ -168,8 +176,10 @@ class DirectBatch:
                 "top_k": source.top_k,
                 "repetition_penalty": 1.0,
                 "logprobs": config.calculate_log_probs,
+                **self.padded.sampling,
             },
             portion=max(1, -(-len(joined) // config.custom["portions"])),
+            pictures=self.padded.shown,
         )
 
     async def _generate(self, server: Any, requests: Requests, first: int) -> None:
@@ -223,7 +233,7 @@ class DirectBatch:
         absent = np.full(rows, None, dtype=object)
         columns |= {name: absent.copy() for name in ("min_global_steps", "max_global_steps", "extras")} | self.fields
         columns |= {name: object_column([[] for _ in range(rows)]) for name in ("turn_scores", "tool_rewards")}
-        columns["multi_modal_inputs"] = object_column([{} for _ in range(rows)])
+        columns["multi_modal_inputs"] = object_column([dict(shown) for shown in self.padded.shown or [{}] * rows])
         columns["raw_prompt"] = self.columns["raw_prompt"]
         output = DataProto(batch=TensorDict(tensors, batch_size=rows), non_tensor_batch=columns)
         measured = [

@@ -174,6 +174,12 @@ def picture_key(inputs: Inputs) -> bytes:
     return digest.digest()
 
 
+def picture_keys(pictures: Sequence[Inputs]) -> list[bytes]:
+    """The key of each; rows of a prompt share what they show, which is then looked at once."""
+    known = {id(inputs): picture_key(inputs) for inputs in {id(each): each for each in pictures}.values()}
+    return [known[id(inputs)] for inputs in pictures]
+
+
 def banned_bias(tokenizer: Any) -> dict[int, float]:
     """`logit_bias` of a request to a model that sees: no token of pictures is ever sampled."""
     known = tokenizer.get_added_vocab()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,8 @@ class Requests:
         seeds: (B,) of each row's draws; None: the engine draws as it likes.
         sampling: parameters that all rows share, by verl's names.
         portion: as many rows are sent back at once, as soon as they have ended.
+        pictures: (B,) what a model that sees needs of each prompt's pictures, on CPU. Rows may share a mapping, as they may an
+            array of ids; None: there are none.
     """
 
     prompts: Sequence[np.ndarray]
@@ -32,14 +34,15 @@ class Requests:
     seeds: Sequence[int] | None
     sampling: dict[str, Any]
     portion: int
+    pictures: Sequence[Mapping[str, Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def part(self, start: int, end: int) -> Requests:
         """Rows start to end."""
-        seeds = None if self.seeds is None else self.seeds[start:end]
-        return Requests(self.prompts[start:end], self.max_tokens[start:end], seeds, self.sampling, self.portion)
+        seeds, shown = (None if each is None else each[start:end] for each in (self.seeds, self.pictures))
+        return Requests(self.prompts[start:end], self.max_tokens[start:end], seeds, self.sampling, self.portion, shown)
 
     def params(self, row: int) -> dict[str, Any]:
         """The sampling parameters of a row, a copy."""
@@ -79,7 +82,15 @@ class PaddedRows:
         trained: (B,) whether those are trained.
         prompt_length, response_length: P and T.
         pad_id: filler.
+
+    Attributes:
+        token_ids: (B,) `prompts`.
+        shown: (B,) what a model that sees needs of each row's pictures, see `Requests`; None: there are none.
+        sampling: parameters of all rows, beside those of the configuration.
     """
+
+    shown: Sequence[Mapping[str, Tensor]] | None = None
+    sampling: Mapping[str, Any] = {}
 
     def __init__(
         self,
@@ -90,7 +101,7 @@ class PaddedRows:
         response_length: int,
         pad_id: int,
     ) -> None:
-        rows, width = len(prompts), prompt_length + response_length
+        rows, width, self.token_ids = len(prompts), prompt_length + response_length, prompts
         self.input_ids = torch.full((rows, width), pad_id, dtype=IDS)
         self.prompts, self.responses = parts_of(self.input_ids, response_length).values()
         self.response_mask = zeros((rows, response_length), MASK)
