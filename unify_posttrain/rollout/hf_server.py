@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -69,11 +69,15 @@ class HFServer:
         trust_remote_code: bool = False,
     ) -> None:
         cpu_compat.install()
+        # One thread computes, from the beginning on. OpenMP gives each that does threads of its own, and as soon as those of a process
+        # are more than the cores, they go to sleep between any two operations: decoding then takes half as long again.
+        self.pool = ThreadPoolExecutor(max_workers=1)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code, **override_config)
         sees = type(config) in AutoModelForImageTextToText._model_mapping
         chosen = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        model = chosen.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code)
+        options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code}
+        model = self.pool.submit(chosen.from_config, config, **options).result()
         self.model = model.to(self.device).eval()
         self.processor = _processor(model_path, trust_remote_code) if sees else None
         self.pad_id, self.eos_ids = pad_id, eos_ids
@@ -82,7 +86,6 @@ class HFServer:
         self.loaded = False
         self.waiting: list[_Request] = []
         self.batcher: asyncio.Task | None = None
-        self.pool = ThreadPoolExecutor(max_workers=1)
 
     # Weights
 
@@ -107,9 +110,7 @@ class HFServer:
                 f"weight update does not fit the rollout model: missing {missing[:5]}, unexpected {unexpected[:5]}, "
                 f"wrong shape {wrong[:5]}"
             )
-        with torch.no_grad():
-            for name, tensor in named.items():
-                own[name].copy_(tensor)
+        self.pool.submit(_copy, [(own[name], tensor) for name, tensor in named.items()]).result()
         self.loaded = True
         return len(named)
 
@@ -143,7 +144,9 @@ class HFServer:
         if image_data and self.processor is None:
             raise ValueError("rollout.name=hf: pictures for a model that has no processor for them; take a multimodal model")
         params, loop = self._params(prompt_ids, sampling_params), asyncio.get_running_loop()
-        pictures = picture_inputs(self.processor, image_data or ())
+        pictures: Inputs = {}
+        if image_data:
+            pictures = await loop.run_in_executor(self.pool, picture_inputs, self.processor, image_data)
         request = _Request(prompt_ids, params, bool(sampling_params.get("logprobs")), pictures, loop.create_future())
         self.waiting.append(request)
         if self.batcher is None or self.batcher.done():
@@ -242,6 +245,12 @@ class HFServer:
 
     async def stop_profile(self, **_: Any) -> None:
         return None
+
+
+@torch.no_grad()
+def _copy(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for own, given in pairs:
+        own.copy_(given)
 
 
 def _processor(model_path: str, trust_remote_code: bool) -> Any:

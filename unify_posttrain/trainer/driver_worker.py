@@ -70,7 +70,7 @@ class Host:
         self.free = False
         openmp = openmp_of(config)
         given = {name: value for name, value in variables_of(config).items() if name not in openmp}
-        with restored({*given, *VARIABLES}), ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker") as thread:
+        with restored({*given, *VARIABLES}), ThreadPoolExecutor(1, "worker", leave_openmp) as thread:
             os.environ.update(given)
             try:
                 yield Place(group_here(int(openmp.get(NUM_THREADS, 1)), thread), keeping_arguments)
@@ -98,6 +98,12 @@ def group_here(threads: int, thread: ThreadPoolExecutor) -> type[FusionWorkerGro
             super().__init__(resource_pool=resource_pool, ray_cls_with_init=ray_cls_with_init, **kwargs)
 
     return DriverWorkerGroup
+
+
+def leave_openmp() -> None:
+    """For a thread beside the one that computes: none of OpenMP's for it. More of them than cores, in a process, go to sleep between
+    any two operations."""
+    torch.set_num_threads(1)
 
 
 class DriverClass:
