@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from verl.workers.rollout.replica import TokenOutput
 from unify_posttrain import cpu_compat
 from unify_posttrain.config import compose_config
 from unify_posttrain.experience.rows import object_column
+from unify_posttrain.rollout import hf_server
 from unify_posttrain.rollout.agent_loop import NEW_TOKENS_COLUMN, PREFIX_COLUMN, PREFIX_TRAINED_COLUMN, SEED_COLUMN
 from unify_posttrain.rollout.batches import AnswersBatches
 from unify_posttrain.rollout.hf_server import HFServer
@@ -87,6 +89,10 @@ def config(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def server(folder: Path, config: Any) -> HFServer:
+    return make_server(folder)
+
+
+def make_server(folder: Path) -> HFServer:
     tokenizer = build_tokenizer(256)
     server = HFServer(
         model_path=str(folder), pad_id=tokenizer.pad_token_id, eos_ids=[tokenizer.eos_token_id, 30, 31, 32],
@@ -95,6 +101,27 @@ def server(folder: Path, config: Any) -> HFServer:
     )  # fmt: skip
     server.load_weights(dict(Qwen2ForCausalLM.from_pretrained(folder).named_parameters()))
     return server
+
+
+def test_one_thread_of_a_server_computes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenMP gives threads to each that does, and more of them than cores, in a process, sleep between any two operations."""
+    threads: dict[str, set[str]] = {}
+
+    def noted(where: Any, name: str) -> None:
+        work = getattr(where, name)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            threads.setdefault(name, set()).add(threading.current_thread().name)
+            return work(*args, **kwargs)
+
+        monkeypatch.setattr(where, name, run)
+
+    noted(hf_server.AutoModelForCausalLM, "from_config")
+    noted(hf_server, "_copy")
+    noted(hf_server, "decode_batch")
+    asyncio.run(make_server(folder).generate("a", [5, 6], {"max_tokens": 2}))
+    assert set(threads) == {"from_config", "_copy", "decode_batch"} and len(set.union(*threads.values())) == 1
+    assert threading.current_thread().name not in threads["_copy"]
 
 
 def manager_of(config: Any, *servers: Any, judges: list[Judge] | None) -> RolloutManager:

@@ -115,6 +115,18 @@ def test_asynchronous_methods_are_answered_within_a_running_loop(worker: Any) ->
     assert asyncio.run(ask()) == get(worker.later.remote(4)) == 5
 
 
+def test_the_thread_beside_the_one_that_computes_has_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More threads of OpenMP than cores, in a process, sleep between any two operations."""
+    given: list[ThreadPoolExecutor] = []
+    monkeypatch.setattr(driver_worker, "group_here", lambda threads, thread: given.append(thread))
+    threads = torch.get_num_threads()
+    try:
+        with Host().place(compose_config([*RUN])):
+            assert given[0].submit(torch.get_num_threads).result() == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_an_error_is_raised_and_leaves_the_driver_as_it_was(worker: Any) -> None:
     torch.manual_seed(3)
     before, threads = torch.get_rng_state(), torch.get_num_threads()

@@ -47,9 +47,8 @@ def updated(*flags: str, batch: DataProto, sharded: bool = False, **settings: An
     counted = Counted()
     module = counted.model
     if sharded:
-        for layer in module.model.layers:
-            fully_shard(layer, mesh=init_device_mesh("cpu", (1,)))
-        fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+        for part in (*module.model.layers, module):  # as verl does it: the whole model gives its weights back after a forward pass too
+            fully_shard(part, mesh=init_device_mesh("cpu", (1,)), reshard_after_forward=True)
     actor = make_actor(*flags, module=module, settings=settings)
     metrics = actor.update_policy(batch)
     return actor.gradients, metrics, counted.tokens

@@ -22,6 +22,7 @@ from unify_posttrain.runs import run_logs, state
 from unify_posttrain.runs.failures import stop_request
 from unify_posttrain.runs.signals import time_limit
 from unify_posttrain.trainer.advantages import set_advantages
+from unify_posttrain.trainer.balance import balance_rows
 from unify_posttrain.trainer.batch_mixer import BatchMixer
 from unify_posttrain.trainer.checkpoints import Checkpoints
 from unify_posttrain.trainer.demonstrator import Demonstrator
@@ -163,7 +164,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
             self.logs.append_gate(mixed.gate_record(step.prompts, step.number))
             self.replayer.collect(mixed.plan, step.prompts.demonstrations, step.number)
             if not mixed.dealt and self.config.trainer.balance_batch:
-                self._balance_batch(mixed.batch, metrics=self.metrics)
+                balance_rows(self, mixed.batch, self.metrics)
         step.mixed, step.dropped = mixed, self.dump.dropped(generated.rollouts, mixed.plan)
         self.reward_tensor, self.reward_extra_infos_dict = extract_reward(mixed.batch)
         note_lengths(mixed.batch)

@@ -11,7 +11,6 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from verl import DataProto
 from verl.utils.model import extract_multi_modal_inputs
 
@@ -70,7 +70,7 @@ class SharedPrompts:
         responses, (B, 1 + T, V), which is as far back as verl reads."""
         whole = model.forward
 
-        def forward(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, **given: Any) -> SimpleNamespace:
+        def forward(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, **given: Any) -> CausalLMOutputWithPast:
             options = {name: value for name, value in given.items() if name not in micro_batch_arguments}
             prompt, cache = input_ids.shape[-1] - self.width, DynamicCache(config=model.config)
             shared = whole(
@@ -89,7 +89,8 @@ class SharedPrompts:
                 past_key_values=cache,
                 **{**options, "use_cache": True},
             )
-            return SimpleNamespace(logits=torch.cat([shared.logits[:, -1:].index_select(0, self.index), own.logits], dim=1))
+            logits = torch.cat([shared.logits[:, -1:].index_select(0, self.index), own.logits], dim=1)
+            return CausalLMOutputWithPast(logits=logits)  # of a class that FSDP finds tensors in: it waits for their gradients
 
         micro_batch_arguments = {"pixel_values", "image_grid_thw", "images_seqlens", *self.pictures}
         model.forward = forward
