@@ -15,7 +15,12 @@ pytestmark = pytest.mark.e2e
 STEPS = 5
 # One micro-batch per optimizer step: with several, verl's own normalisation depends on the split (verl #5625) and ours does not.
 # What the CPU settings leave out of the arithmetic (docs/speed.md) is put back, so that both do the same operations.
-ALL_OF_IT = ("fusion.trim_padding=false", "fusion.share_prompts=false", "fusion.first_step_is_current=false", "trainer.old_log_prob_freq=1")
+ALL_OF_IT = (
+    "fusion.trim_padding=false",
+    "fusion.share_prompts=false",
+    "fusion.first_step_is_current=false",
+    "trainer.old_log_prob_freq=1",
+)
 RUN = ("algorithm=grpo", f"trainer.total_training_steps={STEPS}", "trainer.resume_mode=disable", *ALL_OF_IT)
 
 

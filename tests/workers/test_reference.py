@@ -43,9 +43,12 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_chunks_reach_the_reference(worker: Any) -> None:
     batch = make_batch(rows=6, demonstrations=2)
     batch.meta_info = {"micro_batch_size": 3, "use_dynamic_bsz": False, "temperature": 1.0}
-    mine, plain = worker("fusion.logits_chunk=4").ref_policy, worker("fusion.trim_padding=false").ref_policy
+    mine, plain = (
+        worker("fusion.logits_chunk=4").ref_policy,
+        worker("fusion.trim_padding=false", "fusion.share_prompts=false").ref_policy,
+    )
     assert isinstance(mine, ChunkedForward) and mine.logits_chunk == 4
-    assert not isinstance(plain, ChunkedForward) and worker().ref_policy.trim_padding
+    assert not isinstance(plain, ChunkedForward) and worker().ref_policy.trim_padding and worker().ref_policy.shares
     attended = batch.batch["attention_mask"][:, PROMPT:].bool()
     one, other = (each.compute_log_prob(batch)["log_probs"] for each in (mine, plain))
     torch.testing.assert_close(one[attended], other[attended], rtol=1e-5, atol=1e-6)

@@ -47,7 +47,10 @@ def updated(*flags: str, batch: DataProto, sharded: bool = False, **settings: An
     counted = Counted()
     module = counted.model
     if sharded:
-        for part in (*module.model.layers, module):  # as verl does it: the whole model gives its weights back after a forward pass too
+        for part in (
+            *module.model.layers,
+            module,
+        ):  # as verl does it: the root gives its weights back, too
             fully_shard(part, mesh=init_device_mesh("cpu", (1,)), reshard_after_forward=True)
     actor = make_actor(*flags, module=module, settings=settings)
     metrics = actor.update_policy(batch)

@@ -10,7 +10,7 @@ from verl.trainer.ppo import ray_trainer
 
 
 def balance_rows(trainer: Any, batch: DataProto, metrics: dict[str, Any]) -> None:
-    """verl's `_balance_batch`: its order of rows and its metrics. For one rank it would search for the only way to deal the rows, at
+    """verl's `_balance_batch`: its order of rows and its metrics. For one rank it would search for the only way to deal the rows,
     tens of milliseconds per step.
 
     Args:

@@ -101,8 +101,8 @@ def group_here(threads: int, thread: ThreadPoolExecutor) -> type[FusionWorkerGro
 
 
 def leave_openmp() -> None:
-    """For a thread beside the one that computes: none of OpenMP's for it. More of them than cores, in a process, go to sleep between
-    any two operations."""
+    """For a thread beside the one that computes: none of OpenMP's for it. More of them than cores, in a process, go to sleep
+    between any two operations."""
     torch.set_num_threads(1)
 
 

@@ -1,8 +1,8 @@
 """A prompt that several rows of a micro-batch share, computed once for all of them (`fusion.share_prompts`).
 
 Rollouts of a group begin with the same prompt. Tokens attend to what is before them only, so the prompt's keys and values do not
-depend on what follows: they are computed in a pass of their own, and the responses attend to them in a second one. Log-probabilities
-and gradients are those of whole rows up to rounding.
+depend on what follows: they are computed in a pass of their own, and the responses attend to them in a second one.
+Log-probabilities and gradients are those of whole rows up to rounding.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ class SharedPrompts:
 
 
 def can_share(model: nn.Module) -> bool:
-    """Whether a model's prompts can be computed apart from its responses: keys and values of all layers are kept and returned, nothing
-    is drawn at random, no memory is saved by computing twice. Only where there is one rank: whether rows share a prompt is a
-    matter of each micro-batch, and ranks must run a sharded model equally often."""
+    """Whether a model's prompts can be computed apart from its responses: keys and values of all layers are kept and returned,
+    nothing is drawn at random, no memory is saved by computing twice. Only where there is one rank: whether rows share a prompt is
+    a matter of each micro-batch, and ranks must run a sharded model equally often."""
     config = getattr(model, "config", None)
     if not isinstance(config, PretrainedConfig) or isinstance(model, FSDP) or (dist.is_initialized() and dist.get_world_size() > 1):
         return False
@@ -115,8 +115,8 @@ def can_share(model: nn.Module) -> bool:
 
 
 def together(mini_batch: DataProto) -> DataProto:
-    """The rows of a mini-batch, those that share a prompt beside each other, so that they come into one micro-batch. Prompts stand in
-    the order in which they are met."""
+    """The rows of a mini-batch, those that share a prompt beside each other, so that they come into one micro-batch. Prompts stand
+    in the order they are met in."""
     columns, shown = mini_batch.batch, mini_batch.non_tensor_batch.get(PICTURES)
     numbers = _numbers(columns["input_ids"], columns["attention_mask"], columns["responses"].shape[-1], shown)
     order = sorted(range(len(numbers)), key=numbers.__getitem__)
@@ -128,7 +128,8 @@ def _numbers(input_ids: Tensor, attention_mask: Tensor, width: int, shown: Seque
     prompts = torch.cat([input_ids[:, :-width], attention_mask[:, :-width]], dim=1).cpu().numpy()
     known: dict[tuple[bytes, bytes], int] = {}
     keys = [
-        (prompt.tobytes(), b"" if shown is None or not shown[row] else picture_key(shown[row])) for row, prompt in enumerate(prompts)
+        (prompt.tobytes(), b"" if shown is None or not shown[row] else picture_key(shown[row]))
+        for row, prompt in enumerate(prompts)
     ]
     return [known.setdefault(key, len(known)) for key in keys]
 
