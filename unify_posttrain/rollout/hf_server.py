@@ -69,8 +69,8 @@ class HFServer:
         trust_remote_code: bool = False,
     ) -> None:
         cpu_compat.install()
-        # One thread computes, from the beginning on. OpenMP gives each that does threads of its own. As soon as those of a process are
-        # more than the cores, they go to sleep between any two operations, and decoding takes half as long again.
+        # One thread computes, from the beginning on. OpenMP gives each that does threads of its own. As soon as those of a process
+        # are more than the cores, they go to sleep between any two operations, and decoding takes half as long again.
         self.pool = ThreadPoolExecutor(max_workers=1)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code, **override_config)
