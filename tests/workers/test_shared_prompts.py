@@ -96,6 +96,25 @@ def test_prompts_that_nobody_shares_take_the_usual_way(monkeypatch: pytest.Monke
     updated("algorithm=grpo", ON, "fusion.logits_chunk=4", batch=grouped())
 
 
+def test_a_model_that_keeps_nothing_is_given_whole_rows() -> None:
+    """Its signature does not say so."""
+
+    class Forgetful(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = make_model()
+            self.config = self.model.config
+
+        def forward(self, input_ids: torch.Tensor, past_key_values: Any = None, use_cache: bool = False, **given: Any) -> Any:
+            return self.model(input_ids=input_ids, use_cache=False, **given)
+
+    whole, shared = (make_actor("algorithm=grpo", flag, module=Forgetful()) for flag in (OFF, ON))
+    assert shared.shares
+    for actor in (whole, shared):
+        actor.update_policy(grouped())
+    assert all(gradient_distance(*pair) < 1e-6 for pair in zip(whole.gradients, shared.gradients, strict=True))
+
+
 def test_models_that_cannot() -> None:
     assert can_share(make_model())
     dropping, drawing, saving, sliding = (make_model() for _ in range(4))

@@ -80,6 +80,8 @@ class SharedPrompts:
                 past_key_values=cache,
                 **{**options, **self.pictures, "use_cache": True},
             )
+            if cache.get_seq_length() != prompt:  # a model that keeps keys and values its own way, or none
+                return whole(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **given)
             for layer in cache.layers:
                 layer.keys, layer.values = (each.index_select(0, self.index) for each in (layer.keys, layer.values))
             own = whole(
