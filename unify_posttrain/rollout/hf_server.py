@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,7 +76,7 @@ class HFServer:
         chosen = AutoModelForImageTextToText if sees else AutoModelForCausalLM
         model = chosen.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code)
         self.model = model.to(self.device).eval()
-        self.processor = _processor(model_path, trust_remote_code) if sees else None
+        self.model_path, self.trust_remote_code, self.sees = model_path, trust_remote_code, sees
         self.pad_id, self.eos_ids = pad_id, eos_ids
         self.response_length, self.max_context = response_length, max_context
         self.max_batch, self.gather_seconds = max_batch, gather_seconds
@@ -124,6 +125,16 @@ class HFServer:
 
     # Generation
 
+    @cached_property
+    def processor(self) -> Any:
+        """Of a model that sees, for single requests, which bring pictures: batches bring what the driver made of them. Without it
+        a server imports nothing of verl, and is ready sooner by a third."""
+        if not self.sees:
+            return None
+        from verl.utils import hf_processor
+
+        return hf_processor(self.model_path, trust_remote_code=self.trust_remote_code, use_fast=True)
+
     async def generate(
         self,
         request_id: str,
@@ -143,7 +154,7 @@ class HFServer:
         if image_data and self.processor is None:
             raise ValueError("rollout.name=hf: pictures for a model that has no processor for them; take a multimodal model")
         params, loop = self._params(prompt_ids, sampling_params), asyncio.get_running_loop()
-        pictures = picture_inputs(self.processor, image_data or ())
+        pictures = picture_inputs(self.processor, image_data) if image_data else {}
         request = _Request(prompt_ids, params, bool(sampling_params.get("logprobs")), pictures, loop.create_future())
         self.waiting.append(request)
         if self.batcher is None or self.batcher.done():
@@ -242,13 +253,6 @@ class HFServer:
 
     async def stop_profile(self, **_: Any) -> None:
         return None
-
-
-def _processor(model_path: str, trust_remote_code: bool) -> Any:
-    """Of a model that sees. Servers of text import nothing of verl, and are ready sooner by a third."""
-    from verl.utils import hf_processor
-
-    return hf_processor(model_path, trust_remote_code=trust_remote_code, use_fast=True)
 
 
 def _place(prompt_ids: list[int], params: SamplingParams, shown: bytes) -> tuple[Any, ...]:
