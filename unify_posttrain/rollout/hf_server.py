@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,7 +80,7 @@ class HFServer:
         options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code}
         model = self.pool.submit(chosen.from_config, config, **options).result()
         self.model = model.to(self.device).eval()
-        self.processor = _processor(model_path, trust_remote_code) if sees else None
+        self.model_path, self.trust_remote_code, self.sees = model_path, trust_remote_code, sees
         self.pad_id, self.eos_ids = pad_id, eos_ids
         self.response_length, self.max_context = response_length, max_context
         self.max_batch, self.gather_seconds = max_batch, gather_seconds
@@ -124,6 +125,16 @@ class HFServer:
         return name
 
     # Generation
+
+    @cached_property
+    def processor(self) -> Any:
+        """Of a model that sees, for single requests, which bring pictures: batches bring what the driver made of them. Without it
+        a server imports nothing of verl, and is ready sooner by a third."""
+        if not self.sees:
+            return None
+        from verl.utils import hf_processor
+
+        return hf_processor(self.model_path, trust_remote_code=self.trust_remote_code, use_fast=True)
 
     async def generate(
         self,
@@ -251,13 +262,6 @@ class HFServer:
 def _copy(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
     for own, given in pairs:
         own.copy_(given)
-
-
-def _processor(model_path: str, trust_remote_code: bool) -> Any:
-    """Of a model that sees. Servers of text import nothing of verl, and are ready sooner by a third."""
-    from verl.utils import hf_processor
-
-    return hf_processor(model_path, trust_remote_code=trust_remote_code, use_fast=True)
 
 
 def _place(prompt_ids: list[int], params: SamplingParams, shown: bytes) -> tuple[Any, ...]:
