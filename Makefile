@@ -29,6 +29,8 @@ CUDA_MAJOR = $(shell sed -n 's/^nvidia-cuda-runtime-cu\([0-9]*\)=.*/\1/p' constr
 
 export TOKENIZERS_PARALLELISM := false
 export RAY_DEDUP_LOGS := 0
+# Tests start hundreds of processes: without bytecode each would compile this package anew, and pytest every test.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install install-gpu check-flash-attn quickstart quickstart-vl compare install-verl09 test test-fast test-verl09 test-verl09-vllm test-vllm test-gpu lint bench clean
 
