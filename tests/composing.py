@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
-from omegaconf import DictConfig
+from omegaconf import DictConfig, _utils, base, grammar_parser
 
 Files = tuple[tuple[str, int | None], ...]
 
@@ -106,5 +107,7 @@ def remember() -> None:
     files = SourcesRegistry.instance().resolve("file")
     parsed, kept = Parsed(files), Composed()
     files.load_config = lambda source, config_path: parsed.load(source, config_path)
+    for module in (base, _utils):  # interpolations are parsed at every look at them; nobody changes what comes of it
+        module.parse = cache(grammar_parser.parse)
     config_loader_impl.create_defaults_list = kept.order
     ConfigLoaderImpl._compose_config_from_defaults_list = lambda loader, defaults, repo: kept.merge(loader, defaults, repo)
