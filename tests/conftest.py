@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -41,6 +42,16 @@ def pytest_collection_finish() -> None:
     """Thousands of collected tests and the imports of verl would be searched for garbage again and again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of `make test`; other ways to distribute are xdist's."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from tests.scheduling import OneEndToEnd
+
+    return OneEndToEnd(config, log)
 
 
 @pytest.fixture(autouse=True)
