@@ -121,7 +121,7 @@ quickstart-vl: $(STAMP)   ## the same for a model that sees: shapes in drawn pic
 compare: $(STAMP)      ## the same, with the same steps of GRPO beside it
 	$(BIN)/python -m unify_posttrain.quickstart --compare grpo
 
-test: $(STAMP)         ## everything on CPU, also where there are GPUs; two end-to-end runs side by side, since most of their time is waiting for imports
+test: $(STAMP)         ## everything on CPU, also where there are GPUs; one process runs the end-to-end tests, the other what computes
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-fast: $(STAMP)
