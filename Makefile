@@ -29,6 +29,8 @@ CUDA_MAJOR = $(shell sed -n 's/^nvidia-cuda-runtime-cu\([0-9]*\)=.*/\1/p' constr
 
 export TOKENIZERS_PARALLELISM := false
 export RAY_DEDUP_LOGS := 0
+# Tests start hundreds of processes: without bytecode each would compile this package anew, and pytest every test.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install install-gpu check-flash-attn quickstart quickstart-vl compare install-verl09 test test-fast test-verl09 test-verl09-vllm test-vllm test-gpu lint bench clean
 
@@ -119,7 +121,7 @@ quickstart-vl: $(STAMP)   ## the same for a model that sees: shapes in drawn pic
 compare: $(STAMP)      ## the same, with the same steps of GRPO beside it
 	$(BIN)/python -m unify_posttrain.quickstart --compare grpo
 
-test: $(STAMP)         ## everything on CPU, also where there are GPUs; two end-to-end runs side by side, since most of their time is waiting for imports
+test: $(STAMP)         ## everything on CPU, also where there are GPUs; one process runs the end-to-end tests, the other what computes
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-fast: $(STAMP)

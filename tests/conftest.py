@@ -5,33 +5,33 @@ Helpers are session fixtures that return functions: they work under any import m
 
 from __future__ import annotations
 
-import copy
 import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from hydra._internal.sources_registry import SourcesRegistry
-from hydra.core.plugins import Plugins
-from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hypothesis import settings as hypothesis_settings
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from tests.composing import remember
 from tests.devices import hide_gpus
 from tests.rewards.processes import workers_of_this_process
 from unify_posttrain.algorithms import Algorithm, Settings, build_algorithm
 from unify_posttrain.config import compose_config
 from unify_posttrain.objective import Term, compute_loss, count_members
 
+gc.set_threshold(50_000)  # instead of 700: composed configurations are many small objects, hardly any of them in cycles
 hide_gpus()  # importing torch does not look for them, verl does when it is imported
 torch.set_num_threads(1)
+remember()  # some tests compose while they are collected
 hypothesis_settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=60)
 hypothesis_settings.load_profile("repeatable")
 
@@ -42,6 +42,16 @@ def pytest_collection_finish() -> None:
     """Thousands of collected tests and the imports of verl would be searched for garbage again and again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of `make test`; other ways to distribute are xdist's."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from tests.scheduling import OneEndToEnd
+
+    return OneEndToEnd(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -64,26 +74,6 @@ def no_worker_outlives_its_tests() -> Iterator[None]:
     if workers_of_this_process():
         gc.collect()
     assert workers_of_this_process() == set(), "a pool that the tests of this module made is neither closed nor garbage"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def configuration_files_are_parsed_once() -> Iterator[None]:
-    """Hundreds of tests compose a configuration; half of that is parsing the same thirty files, remembered until they change."""
-    Plugins.instance()  # registers the source of files, which is not the class that an import would give
-    file_source = SourcesRegistry.instance().resolve("file")
-    parse = file_source.load_config
-    parsed: dict[tuple, ConfigResult] = {}
-
-    def load_config(source: ConfigSource, config_path: str) -> ConfigResult:
-        file = Path(source.path, source._normalize_file_name(config_path))
-        key = (source.provider, file, file.stat().st_mtime_ns if file.exists() else None)
-        if key not in parsed:
-            parsed[key] = parse(source, config_path)
-        return copy.deepcopy(parsed[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(file_source, "load_config", load_config)
-        yield
 
 
 def _batch(prob: list, old: list, mask: list, advantages: list[float], **streams: list) -> Batch:

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from tests import forks
 from tests.hostile import HOSTILE, acting, assert_harmless
 from unify_posttrain import report
 from unify_posttrain.doctoring.findings import green, yellow
@@ -42,7 +43,7 @@ def text_of(console: Console) -> str:
 
 def command(module: str, *arguments: str, home: Path) -> subprocess.CompletedProcess:
     environment = {**os.environ, "UNIFY_HOME": str(home), "EVIL": NAME, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
+    return forks.run(
         [sys.executable, "-m", f"unify_posttrain.{module}", *arguments],
         env=environment,
         capture_output=True,

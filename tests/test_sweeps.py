@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from itertools import permutations
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import unify_posttrain
+from tests import forks
 from unify_posttrain.sweeps import check_sweep, current_job, job_label, sweep_job
 
 
@@ -93,7 +93,7 @@ def test_two_dry_runs_in_a_sweep(tmp_path: Path) -> None:
     """The real command. Nothing is prepared in the folder: a dry run plans without data and base model."""
     environment = {**os.environ, "UNIFY_HOME": str(tmp_path), "PYTHONPATH": str(Path(unify_posttrain.__file__).parents[1])}
     command = [sys.executable, "-m", "unify_posttrain.train", "-m", "algorithm=hpt,grpo", "+dry_run=true", "fusion.seed=3"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    done = forks.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     folders = re.findall(r"^run folder\s+(\S+)", done.stdout, flags=re.MULTILINE)
     labels = [job_label([f"algorithm={name}", "fusion.seed=3"]) for name in ("hpt", "grpo")]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
+from tests import forks
 from tests.analysis.conftest import low_rank, save_model
 from tests.analysis.test_advantages import TURNS, row, write_dump
 from tests.analysis.test_forgetting import scores, write_sweep
@@ -32,7 +33,7 @@ def composed(*arguments: str) -> DictConfig:
 def command(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "UNIFY_HOME": str(home)}
     called = [sys.executable, "-m", "unify_posttrain.analyze", *arguments]
-    return subprocess.run(called, capture_output=True, text=True, env=environment, cwd=home, check=False)
+    return forks.run(called, capture_output=True, text=True, env=environment, cwd=home, check=False)
 
 
 # Arguments

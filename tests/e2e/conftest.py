@@ -1,6 +1,7 @@
 """A miniature world for the end-to-end tests: sums of one to three digits and a base model that solves some of them.
 
-Built once per session (about 10 s); every run is the real command in a subprocess, with Ray on CPU.
+Built once per session (about 10 s); every run is the real command in a process of its own, with Ray on CPU. Most are forked from a
+process that has done their imports (tests/forks), some are not, so that the command is tested as users start it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests import forks
 from tests.devices import NO_GPU
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,17 +43,13 @@ SMALL = (
 )
 
 
-def heed_ctrl_c() -> None:
-    """As in a terminal: what a script starts in its background has SIGINT ignored, and hands that on."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @dataclass(frozen=True)
 class World:
     """Folder with data and base model, and how to run commands against them."""
 
     home: Path
     python: str = sys.executable  # another one: of another version of verl
+    forks: bool = False  # commands share their imports (tests/forks)
 
     def command(self, name: str, *overrides: str) -> list[str]:
         return [
@@ -63,25 +61,28 @@ class World:
         settings = {"UNIFY_HOME": str(self.home), "HYDRA_FULL_ERROR": "1", "RAY_DEDUP_LOGS": "0"}
         return {**os.environ, **settings, "CUDA_VISIBLE_DEVICES": NO_GPU}  # benchmarks use this world without tests/conftest.py
 
-    def train(self, name: str, *overrides: str, check: bool = True, timeout: int = 600) -> subprocess.CompletedProcess:
-        done = subprocess.run(
+    def train(
+        self, name: str, *overrides: str, check: bool = True, timeout: int = 600, alone: bool = False
+    ) -> subprocess.CompletedProcess:
+        """Run to the end; `alone`: in a process that shares nothing with others, as a user starts it."""
+        done = (forks.run if self.forks and not alone else subprocess.run)(
             self.command(name, *overrides), env=self.environment, capture_output=True, text=True, timeout=timeout, cwd=self.home
         )
         if check and done.returncode:
             raise AssertionError(f"{name} exited with {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}")
         return done
 
-    def start(self, name: str, *overrides: str, **variables: str) -> subprocess.Popen:
+    def start(self, name: str, *overrides: str, alone: bool = False, **variables: str) -> subprocess.Popen:
         """Start a run and return at once; its output goes to `NAME.log`. Its processes form a group of their own."""
         with open(self.log(name), "w") as log:
-            return subprocess.Popen(
+            return (forks.Popen if self.forks and not alone else subprocess.Popen)(
                 self.command(name, *overrides),
                 env={**self.environment, **variables},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
                 cwd=self.home,
-                preexec_fn=heed_ctrl_c,
+                preexec_fn=forks.heed_ctrl_c,
             )
 
     def log(self, name: str) -> Path:
@@ -141,4 +142,4 @@ def build_world(home: Path) -> World:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return build_world(tmp_path_factory.mktemp("world"))
+    return replace(build_world(tmp_path_factory.mktemp("world")), forks=True)

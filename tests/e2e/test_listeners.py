@@ -42,7 +42,7 @@ def test_one_node_listens_at_loopback_alone(world: World) -> None:
     """Ray's daemons, its workers, the ranks' store and gloo, the engine: two ranks, so that all of them have something to say."""
     secret = "not-to-be-found-4711"
     process: Any = world.start(
-        "listeners", *STEPS, "trainer.save_freq=-1", f"+ray_kwargs.ray_init.runtime_env.env_vars.MY_PASSWORD={secret}"
+        "listeners", *STEPS, "trainer.save_freq=-1", f"+ray_kwargs.ray_init.runtime_env.env_vars.MY_PASSWORD={secret}", alone=True
     )
     try:
         world.wait_for_step(process, "listeners", 1)

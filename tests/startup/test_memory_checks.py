@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -64,6 +65,9 @@ def sends(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int, int],
     spec = spec_from_file_location("bucketed_weight_transfer", file)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
+
+    # It collects garbage after every sending, of which a process of tests has half a second's to search.
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)
 
     def send(megabytes: int, words: int, hidden: int) -> bool:
         sender = module.BucketedWeightSender("ipc:///none", megabytes, use_shm=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import datasets
 import pytest
 from omegaconf import DictConfig
 
+from tests import forks
 from unify_posttrain.config import compose_config
 from unify_posttrain.startup.reward_trial import check_reward_function
 
@@ -135,6 +135,6 @@ def test_what_cannot_be_loaded_is_said_before_anything_starts(kind: str, tmp_pat
 def test_the_dry_run_says_it_in_one_line(tmp_path: Path) -> None:
     """Through the command, on a machine without the data: the function is loaded all the same."""
     command = [sys.executable, "-m", "unify_posttrain.train", "algorithm=grpo", f"{PATH}={tmp_path}/mine.py", "+dry_run=true"]
-    done = subprocess.run(command, env={**os.environ, "UNIFY_HOME": str(tmp_path)}, capture_output=True, text=True, cwd=tmp_path)
+    done = forks.run(command, env={**os.environ, "UNIFY_HOME": str(tmp_path)}, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == f"error: {PATH}={tmp_path}/mine.py does not exist; check the path"

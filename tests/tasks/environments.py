@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 from unify_posttrain.config import compose_config, conf_dir
@@ -12,13 +14,18 @@ from unify_posttrain.tasks.environment import Environment, make_environment
 from unify_posttrain.tasks.turns import Step
 
 
-def node(task: str, **changes: Any) -> dict[str, Any]:
-    """The node `environment` of a task file."""
+@cache
+def _written(task: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     plain = OmegaConf.to_container(OmegaConf.load(conf_dir() / "task" / f"{task}.yaml").environment, resolve=True)
     assert isinstance(plain, dict)
-    return {**{str(key): value for key, value in plain.items()}, **changes}
+    return {str(key): value for key, value in plain.items()}
+
+
+def node(task: str, **changes: Any) -> dict[str, Any]:
+    """The node `environment` of a task file."""
+    return {**deepcopy(_written(task)), **changes}
 
 
 def task_settings(task: str, *overrides: str) -> dict[str, Any]:
