@@ -14,7 +14,7 @@ VERL09_TESTS := tests/test_backend.py tests/workers/test_engine.py tests/workers
 	tests/rollout/test_decoding.py tests/rollout/test_environment_loop.py tests/rollout/test_pictures.py tests/rollout/test_shown_images.py \
 	tests/startup/test_backend_checks.py tests/startup/test_picture_rows.py tests/startup/test_round_trip.py tests/trainer/test_packing.py \
 	tests/evaluation/test_export.py::test_a_model_that_sees_takes_its_processor_along tests/runs/test_origin.py tests/runs/test_continuity.py \
-	tests/e2e/test_backends.py tests/e2e/test_pictures.py
+	tests/tasks/test_tiny_vision.py tests/e2e/test_backends.py tests/e2e/test_pictures.py
 VERL09_VLLM_VENV := .venv-verl09-vllm
 VERL09_VLLM_BIN := $(VERL09_VLLM_VENV)/bin
 VERL09_VLLM_STAMP := $(VERL09_VLLM_VENV)/.installed

@@ -99,17 +99,25 @@ def names(requirements: list[str]) -> set[str]:
     return {re.split(r"[\[<>=!~; ]", each, maxsplit=1)[0].lower().replace("_", "-") for each in requirements}
 
 
-def test_what_is_installed_is_pinned() -> None:
+@pytest.mark.parametrize(
+    ("file", "chosen"),
+    [
+        ("constraints.txt", ("verl07", "vl", "vrag", "dev", "slurm")),
+        ("constraints-gpu.txt", ("verl07", "vllm", "vl", "vrag", "dev", "slurm")),
+        ("constraints-vllm.txt", ("verl07", "vl", "dev")),
+    ],
+)
+def test_what_is_installed_is_pinned(file: str, chosen: tuple[str, ...]) -> None:
+    """Those that are installed with --no-deps, too: what they lack would be missing only when it is imported."""
     extras = PYPROJECT["project"]["optional-dependencies"]
-    chosen = (names(extras[extra]) for extra in ("verl07", "vl", "vrag", "dev", "slurm"))
-    declared = names(PYPROJECT["project"]["dependencies"]).union(*chosen)
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    declared = names(PYPROJECT["project"]["dependencies"]).union(*(names(extras[extra]) for extra in chosen))
+    lines = [line for line in (ROOT / file).read_text().splitlines() if line and not line.startswith("#")]
     assert declared - names(lines) == set()
 
 
 def test_the_newer_verl_is_pinned_within_its_bounds() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"]
-    wanted = [*PYPROJECT["project"]["dependencies"], *extras["verl09"], *extras["dev"]]
+    wanted = [*PYPROJECT["project"]["dependencies"], *extras["verl09"], *extras["vl"], *extras["dev"]]
     for name in ("constraints-verl09.txt", "constraints-verl09-vllm.txt"):
         lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
         pins = dict(line.lower().replace("_", "-").split("==") for line in lines if line and not line.startswith("#"))

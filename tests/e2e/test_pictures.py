@@ -68,7 +68,7 @@ def test_episodes_about_a_picture_are_trained_and_shown(seeing: World) -> None:
     rows = {"train": 24, "gp_id": 4, "gp_id_seen": 0, "gp_ood": 0, "gp_ood_target": 0, "gp_ood_visual": 4}
     write_splits(folder, {**task, "rows": rows, "folder": str(folder)})
     seeing.train(
-        "cards", "task=general_points_images_small", "model=tiny_qwen2_5_vl",
+        "cards", "task=general_points_images_small", "model=tiny_qwen2_5_vl", f"backend={seams.BACKENDS[0]}",
         "data.max_prompt_length=48", "data.max_response_length=208",
         "algorithm=sft_then_rl", "fusion.phases=[{algorithm:rl_with_sft_loss,steps:1},{algorithm:hpt}]",
         "trainer.total_training_steps=2", "trainer.test_freq=2", f"trainer.rollout_data_dir={seeing.home}/runs/cards/rollouts",

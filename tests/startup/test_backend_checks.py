@@ -11,6 +11,7 @@ from verl.utils.model import update_model_config
 from unify_posttrain.backend import seams
 from unify_posttrain.config import compose_config
 from unify_posttrain.startup.backend_checks import check_backend, check_versions
+from unify_posttrain.startup.checks import check_config
 
 MODEL, ACTOR = "actor_rollout_ref.model", "actor_rollout_ref.actor"
 
@@ -72,6 +73,15 @@ def test_an_unknown_backend_and_one_that_this_verl_does_not_have(engine, monkeyp
     monkeypatch.setattr(seams, "installed", lambda: "0.9.1")
     with pytest.raises(ValueError, match=r"verl 0\.9\.1 has engine workers only; use backend=engine"):
         check_backend(config)
+
+
+def test_whoever_names_no_backend_is_told_which_one_this_verl_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a setting of that verl would be refused beside it: the backend's group has what goes with it."""
+    config = compose_config(["algorithm=grpo"])
+    OmegaConf.update(config, "trainer.use_v1", True, force_add=True)  # as verl 0.9.1 has it
+    monkeypatch.setattr(seams, "BACKENDS", ("engine",))
+    with pytest.raises(ValueError, match=r"^backend=legacy: verl .* has engine workers only; use backend=engine$"):
+        check_config(config)
 
 
 def test_a_plugin_that_verl_did_not_load_is_noticed(engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,8 @@ def test_the_folder_is_an_ordinary_qwen2_5_vl(folder: Path, processor: Qwen2_5_V
     model = AutoModelForImageTextToText.from_pretrained(folder)
     assert isinstance(model, Qwen2_5_VLForConditionalGeneration) and isinstance(processor, Qwen2_5_VLProcessor)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
+    ends = {getattr(each, "eos_token_id", None) for each in (model.generation_config, model.config, model.config.text_config)}
+    assert ends - {None} == {tokenizer.eos_token_id}  # transformers 5 has it in one of the latter, 4 in the other
     assert model.config.image_token_id == processor.image_token_id == tokenizer.convert_tokens_to_ids("<|image_pad|>")
     assert model.config.text_config.vocab_size == len(tokenizer) == 280
     shape = model_shape(str(folder))
@@ -74,6 +75,26 @@ def test_training_rows_are_what_post_training_shows(processor: Qwen2_5_VLProcess
     for row, (_, solution, _) in enumerate(examples):
         trained = labels[row][labels[row] != pretraining.IGNORE_INDEX]
         assert processor.tokenizer.decode(trained) == f"{solution}<|im_end|>"
+
+
+def test_pictures_have_positions_in_two_directions_in_pretraining_too(folder: Path, processor: Qwen2_5_VLProcessor) -> None:
+    """As in post-training: a picture of two rows and three columns of cells. transformers 5 takes those of text if it is not told
+    which tokens are of pictures."""
+    model, picture, found = AutoModelForImageTextToText.from_pretrained(folder), Image.new("RGB", (84, 56)), []
+    language = model.model.language_model
+    language.register_forward_pre_hook(lambda _, args, given: found.append(given["position_ids"]), with_kwargs=True)
+    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
+    said = {"role": "assistant", "content": [{"type": "text", "text": "no"}]}
+    drawn = (
+        pretraining.encode_pictures(processor, [("?", "no", picture), ("Longer?", "no", picture)]),
+        pretraining.encode_chats(processor, [([asked, said], [picture])]),
+    )
+    for inputs, _ in drawn:
+        model(**inputs, use_cache=False)
+        cells = inputs["input_ids"][0] == processor.image_token_id
+        height, width = (each[cells].tolist() for each in found[-1][-2:, 0])
+        assert [each - height[0] for each in height] == [0, 0, 0, 1, 1, 1]
+        assert [each - width[0] for each in width] == [0, 1, 2, 0, 1, 2]
 
 
 def test_pretraining_lowers_the_loss_and_moves_the_tower_that_sees(tmp_path: Path) -> None:

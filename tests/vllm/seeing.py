@@ -9,15 +9,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import pytest
 from PIL import Image
 
 from tests.tiny_vision import SETTINGS
-from unify_posttrain.backend.seams import BACKENDS, LEGACY
 
 from ..e2e.conftest import World
 
-NEEDS_SIGHT = pytest.mark.skipif(LEGACY not in BACKENDS, reason="pictures through vLLM were tried with verl 0.7.1 alone")
 HEADS = {"hidden_size": 64, "intermediate_size": 96}
 PROMPTS = 32
 # 8 prompts are one batch: every step shows the same pictures again. A picture is 4 tokens.

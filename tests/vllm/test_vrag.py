@@ -9,9 +9,9 @@ import pytest
 from ..e2e.pages import PAGES, PHASES, add_pages, is_shown, run_of
 from ..tasks.vrag.test_http import real_server
 from .conftest import LIMIT, VLLMWorld
-from .seeing import HEADS, NEEDS_SIGHT
+from .seeing import HEADS
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(2 * LIMIT), NEEDS_SIGHT]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(2 * LIMIT)]
 
 
 def test_rollouts_and_demonstrations_with_pages_are_trained_by_vllm(world: VLLMWorld) -> None:

@@ -51,6 +51,7 @@ def check_config(config: DictConfig) -> Algorithm:
         ValueError: a contradiction, an unknown value, or something that this release does not support.
     """
     check_versions()
+    check_backend(config)  # before what depends on it: verl's own settings differ with its version
     check_environment(config)
     check_places(config)
     for key in REQUIRED:
@@ -67,7 +68,6 @@ def check_config(config: DictConfig) -> Algorithm:
     check_reward(config)
     check_episodes(config)
     _check_hardware(config)
-    check_backend(config)
     check_parallelism(config)
     check_fused_kernels(config)
     _check_model(config)
@@ -94,7 +94,6 @@ NEWER = (
         for part in ("rollout", "async_rollout", "rollout_tq")
     ),
     ("trainer.checkpoint_callback_class", "checkpoints are written and counted here"),
-    ("trainer.use_v1", "verl's newer trainer keeps batches elsewhere and has no stages to extend"),
     ("data.mm_processor_kwargs", "prompts and demonstrations are tokenised without them"),
 )
 
@@ -108,6 +107,12 @@ def _check_unsupported(config: DictConfig, algorithm: Algorithm) -> None:
             config.trainer.use_legacy_worker_impl,
             {"enable"},
             "verl's trainer calls the workers as its FSDP workers are called, whichever backend answers",
+        ),
+        (
+            "trainer.use_v1",  # of verl 0.9.1, where it is on; backend=engine turns it off
+            config.trainer.get("use_v1", False),
+            {False},
+            "verl's newer trainer keeps batches elsewhere and has no stages to extend",
         ),
         (
             "actor_rollout_ref.actor.policy_loss.loss_mode",

@@ -16,6 +16,7 @@ from unify_posttrain.tasks.shapes import rows as shapes
 from unify_posttrain.tasks.vrag import pretraining as vrag
 
 IGNORE_INDEX = -100
+KINDS = "mm_token_type_ids"  # of a processor's outputs and a model's inputs
 
 _KEYS = ("task", "steps", "batch_size", "lr", "betas", "weight_decay", "warmup_ratio", "grad_clip")
 
@@ -82,7 +83,7 @@ def encode_pictures(processor: ProcessorMixin, examples: Sequence[tuple[str, str
     ids, labels = pack(processor.tokenizer, seen["input_ids"], [solution for _, solution, _ in examples])
     attended = torch.ones_like(ids)  # right padding under a causal mask is attended to by nothing that is trained
     pictures = {name: torch.as_tensor(seen[name]) for name in ("pixel_values", "image_grid_thw")}
-    return {"input_ids": ids, "attention_mask": attended, **pictures}, labels
+    return {"input_ids": ids, "attention_mask": attended, **token_kinds(seen, ids), **pictures}, labels
 
 
 def encode_chats(processor: ProcessorMixin, examples: Sequence[tuple[list[dict[str, Any]], list[Any]]]) -> tuple[Any, torch.Tensor]:
@@ -106,7 +107,18 @@ def encode_chats(processor: ProcessorMixin, examples: Sequence[tuple[list[dict[s
             place = tokens.index(tokenizer.eos_token_id, begin) + 1
             labels[row, begin:place] = ids[row, begin:place]
     shown = {name: torch.as_tensor(seen[name]) for name in ("pixel_values", "image_grid_thw") if name in seen}
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **shown}, labels
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **token_kinds(seen, ids), **shown}, labels
+
+
+def token_kinds(seen: Mapping[str, Any], ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Which tokens of ids [B, T] stand for pictures, if the processor says it, as that of transformers 5 does: its models lay out
+    pictures by that. Without, they would take the positions of text, and learn to see otherwise than post-training shows."""
+    if KINDS not in seen:
+        return {}
+    kinds = torch.zeros_like(ids)
+    for row, given in enumerate(seen[KINDS]):
+        kinds[row, : len(given)] = torch.as_tensor(given)
+    return {KINDS: kinds}
 
 
 def pack(
