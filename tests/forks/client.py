@@ -81,6 +81,7 @@ class Server:
 
     def close(self) -> None:
         self._socket.close()
+        self._process.kill()  # what it has forked lives on
         self._process.wait(timeout=60)
 
 
