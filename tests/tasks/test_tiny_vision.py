@@ -81,7 +81,8 @@ def test_pictures_have_positions_in_two_directions_in_pretraining_too(folder: Pa
     """As in post-training: a picture of two rows and three columns of cells. transformers 5 takes those of text if it is not told
     which tokens are of pictures."""
     model, picture, found = AutoModelForImageTextToText.from_pretrained(folder), Image.new("RGB", (84, 56)), []
-    model.model.language_model.register_forward_pre_hook(lambda _, args, given: found.append(given["position_ids"]), with_kwargs=True)
+    language = model.model.language_model
+    language.register_forward_pre_hook(lambda _, args, given: found.append(given["position_ids"]), with_kwargs=True)
     asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
     said = {"role": "assistant", "content": [{"type": "text", "text": "no"}]}
     drawn = (

@@ -207,7 +207,7 @@ def test_vllms_own_books_agree_when_pictures_are_forgotten() -> None:
 
 @pytest.mark.skipif(not seams.FORGETS_PICTURES, reason="a scheduler of this package forgets pictures")
 def test_verls_server_has_vllm_forget_pictures() -> None:
-    """What verl calls when the engine has new weights: where this ended, `seams.FORGETS_PICTURES` would promise what nobody does."""
+    """What verl calls when the engine has new weights: if that ended, `seams.FORGETS_PICTURES` would promise what nobody does."""
     from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
 
     kept, request = books()

@@ -111,8 +111,8 @@ def encode_chats(processor: ProcessorMixin, examples: Sequence[tuple[list[dict[s
 
 
 def token_kinds(seen: Mapping[str, Any], ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Which tokens of ids [B, T] stand for pictures, if the processor says it, as transformers 5's does: its models lay out pictures
-    by that. Without, they would take the positions of text, and learn to see otherwise than post-training shows."""
+    """Which tokens of ids [B, T] stand for pictures, if the processor says it, as that of transformers 5 does: its models lay out
+    pictures by that. Without, they would take the positions of text, and learn to see otherwise than post-training shows."""
     if KINDS not in seen:
         return {}
     kinds = torch.zeros_like(ids)
