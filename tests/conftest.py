@@ -66,7 +66,12 @@ def the_environment_is_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_worker_outlives_its_tests() -> Iterator[None]:
-    """Pools are kept for the next call; two processes for every pool of every module would fill the machine."""
+    """Pools are kept for the next call; two processes for every pool of every module would fill the machine.
+
+    What is there before a module's tests is searched for garbage no more: verl asks for a search several times in every update, and
+    after thousands of tests one would take a second.
+    """
+    gc.freeze()
     yield
     for name, kept in (("unify_posttrain.rewards.math", "pools"), ("unify_posttrain.rewards.calling", "gatherers")):
         if name in sys.modules:

@@ -23,7 +23,7 @@ TRAIN = [sys.executable, "-m", "unify_posttrain.train", "+dry_run=true", "model=
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    return {**os.environ, **client.COMMANDS, "UNIFY_HOME": str(home), **more}
+    return {**client.server().environment, "UNIFY_HOME": str(home), **more}
 
 
 def forked(command: list[str], **how: object) -> subprocess.CompletedProcess[str]:
