@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -113,6 +114,16 @@ def test_a_model_that_keeps_nothing_is_given_whole_rows() -> None:
     for actor in (whole, shared):
         actor.update_policy(grouped())
     assert all(gradient_distance(*pair) < 1e-6 for pair in zip(whole.gradients, shared.gradients, strict=True))
+
+
+@pytest.mark.parametrize("shown", [{"pixel_values_videos": torch.zeros(1)}, {"pixel_values": torch.zeros(1)}])
+def test_what_is_no_picture_as_it_is_known_here_is_left_alone(shown: dict[str, torch.Tensor]) -> None:
+    batch = grouped((0,) * 10)
+    column = np.empty(10, dtype=object)
+    column[:] = [shown] * 10
+    batch.non_tensor_batch[shared_prompts.PICTURES] = column
+    assert shared_prompts.SharedPrompts.of({**batch.batch, shared_prompts.PICTURES: column}, image_token=7) is None
+    assert shared_prompts.together(batch) is batch
 
 
 def test_models_that_cannot() -> None:

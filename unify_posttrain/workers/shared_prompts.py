@@ -23,7 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from verl import DataProto
 from verl.utils.model import extract_multi_modal_inputs
 
-from unify_posttrain.rollout.pictures import picture_key
+from unify_posttrain.rollout.pictures import GRIDS, LENGTHS, PIXELS, picture_key
 
 PICTURES = "multi_modal_inputs"
 
@@ -54,7 +54,9 @@ class SharedPrompts:
         """
         responses = micro_batch["responses"]
         shown = micro_batch.get(PICTURES)
-        if shown is not None and image_token is not None and bool((responses == image_token).any()):
+        if shown is not None and any(map(bool, shown)) and (image_token is None or bool((responses == image_token).any())):
+            return None
+        if not _are_pictures(shown):
             return None
         numbers = _numbers(micro_batch["input_ids"], micro_batch["attention_mask"], responses.shape[-1], shown)
         firsts = sorted({number: row for row, number in reversed(list(enumerate(numbers)))}.values())
@@ -120,9 +122,18 @@ def together(mini_batch: DataProto) -> DataProto:
     """The rows of a mini-batch, those that share a prompt beside each other, so that they come into one micro-batch. Prompts stand
     in the order they are met in."""
     columns, shown = mini_batch.batch, mini_batch.non_tensor_batch.get(PICTURES)
+    if not _are_pictures(shown):
+        return mini_batch
     numbers = _numbers(columns["input_ids"], columns["attention_mask"], columns["responses"].shape[-1], shown)
     order = sorted(range(len(numbers)), key=numbers.__getitem__)
     return mini_batch if order == list(range(len(order))) else mini_batch.select_idxs(torch.tensor(order))
+
+
+def _are_pictures(shown: Sequence[Mapping[str, Tensor]] | None) -> bool:
+    """Whether rows show nothing but pictures, as Qwen's processors make them: of videos and others nothing is known here."""
+    return all(
+        not each or {PIXELS, GRIDS} <= set(each) <= {PIXELS, GRIDS, LENGTHS} for each in (shown if shown is not None else ())
+    )
 
 
 def _numbers(input_ids: Tensor, attention_mask: Tensor, width: int, shown: Sequence[Mapping[str, Tensor]] | None) -> list[int]:
