@@ -10,8 +10,11 @@ import runpy
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tests.forks import workers
 from tests.forks.workers import FIRST_JOB, JOB_ID, RAYLET_PID
@@ -20,6 +23,20 @@ LARGEST = 1 << 17
 PACKAGE = Path(__file__).resolve().parents[2] / "unify_posttrain"
 LIBRARIES = ("torch", "verl", "ray", "transformers", "hydra", "omegaconf", "tensordict", "datasets", "safetensors", "tokenizers")
 MODELS = ("transformers.models.qwen2.modeling_qwen2", "transformers.models.auto.modeling_auto")
+
+
+@contextmanager
+def drawing_no_identifiers() -> Iterator[None]:
+    """Keep Ray's generator of random identifiers unseeded: its C++ code never seeds again, so all forks would draw the same.
+
+    Two workers then send an actor tasks of one identifier, which ends it ("Check failed: erased == 1"). Of what is imported, only
+    `ray.remote` above a class draws.
+    """
+    import ray.actor
+
+    with mock.patch.object(ray.actor, "ActorClassID", wraps=ray.actor.ActorClassID) as identifiers:
+        identifiers.from_random = lambda: ray.ActorClassID(os.urandom(ray.ActorClassID.size()))
+        yield
 
 
 def imported_by_the_package() -> set[str]:
@@ -37,11 +54,12 @@ def imported_by_the_package() -> set[str]:
 
 
 def preload() -> None:
-    for name in (*sorted(imported_by_the_package()), *MODELS):
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            continue  # another version's, or its own dependency is not installed
+    with drawing_no_identifiers():
+        for name in (*sorted(imported_by_the_package()), *MODELS):
+            try:
+                importlib.import_module(name)
+            except ImportError:
+                continue  # another version's, or its own dependency is not installed
     for name in [name for name in sys.modules if name.partition(".")[0] == "unify_posttrain"]:
         raise RuntimeError(f"{name} is imported: commands would not run it from its first line")
 

@@ -19,6 +19,18 @@ pytestmark = [
     pytest.mark.skipif(not client.known_libraries(), reason=f"commands are forked with verl {client.VERL} alone"),
 ]
 CONFIGURATION = [sys.executable, "-m", "unify_posttrain.train", "--cfg", "job", "--resolve"]
+TWINS = """
+import os
+from tests.forks.server import preload
+from ray._raylet import JobID, TaskID
+
+preload()
+for _ in range(2):
+    if os.fork() == 0:
+        print(TaskID.for_fake_task(JobID.from_int(1)).hex(), flush=True)
+        os._exit(0)
+    os.wait()
+"""
 TRAIN = [sys.executable, "-m", "unify_posttrain.train", "+dry_run=true", "model=qwen2_5_7b"]
 
 
@@ -72,3 +84,12 @@ def test_what_libraries_read_while_they_are_imported_gets_a_process_of_its_own(t
 
 def test_so_do_other_programs() -> None:
     assert not forks.Popen([sys.executable, "-c", "pass"]).wait(60)
+
+
+def test_ray_gives_siblings_different_identifiers() -> None:
+    """Tasks of one identifier from two reward workers ended the server that both had asked."""
+    command = [sys.executable, "-c", TWINS]
+    first, second = subprocess.run(
+        command, cwd=client.ROOT, env=client.server().environment, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert first != second
