@@ -28,6 +28,7 @@ from unify_posttrain.rollout.batches import AnswersBatches
 from unify_posttrain.rollout.hf_server import HFServer
 from unify_posttrain.rollout.manager import RolloutManager
 from unify_posttrain.rollout.rows import Requests
+from unify_posttrain.rollout.sampling import SeededSampler
 from unify_posttrain.tasks.tiny_model import build_tokenizer
 from unify_posttrain.workers.transport import travelling
 
@@ -119,8 +120,18 @@ def test_one_thread_of_a_server_computes(folder: Path, monkeypatch: pytest.Monke
     noted(hf_server.AutoModelForCausalLM, "from_config")
     noted(hf_server, "_copy")
     noted(hf_server, "decode_batch")
-    asyncio.run(make_server(folder).generate("a", [5, 6], {"max_tokens": 2}))
-    assert set(threads) == {"from_config", "_copy", "decode_batch"} and len(set.union(*threads.values())) == 1
+    noted(hf_server, "_responses")
+    noted(SeededSampler, "draw")
+
+    async def serve(server: HFServer) -> None:
+        await server.generate("a", [5, 6], {"max_tokens": 2})
+        prompts = [np.array([5, 6], dtype=np.int32)] * 4
+        async for _ in server.generate_batch(Requests(prompts, [2] * 4, [0, 1, 2, 3], {"logprobs": True}, portion=2)):
+            pass
+
+    asyncio.run(serve(make_server(folder)))
+    assert set(threads) == {"from_config", "_copy", "decode_batch", "_responses", "draw"}
+    assert len(set.union(*threads.values())) == 1
     assert threading.current_thread().name not in threads["_copy"]
 
 

@@ -22,6 +22,7 @@ from unify_posttrain.trainer.log_probs import (
     ROLLOUT_PROB_METRICS,
     LogProbs,
     batch_entropy,
+    engine_is_exact,
     mini_batch_of,
 )
 from unify_posttrain.trainer.mixed_batch import KIND_COLUMN
@@ -30,6 +31,8 @@ from unify_posttrain.trainer.step import Step
 from unify_posttrain.workers.micro_batches import CALCULATE_ENTROPY
 
 WIDTH = 4
+ACTOR_ALONE = "fusion.engine_log_probs_are_old=false"
+TENSORS = ("responses", "response_mask", "attention_mask", "rollout_log_probs")
 
 
 class Workers:
@@ -218,7 +221,7 @@ def test_entropies_are_computed_only_if_they_are_read(
 def test_what_the_update_overwrites_is_computed_only_where_it_is_read_before(
     stages: Callable[..., Stages], name: str, overrides: tuple[str, ...], mini_batches: int, asked: list[str]
 ) -> None:
-    it = stages(name, "trainer.old_log_prob_freq=0", *overrides, mini_batches=mini_batches)
+    it = stages(name, "trainer.old_log_prob_freq=0", ACTOR_ALONE, *overrides, mini_batches=mini_batches)
     batch = it._fit_compute_log_prob(rows(MIXED))
     assert it.asked == ([asked] if asked else [])
     assert batch.batch["old_log_probs"].shape == batch.batch["responses"].shape
@@ -262,13 +265,75 @@ def test_what_verl_compares_without_the_actors_numbers_is_not_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Its advantage stage compares all rows of engine and actor, zeros as well."""
-    it = stages(name, *overrides, mini_batches=mini_batches)
+    it = stages(name, ACTOR_ALONE, *overrides, mini_batches=mini_batches)
     batch = it._fit_compute_log_prob(rows(MIXED))
     assert it.log_probs.complete is complete
     monkeypatch.setattr(SeparateRayPPOTrainer, "_fit_compute_advantage", lambda self, batch: batch)
     monkeypatch.setattr("unify_posttrain.trainer.fusion_trainer.set_advantages", lambda *_: {})
     it._fit_compute_advantage(batch)
     assert ("rollout_corr/kl" in it.metrics) == complete
+
+
+# --- What the engine knows already --------------------------------------------------------------------------------------
+
+ENGINE_IS_OLD = ("trainer.old_log_prob_freq=0", "fusion.engine_log_probs_are_old=true", "hardware=cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "asked", "engine"),
+    [
+        ("hpt", (), [], [0, 2]),  # rollouts are the engine's
+        ("hpt", ("actor_rollout_ref.actor.ppo_epochs=2",), [], [0, 2]),
+        ("psft", (), ["1"], []),  # demonstrations are not
+        ("prefix_rft", (), ["1"], [0, 2]),
+        ("online_sft", (), ["0", "2"], []),  # its advantage is made of them
+        ("dapo", ("algorithm.use_kl_in_reward=true",), ["0", "2"], []),
+        ("srft", ("fusion.srft.entropy_scope=batch",), ["0", "1", "2"], []),  # entropies come with them
+        # Engines that do something else than the actor.
+        ("hpt", ("actor_rollout_ref.rollout.top_p=0.9",), ["2"], []),
+        ("hpt", ("actor_rollout_ref.rollout.top_k=5",), ["2"], []),
+        ("hpt", ("actor_rollout_ref.rollout.dtype=bfloat16",), ["2"], []),
+        ("hpt", ("actor_rollout_ref.actor.fsdp_config.dtype=bfloat16",), ["2"], []),
+        ("hpt", ("actor_rollout_ref.rollout.name=vllm",), ["2"], []),
+        ("hpt", (ACTOR_ALONE,), ["2"], []),
+    ],
+)
+def test_the_engines_log_probs_are_old_ones_where_it_does_what_the_actor_does(
+    stages: Callable[..., Stages], name: str, overrides: tuple[str, ...], asked: list[str], engine: list[int]
+) -> None:
+    it, batch = stages(name, *ENGINE_IS_OLD, *overrides, mini_batches=2), rows(MIXED)
+    batch = it._fit_compute_log_prob(batch)
+    assert it.asked == ([asked] if asked else [])
+    tokens, old = batch.batch["responses"].float(), batch.batch["old_log_probs"]
+    for row in range(len(MIXED)):
+        expected = -tokens[row] / 90 if row in engine else -tokens[row] / 100 if str(row) in asked else torch.zeros(WIDTH)
+        assert torch.equal(old[row], expected)
+    assert "rollout_log_probs" in batch.batch and not (engine and it.log_probs.complete), "nothing was compared"
+
+
+def test_rows_with_a_given_beginning_are_computed_if_it_is_read(stages: Callable[..., Stages]) -> None:
+    for name, asked in (("prefix_rft", [["1"]]), ("uft", [])):  # uft's hints are taught, without a ratio
+        it, batch = stages(name, *ENGINE_IS_OLD, mini_batches=2), rows([ROLLOUT, DEMONSTRATION, ROLLOUT], hints=(2,))
+        batch.batch["prefix_mask"][1, 1:] = False
+        batch = it._fit_compute_log_prob(batch)
+        assert it.asked == asked
+        assert torch.equal(batch.batch["old_log_probs"][2], -batch.batch["responses"][2].float() / 90)
+
+
+def test_a_model_that_sees_draws_from_fewer_tokens_than_the_actor(composed: Callable[..., DictConfig]) -> None:
+    config = composed("algorithm=hpt", "hardware=cpu")
+    assert engine_is_exact(config, sees=False) and not engine_is_exact(config, sees=True)
+    assert (
+        config.fusion.engine_log_probs_are_old
+        and not composed("algorithm=hpt", "hardware=node_8gpu").fusion.engine_log_probs_are_old
+    )
+
+
+def test_an_unmixed_batch_takes_them_as_a_whole_and_is_measured_now_and_then(stages: Callable[..., Stages]) -> None:
+    for step, divisor in ((1, 100), (2, 90)):
+        it = stages("grpo", *ENGINE_IS_OLD, "trainer.old_log_prob_freq=10", mini_batches=2, step=step)
+        batch = it._fit_compute_log_prob(rows([ROLLOUT] * 4, mixed=False).select(batch_keys=[*TENSORS]))
+        assert torch.equal(batch.batch["old_log_probs"], -batch.batch["responses"].float() / divisor)
 
 
 # --- SRFT's batch entropy --------------------------------------------------------------------------------------------

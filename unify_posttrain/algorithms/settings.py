@@ -89,6 +89,7 @@ class FusionConfig:
     trim_padding: bool
     share_prompts: bool
     first_step_is_current: bool
+    engine_log_probs_are_old: bool
     allow_tempered_nll: bool
     lr_schedule: LRSchedule | None
     agg: AggregationSettings

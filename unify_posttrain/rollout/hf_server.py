@@ -180,9 +180,10 @@ class HFServer:
             rows = order[start : start + self.max_batch]
             given = [prompts[row] for row in rows], [params[row] for row in rows]
             parts = decode(self.model, *given, self.eos_ids, self.pad_id, requests.portion, [shown[row] for row in rows])
-            # The loop answers control calls while the pool's one thread decodes.
-            while (part := await loop.run_in_executor(self.pool, next, parts, None)) is not None:
-                yield _responses(part, np.array(rows), want_log_probs)
+            answers = (_responses(part, np.array(rows), want_log_probs) for part in parts)
+            # The loop answers control calls while the pool's one thread decodes, and selects what has ended.
+            while (answer := await loop.run_in_executor(self.pool, next, answers, None)) is not None:
+                yield answer
 
     def _params(self, prompt_ids: list[int], sampling_params: Mapping[str, Any]) -> SamplingParams:
         if not self.loaded:

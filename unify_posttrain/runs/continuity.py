@@ -107,7 +107,7 @@ HARMLESS = (
     "*max_token_len_per_gpu",
     "*use_dynamic_bsz",
     "*_offload",
-    *_below("fusion", "logits_chunk trim_padding share_prompts first_step_is_current"),
+    *_below("fusion", "logits_chunk trim_padding share_prompts first_step_is_current engine_log_probs_are_old"),
 )
 # The rest of what HARMLESS names one key of.
 REFUSED_REST = (f"{_MODEL}.override_config*", "critic.model.override_config*")

@@ -67,7 +67,7 @@ class FusionTrainer(SeparateRayPPOTrainer):
         self.engine = self.checkpoint_manager = Engine(config, rollout_manager(self), self.checkpoint_manager)
         self.reader = PromptReader(demonstrator, self.tokenizer)
         self.mixer = BatchMixer.from_config(config, demonstrator)
-        self.log_probs = LogProbs.from_config(config, self.port, self.use_reference_policy)
+        self.log_probs = LogProbs.from_config(config, self.port, self.use_reference_policy, self.processor is not None)
         self.replayer = Replayer.from_config(config, self.clock.phase.algorithm, self.tokenizer.pad_token_id, self.processor)
         self.dump = RolloutDump(config.trainer.get("rollout_data_dir"), self.tokenizer)
         self.checkpoints = Checkpoints(config, self.clock, demonstrator, self.replayer, self.train_dataloader, self.logs)

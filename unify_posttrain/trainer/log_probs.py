@@ -38,7 +38,8 @@ class LogProbs:
     With one optimizer step per batch the update takes the policy's own probabilities for those of the start of the step
     (`objective.update.old_is_current`), and so does the first of several under `fusion.first_step_is_current`. What is computed
     here for its sampled tokens is overwritten: it serves `actor/entropy` and the comparison of engine and actor alone, which need
-    not be looked at in every step.
+    not be looked at in every step. Under `fusion.engine_log_probs_are_old` the same holds for all sampled tokens: an engine that
+    does what the actor does has computed theirs already.
 
     Args:
         port: the workers.
@@ -48,6 +49,7 @@ class LogProbs:
             first one included; 0: none.
         compared: rollouts carry the engine's log-probabilities, which verl's stage compares with the actor's.
         first_is_current: `fusion.first_step_is_current`.
+        engine_is_old: `fusion.engine_log_probs_are_old`, and the engine is exact (:func:`engine_is_exact`).
         reference: rows that need the reference policy: `none`, `read` (by a term), or `all` (by verl, with
             `algorithm.use_kl_in_reward`).
         corrects: verl's advantage stage compares them once more (`algorithm.rollout_correction` is not null).
@@ -61,15 +63,17 @@ class LogProbs:
         frequency: int,
         compared: bool,
         first_is_current: bool,
+        engine_is_old: bool,
         reference: str,
         corrects: bool,
     ) -> None:
         self.port, self.warmup, self.epochs, self.frequency, self.corrects = port, warmup, epochs, frequency, corrects
         self.compared, self.first_is_current, self.reference_rows = compared, first_is_current, reference
+        self.engine_is_old = engine_is_old
         self.complete = True  # every sampled token of the last batch has its old log-probability
 
     @classmethod
-    def from_config(cls, config: Any, port: ActorPort, use_reference: bool) -> LogProbs:
+    def from_config(cls, config: Any, port: ActorPort, use_reference: bool, sees: bool = False) -> LogProbs:
         return cls(
             port,
             warmup=config.trainer.critic_warmup,
@@ -77,6 +81,7 @@ class LogProbs:
             frequency=config.trainer.old_log_prob_freq,
             compared=bool(config.actor_rollout_ref.rollout.calculate_log_probs),
             first_is_current=config.fusion.first_step_is_current,
+            engine_is_old=config.fusion.engine_log_probs_are_old and engine_is_exact(config, sees),
             reference=("all" if config.algorithm.use_kl_in_reward else "read") if use_reference else "none",
             corrects=config.algorithm.get("rollout_correction") is not None,
         )
@@ -98,7 +103,8 @@ class LogProbs:
         needed = rows_with(batch, classes)
         read = self._read(step, batch, classes, needed)
         due = self.frequency > 0 and (step.number - 1) % self.frequency == 0
-        computed = needed if due else read
+        known = needed & self._known_to_engine(step, batch, classes)
+        computed = needed if due else read & ~known
         compared: dict[str, float] = {}
 
         def comparing(part: DataProto) -> DataProto:
@@ -109,6 +115,9 @@ class LogProbs:
             return part
 
         batch, ran = self._on_rows(batch, computed, streams, comparing)
+        adopted = (known & ~computed).unsqueeze(-1)
+        if bool(adopted.any()):
+            batch.batch[ACTOR] = torch.where(adopted, batch.batch[ENGINE].float(), batch.batch[ACTOR])
         self.complete = bool((computed | ~_with_sampled_tokens(batch)).all())
         entropys = batch.batch.pop(START_ENTROPYS) if START_ENTROPYS in batch.batch else None
         if reads_entropy:
@@ -130,14 +139,28 @@ class LogProbs:
         """(B,) which of the rows in need are read before they are overwritten, if they are: those with given tokens
         (`prefix_mask`), which the update leaves alone, and all where the advantage, the KL in the reward or a batch entropy is made
         of them."""
-        elsewhere = "old_log_probs" in step.algorithm.advantage.streams or self.reference_rows == "all"
         overwrites = self.epochs == 1 and (step.mini_batches == 1 or self.first_is_current)
-        if not overwrites or elsewhere or step.algorithm.token_classes_reading(BATCH_ENTROPY):
+        if not overwrites or self._read_by_others(step):
             return needed
         read = needed & (mini_batch_of(len(batch), self.port.ranks, step.mini_batches) > 0)  # by the steps after the first
         if "prefix_mask" in batch.batch:
             read = read | rows_with(batch, classes, batch.batch["prefix_mask"].bool())
         return read
+
+    def _read_by_others(self, step: Step) -> bool:
+        """Than terms that the update sums up, for which rounding is no matter: the advantage, the KL in the reward, and a batch
+        entropy, which comes with them."""
+        algorithm = step.algorithm
+        entropy = bool(algorithm.token_classes_reading(BATCH_ENTROPY))
+        return "old_log_probs" in algorithm.advantage.streams or self.reference_rows == "all" or entropy
+
+    def _known_to_engine(self, step: Step, batch: DataProto, classes: Collection[str]) -> Tensor:
+        """(B,) which rows' old log-probabilities the engine has sent with what it sampled: all but those with given tokens."""
+        if not self.engine_is_old or ENGINE not in batch.batch or self._read_by_others(step):
+            return torch.zeros(len(batch), dtype=torch.bool)
+        if "prefix_mask" not in batch.batch:
+            return torch.ones(len(batch), dtype=torch.bool)
+        return ~rows_with(batch, classes, batch.batch["prefix_mask"].bool())
 
     def present(self, algorithm: Algorithm, batch: DataProto, step: int) -> tuple[DataProto, float]:
         """Log-probabilities under the present policy: in place of the method that verl's stage calls.
@@ -194,6 +217,15 @@ def _adopt_given(batch: DataProto) -> None:
         for row in np.flatnonzero(token_counts(tensors["prefix_mask"])):
             given = tensors["prefix_mask"][row]
             tensors[ENGINE][row, given] = tensors[ACTOR][row, given].to(tensors[ENGINE].dtype)
+
+
+def engine_is_exact(config: Any, sees: bool) -> bool:
+    """Whether the engine draws from what the actor computes, so that its log-probabilities are the actor's but for rounding: the
+    same library and precision, all tokens allowed. A model that `sees` never draws the tokens that stand for pictures."""
+    rollout, fsdp = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor.fsdp_config
+    whole = rollout.top_p == 1 and rollout.top_k in (-1, 0) and rollout.temperature > 0 and not sees
+    precise = rollout.dtype == fsdp.dtype == "float32" and fsdp.model_dtype in ("fp32", "float32")
+    return rollout.name == "hf" and whole and precise
 
 
 def rows_with(batch: DataProto, classes: Collection[str], among: Tensor | None = None) -> Tensor:
