@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 from torch import Tensor
 
+from tests.ranks import context
 from unify_posttrain.algorithms import ALGORITHMS
 from unify_posttrain.backend import seams
 from unify_posttrain.workers import engine as engines
@@ -120,9 +120,9 @@ def _rank(rank: int, meeting: str, queue: Any) -> None:
 @pytest.mark.slow
 def test_two_ranks_take_the_step_of_one(tmp_path: Any) -> None:
     """Their rows are dealt so that each mini-batch has the same twelve, whoever holds them."""
-    context = mp.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=_rank, args=(rank, str(tmp_path / "meeting"), queue)) for rank in range(2)]
+    processes_of = context()
+    queue = processes_of.Queue()
+    processes = [processes_of.Process(target=_rank, args=(rank, str(tmp_path / "meeting"), queue)) for rank in range(2)]
     for process in processes:
         process.start()
     found = [queue.get(timeout=300) for _ in range(4)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 import verl.utils.ulysses as ulysses
 from transformers import Gemma2Config, Gemma2ForCausalLM
 from verl import DataProto
 
+from tests.ranks import run_ranks
 from unify_posttrain.workers.forward import ChunkedForward
 from unify_posttrain.workers.output_head import LogProbHead, labels_and_wanted, output_head
 
@@ -207,7 +207,7 @@ def _rank(rank: int, world: int, path: str) -> None:
 @pytest.mark.e2e
 def test_two_ranks_equal_one_and_verl(tmp_path) -> None:
     path = str(tmp_path / "rank")
-    mp.spawn(_rank, args=(2, path), nprocs=2)
+    run_ranks(_rank, 2, path)
     reference = update(None, *CASES["hpt"], batch=_ranked_batch())
     for rank in range(2):
         found = torch.load(f"{path}.{rank}")

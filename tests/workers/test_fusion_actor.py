@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from verl import DataProto
 
+from tests.ranks import run_ranks
 from unify_posttrain.algorithms import ALGORITHMS
 from unify_posttrain.objective import MiniBatchUpdate
 
@@ -418,7 +418,7 @@ def _rank(rank: int, world: int, path: str) -> None:
 @pytest.mark.e2e
 def test_two_ranks_equal_one(tmp_path) -> None:
     path = str(tmp_path / "rank")
-    mp.spawn(_rank, args=(2, path), nprocs=2)
+    run_ranks(_rank, 2, path)
     found = [torch.load(f"{path}.{rank}") for rank in range(2)]
     for name, flags in RANKED.items():
         actor = make_actor(*flags, *OFF_POLICY)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 import verl.utils.model
 from verl.workers.critic import DataParallelPPOCritic
 
+from tests.ranks import run_ranks
 from unify_posttrain.workers.fusion_critic import FusionCriticWorker
 from unify_posttrain.workers.value_model import load_value_model
 
@@ -202,7 +202,7 @@ def test_two_ranks_equal_one(tmp_path, flags) -> None:
     batch = make_value_batch(12)
     metrics = critic.update_critic(batch)
     path = str(tmp_path / "rank")
-    mp.spawn(_rank, args=(2, path, flags), nprocs=2)
+    run_ranks(_rank, 2, path, flags)
     first, second = (torch.load(f"{path}.{rank}") for rank in range(2))
     assert len(first["gradients"]) == len(second["gradients"]) == 1
     assert gradient_distance(critic.gradients[0], first["gradients"][0]) < TOLERANCE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 from contextlib import closing
@@ -13,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.ranks import context
 from unify_posttrain import cpu_compat
 from unify_posttrain.workers import loopback
 
@@ -40,10 +40,10 @@ def rank(number: int, size: int, port: int, address: str, answers: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2])
 def test_ranks_meet_at_loopback(size: int) -> None:
-    context = multiprocessing.get_context("spawn")
-    answers: Any = context.Queue()
+    processes_of = context()
+    answers: Any = processes_of.Queue()
     port = free_port()
-    processes = [context.Process(target=rank, args=(number, size, port, "127.0.0.1", answers)) for number in range(size)]
+    processes = [processes_of.Process(target=rank, args=(number, size, port, "127.0.0.1", answers)) for number in range(size)]
     for process in processes:
         process.start()
     found = [answers.get(timeout=SECONDS) for _ in processes]

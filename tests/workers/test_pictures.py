@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from tests.ranks import run_ranks
 from tests.workers import picture_outcomes
 from tests.workers.actor_kit import gradient_distance, make_actor, start_group
 from tests.workers.engine_kit import make_engine_actor
@@ -150,7 +150,7 @@ def _ranked(folder: Path):
 @pytest.mark.slow
 def test_two_ranks_of_which_one_sees_nothing_equal_one_and_do_not_hang(seeing_folder: Path, tmp_path: Path) -> None:
     path = str(tmp_path / "rank")
-    mp.spawn(_rank, args=(str(seeing_folder), path), nprocs=2)
+    run_ranks(_rank, str(seeing_folder), path)
     found = [torch.load(f"{path}.{rank}") for rank in range(2)]
     for name, shown in RANKED.items():
         whole, _ = gradient(seeing_folder, rows(seeing_folder, shown))
