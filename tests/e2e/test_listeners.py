@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
+from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
 from tests.e2e.conftest import World
 
@@ -20,9 +21,9 @@ STEPS = (
 )
 
 
-def listening(process: psutil.Process) -> dict[str, set[str]]:
-    """Addresses by the name of the process that listens there; the whole tree of a run."""
-    found: dict[str, set[str]] = {}
+def listening(process: psutil.Process) -> dict[str, set[tuple[str, int]]]:
+    """Addresses and ports by the name of the process that listens there; the whole tree of a run."""
+    found: dict[str, set[tuple[str, int]]] = {}
     for each in [process, *process.children(recursive=True)]:
         try:
             name, connections = each.name(), each.net_connections("inet")
@@ -30,7 +31,7 @@ def listening(process: psutil.Process) -> dict[str, set[str]]:
             continue
         for connection in connections:
             if connection.status == psutil.CONN_LISTEN:
-                found.setdefault(name, set()).add(connection.laddr.ip)
+                found.setdefault(name, set()).add(tuple(connection.laddr))
     return found
 
 
@@ -52,8 +53,10 @@ def test_one_node_listens_at_loopback_alone(world: World) -> None:
         process.wait(timeout=300)
     assert {"gcs_server", "raylet"} <= set(found), "the processes that listen are there to be seen"
     assert any(name.startswith("ray::") for name in found)
-    beyond = {name: out for name, addresses in found.items() if (out := {each for each in addresses if not is_loopback(each)})}
+    beyond = {name: out for name, addresses in found.items() if (out := {each for each, _ in addresses if not is_loopback(each)})}
     assert beyond == {}
+    taken = {port for addresses in found.values() for _, port in addresses}
+    assert DEFAULT_DASHBOARD_AGENT_LISTEN_PORT not in taken, "a port for one run on a machine: a second one waits for it"
     written = [path for path in (world.home / "runs" / "listeners").rglob("*") if path.is_file()]
     assert {"config.yaml", "overrides.yaml", "hydra.yaml", "metrics.jsonl"} <= {path.name for path in written}
     assert [path for path in [*written, world.log("listeners")] if secret.encode() in path.read_bytes()] == []

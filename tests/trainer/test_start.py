@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import wandb
 from omegaconf import DictConfig, OmegaConf
+from ray._private import parameter
 from verl.utils import tracking
 
 from tests.hostile import HOSTILE, acting, assert_harmless
@@ -28,9 +29,11 @@ class Starts:
     def __init__(self) -> None:
         self.errors: list[Exception] = []
         self.given: list[dict[str, Any]] = []
+        self.agent_ports: list[int | None] = []
 
     def __call__(self, **arguments: Any) -> None:
         self.given.append(arguments)
+        self.agent_ports.append(parameter.RayParams().dashboard_agent_listen_port)
         if self.errors:
             raise self.errors.pop(0)
 
@@ -83,6 +86,13 @@ def test_settings_reach_ray_and_none_of_them_the_output(
         "workers' logs are guarded, too"
     )
     assert "hush" not in "".join(capsys.readouterr())
+
+
+def test_agents_of_several_runs_on_a_machine_do_not_want_one_port(starts: Starts) -> None:
+    usual = parameter.RayParams().dashboard_agent_listen_port
+    cluster.start_ray(config())
+    assert starts.agent_ports == [0] and usual != 0, "0: any that is free"
+    assert parameter.RayParams().dashboard_agent_listen_port == usual
 
 
 def test_the_hook_of_workers_exists_and_the_users_own_stays(starts: Starts) -> None:

@@ -10,11 +10,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import ray
 from omegaconf import DictConfig, OmegaConf
-from ray._private import ray_constants, services
+from ray._private import parameter, ray_constants, services
 from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
 from unify_posttrain.runs import listeners
@@ -72,7 +73,7 @@ def start_ray(config: DictConfig) -> None:
         os.environ.setdefault(name, value)
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            with own_sessions():
+            with own_sessions(), agent_at_free_port():
                 ray.init(**given, runtime_env=OmegaConf.to_container(runtime_env))
             return
         except Exception as error:
@@ -80,6 +81,18 @@ def start_ray(config: DictConfig) -> None:
                 raise
             logger.warning("Ray did not start in time (the machine is busy); trying again")
             ray.shutdown()
+
+
+@contextmanager
+def agent_at_free_port() -> Iterator[None]:
+    """Ray's agents all want one port. Beside another cluster on the machine an agent waits for it for three seconds, and Ray for
+    the agent."""
+    usual = parameter.RayParams
+    parameter.RayParams = partial(usual, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        parameter.RayParams = usual
 
 
 @contextmanager
