@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 from collections.abc import Mapping
 from functools import cache
@@ -75,14 +76,31 @@ def composed_actor(*overrides: str):
     return OmegaConf.to_container(compose_config([*BASE, *overrides]).actor_rollout_ref.actor, resolve=True)
 
 
+class Built:
+    """verl's objects of configuration nodes. To build one costs more than an update with it, so it is done once for each node."""
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, bytes] = {}
+
+    def __call__(self, node: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> Any:
+        """Of a node with `settings` (dotted keys) in it; the caller's own."""
+        key = pickle.dumps((node, settings))
+        if key not in self._kept:
+            composed = OmegaConf.create(dict(node))
+            for name, value in (settings or {}).items():
+                OmegaConf.update(composed, name, value)
+            self._kept[key] = pickle.dumps(omega_conf_to_dataclass(composed))
+        return pickle.loads(self._kept[key])
+
+
+built = Built()
+
+
 def make_actor(*overrides: str, module=None, recording: bool = True, settings: Mapping[str, Any] | None = None):
     """`settings` are dotted keys of the actor's node from which nothing is derived: to compose them anew costs as much as ten
     updates."""
     start_group()
-    composed = OmegaConf.create(composed_actor(*overrides))
-    for key, value in (settings or {}).items():
-        OmegaConf.update(composed, key, value)
-    actor_config = omega_conf_to_dataclass(composed)
+    actor_config = built(composed_actor(*overrides), settings)
     module = make_model() if module is None else module
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     from unify_posttrain.workers.fusion_actor import FusionActor  # verl 0.7.1 has it

@@ -8,12 +8,11 @@ import torch
 from omegaconf import OmegaConf
 from transformers import Qwen2Config, Qwen2ForTokenClassification
 from verl import DataProto
-from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import FSDPCriticConfig
 
 from unify_posttrain.config import compose_config
 
-from .actor_kit import RESPONSE, VOCABULARY, make_batch, start_group
+from .actor_kit import RESPONSE, VOCABULARY, built, make_batch, start_group
 
 FOLDER_FREE = (
     "algorithm=ppo",
@@ -64,7 +63,7 @@ def composed_critic(*overrides: str) -> dict:
 
 def critic_config(*overrides: str) -> FSDPCriticConfig:
     """`critic` as the worker gets it. Its model description, which would be read from disk, is left out."""
-    return omega_conf_to_dataclass(OmegaConf.create({**composed_critic(*overrides), "model_config": {}}))
+    return built({**composed_critic(*overrides), "model_config": {}})
 
 
 def make_critic(*overrides: str, critic_class: type | None = None, module=None, record: bool = True):

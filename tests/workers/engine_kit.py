@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from verl.utils.config import omega_conf_to_dataclass
-from verl.workers.config import FSDPCriticConfig, HFModelConfig
+from verl.workers.config import HFModelConfig
 
 from unify_posttrain.workers import engine as engines
 from unify_posttrain.workers.engine_actor import EngineActor, EngineCritic, EnginePolicy
 
-from .actor_kit import RecordingSteps, composed_actor, make_model, start_group
-from .critic_kit import composed_critic, make_value_model, recording
+from .actor_kit import RecordingSteps, built, composed_actor, make_model, start_group
+from .critic_kit import composed_critic, critic_config, make_value_model, recording
 from .legacy_outcomes import settled
 
 
@@ -61,7 +60,7 @@ def make_engine_actor(
     for key, value in settings.items():
         OmegaConf.update(composed, key, value)
     engines.settle(composed, "fsdp2")
-    config = omega_conf_to_dataclass(composed)
+    config = built(OmegaConf.to_container(composed))
     folder = model if Path(model).is_dir() else folder_of(model)
     engine = build(engines.PolicyEngine, folder, config.engine, config.optim, config.checkpoint, packed)
     return (RecordingEngineActor if record else EngineActor)(config, engine)
@@ -73,9 +72,8 @@ def make_engine_reference(packed: bool = False, chunk: int | None = None) -> Eng
 
 def make_engine_critic(*overrides: str) -> EngineCritic:
     start_group()
-    composed = OmegaConf.create(composed_critic(*overrides))
-    packed = composed.model.use_remove_padding
-    config: FSDPCriticConfig = omega_conf_to_dataclass(OmegaConf.create({**composed, "model_config": {}}))
+    packed = composed_critic(*overrides)["model"]["use_remove_padding"]
+    config = critic_config(*overrides)
     object.__setattr__(config.model.fsdp_config, "strategy", "fsdp2")  # as `critic_parts` has it
     engine = build(engines.ValueEngine, folder_of("value"), config.model.fsdp_config, config.optim, config.checkpoint, packed)
     return recording(EngineCritic, "engine")(config, engine)
