@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import wandb
 from omegaconf import DictConfig, OmegaConf
-from ray._private import parameter
+from ray._private import parameter, services
 from verl.utils import tracking
 
 from tests.hostile import HOSTILE, acting, assert_harmless
@@ -29,13 +29,20 @@ class Starts:
     def __init__(self) -> None:
         self.errors: list[Exception] = []
         self.given: list[dict[str, Any]] = []
-        self.agent_ports: list[int | None] = []
+        self.params: list[parameter.RayParams] = []
+        self.dashboards: list[Any] = []
 
     def __call__(self, **arguments: Any) -> None:
         self.given.append(arguments)
-        self.agent_ports.append(parameter.RayParams().dashboard_agent_listen_port)
+        self.params.append(parameter.RayParams())
+        self.dashboards += [services.start_api_server(included, False) for included in (False, None, True)]
         if self.errors:
             raise self.errors.pop(0)
+
+
+def dashboard(include_dashboard: bool | None, raise_on_failure: bool) -> str:
+    """Stands for what starts it."""
+    return f"a dashboard: {include_dashboard}"
 
 
 def config(**ray_init: Any) -> DictConfig:
@@ -46,6 +53,7 @@ def config(**ray_init: Any) -> DictConfig:
 def starts(monkeypatch: pytest.MonkeyPatch) -> Starts:
     found = Starts()
     monkeypatch.setattr(cluster.ray, "init", found)
+    monkeypatch.setattr(services, "start_api_server", dashboard)
     monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
     return found
 
@@ -88,11 +96,37 @@ def test_settings_reach_ray_and_none_of_them_the_output(
     assert "hush" not in "".join(capsys.readouterr())
 
 
-def test_agents_of_several_runs_on_a_machine_do_not_want_one_port(starts: Starts) -> None:
-    usual = parameter.RayParams().dashboard_agent_listen_port
+def test_ray_starts_what_a_run_needs(starts: Starts) -> None:
+    """No autoscaler, which a shutdown would wait for; no dashboard that serves nothing; agents take any port that is free (0)."""
+    usual = parameter.RayParams
     cluster.start_ray(config())
-    assert starts.agent_ports == [0] and usual != 0, "0: any that is free"
-    assert parameter.RayParams().dashboard_agent_listen_port == usual
+    (given,) = starts.params
+    assert given.dashboard_agent_listen_port == 0 and given.no_monitor is True
+    assert usual().dashboard_agent_listen_port != 0 and usual().no_monitor is False
+    assert starts.dashboards == [(None, None), "a dashboard: None", "a dashboard: True"]
+    assert parameter.RayParams is usual and services.start_api_server is dashboard
+
+
+@pytest.mark.slow
+def test_a_cluster_of_a_run_works_and_is_gone_at_once(tmp_path: Path) -> None:
+    """In a process of its own. The names of processes are those of Ray's daemons."""
+    program = """
+import time, psutil, ray
+from omegaconf import OmegaConf
+from unify_posttrain.trainer.cluster import start_ray
+
+start_ray(OmegaConf.create({"ray_kwargs": {"ray_init": {"num_cpus": 1, "include_dashboard": False}}}))
+print(ray.get(ray.remote(lambda: 42).remote()))
+daemons = psutil.Process().children(recursive=True)
+print(*sorted({part.rpartition("/")[2] for each in daemons for part in each.cmdline()[:4] if "ray/" in part}))
+ray.shutdown()
+print(*(each.cmdline() for each in psutil.wait_procs(daemons, timeout=20)[1]))
+"""
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True).stdout.splitlines()
+    assert found[0] == "42" and {"gcs_server", "raylet"} <= set(found[1].split())
+    assert not {"monitor.py", "dashboard.py"} & set(found[1].split())
+    assert found[2] == "", "left behind"
 
 
 def test_the_hook_of_workers_exists_and_the_users_own_stays(starts: Starts) -> None:

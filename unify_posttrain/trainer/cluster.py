@@ -33,6 +33,9 @@ RAY_VARIABLES = {
     "RAY_task_events_max_num_task_in_gcs": "10000",
     # Processes that Ray starts before anybody asks for one. All that a run asks for have variables of their own, which these lack.
     "RAY_prestart_worker_first_driver": "0",
+    # Raylet asks its own store before that listens, and then sleeps: 20 ms instead of a second, and for ten seconds all the same.
+    "RAY_raylet_client_connect_timeout_milliseconds": "20",
+    "RAY_raylet_client_num_connect_attempts": "500",
 }
 
 
@@ -73,7 +76,7 @@ def start_ray(config: DictConfig) -> None:
         os.environ.setdefault(name, value)
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            with own_sessions(), agent_at_free_port():
+            with own_sessions(), only_what_a_run_needs():
                 ray.init(**given, runtime_env=OmegaConf.to_container(runtime_env))
             return
         except Exception as error:
@@ -84,15 +87,25 @@ def start_ray(config: DictConfig) -> None:
 
 
 @contextmanager
-def agent_at_free_port() -> Iterator[None]:
-    """Ray's agents all want one port. Beside another cluster on the machine an agent waits for it for three seconds, and Ray for
-    the agent."""
-    usual = parameter.RayParams
-    parameter.RayParams = partial(usual, dashboard_agent_listen_port=0)
+def only_what_a_run_needs() -> Iterator[None]:
+    """Of what Ray starts by itself on one machine.
+
+    Its autoscaler has nothing to scale, and answers no request to end, for which `ray.shutdown` waits a second. A dashboard under
+    `include_dashboard=false` serves nothing, and Ray waits until it is there. Agents all want one port: beside another cluster on
+    the machine an agent waits for it for three seconds, and Ray for the agent.
+    """
+    params, dashboard = parameter.RayParams, services.start_api_server
+
+    def start_api_server(include_dashboard: bool | None, *arguments: Any, **more: Any) -> Any:
+        # What Ray's own function returns where a dashboard that nobody insists on does not start.
+        return (None, None) if include_dashboard is False else dashboard(include_dashboard, *arguments, **more)
+
+    parameter.RayParams = partial(params, dashboard_agent_listen_port=0, no_monitor=True)
+    services.start_api_server = start_api_server
     try:
         yield
     finally:
-        parameter.RayParams = usual
+        parameter.RayParams, services.start_api_server = params, dashboard
 
 
 @contextmanager
