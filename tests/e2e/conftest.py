@@ -41,6 +41,8 @@ SMALL = (
     "trainer.test_freq=-1",
     "trainer.save_freq=-1",
 )
+# In every step the actor computes what the engine has said of its samples.
+COMPARED = "trainer.old_log_prob_freq=1"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 
 from unify_posttrain.backend import seams
 
-from .conftest import TIMING, World, resumed
+from .conftest import COMPARED, TIMING, World, resumed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]  # two runs in a test
 
@@ -21,6 +21,7 @@ RUN = (
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",  # of a rank
     "trainer.total_training_steps=4",
     "trainer.save_freq=2",
+    COMPARED,
 )
 # Rollouts are sampled from the same seeds by models that differ by rounding. A count or a share of samples is then the same;
 # a loss differs in its last digits, and what measures that rounding itself is another number.
@@ -61,6 +62,7 @@ def test_the_newer_verl_trains_with_a_critic_and_continues_exactly(world: World)
         "actor_rollout_ref.actor.use_kl_loss=true",
         "trainer.save_freq=2",
         "trainer.total_training_steps=3",
+        COMPARED,
     )
     world.train("newer", *run, "trainer.resume_mode=disable")
     metrics = world.metrics("newer")

@@ -6,13 +6,13 @@ import math
 
 import pytest
 
-from .conftest import World, resumed
+from .conftest import COMPARED, World, resumed
 from .points import RUN as POINTS
 from .points import add_points, dumped, is_played, segments_are_turns
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]  # two runs in a test
 
-RUN = (*POINTS, "actor_rollout_ref.rollout.custom.gather_seconds=0.2")
+RUN = (*POINTS, "actor_rollout_ref.rollout.custom.gather_seconds=0.2", COMPARED)
 # What compares the engine's log-probabilities with the actor's: requests of one turn may reach the engine in two batches on a busy
 # machine, and its arithmetic then differs in the last bit. No token and no loss does.
 OF_THE_ENGINE = ("training/rollout", "rollout_corr/")

@@ -10,7 +10,7 @@ import math
 
 import pytest
 
-from .conftest import World, resumed
+from .conftest import COMPARED, World, resumed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]  # two runs in a test
 
@@ -57,6 +57,7 @@ def test_the_methods_in_one_run_and_a_resume_in_its_middle(world: World) -> None
         f"trainer.total_training_steps={TOTAL}",
         "trainer.save_freq=10",
         f"trainer.test_freq={TOTAL}",
+        COMPARED,
     )
     world.train("methods", *run, "trainer.resume_mode=disable")
     metrics = world.metrics("methods")

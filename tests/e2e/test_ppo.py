@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from .conftest import World, resumed
+from .conftest import COMPARED, World, resumed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]  # two runs in one test
 
 # The critic learns alone in step 1; the policy joins it in step 2 (trainer.critic_warmup counts from there).
-RUN = ("algorithm=ppo", "trainer.critic_warmup=2", "trainer.save_freq=2", "critic.optim.lr=1e-3")
+RUN = ("algorithm=ppo", "trainer.critic_warmup=2", "trainer.save_freq=2", "critic.optim.lr=1e-3", COMPARED)
 
 
 def test_trains_with_a_critic_and_continues_exactly(world: World) -> None:
