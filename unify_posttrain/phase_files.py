@@ -27,7 +27,7 @@ RUN_WIDE = (
 )
 RUN_WIDE_FUSION = (
     *("algorithm", "seed", "group_size", "horizon", "adv_estimator"),
-    *("trim_padding", "share_prompts", "first_step_is_current", "engine_log_probs_are_old"),
+    *("trim_padding", "share_prompts", "first_step_is_current", "engine_log_probs_are_old", "skip_zero_advantage"),
 )
 ACTOR_NUMBERS = ("clip_ratio_low", "clip_ratio_high", "entropy_coeff", "use_kl_loss", "kl_loss_coef", "kl_loss_type")
 OPTIM = (

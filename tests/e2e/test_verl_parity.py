@@ -19,6 +19,7 @@ ALL_OF_IT = (
     "fusion.trim_padding=false",
     "fusion.share_prompts=false",
     "fusion.first_step_is_current=false",
+    "fusion.skip_zero_advantage=false",
     "fusion.engine_log_probs_are_old=false",
     "trainer.old_log_prob_freq=1",
 )

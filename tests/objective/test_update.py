@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Barrier
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unify_posttrain.objective import (
+    KL,
     Aggregation,
     Count,
     CurrentPolicy,
@@ -49,14 +51,15 @@ def on_ranks(world: int, work: Callable[[int, Ranks], Result], sequence_parallel
     barrier, slots = Barrier(world, timeout=20), [torch.empty(0)] * world
 
     def run(rank: int) -> Result:
-        def all_reduce(tensor: Tensor) -> None:
+        def all_reduce(tensor: Tensor, of: Callable[[Tensor], Tensor] = lambda each: each.sum(dim=0)) -> None:
             slots[rank] = tensor.clone()
             barrier.wait()
-            tensor.copy_(sum(slots))
+            tensor.copy_(of(torch.stack(slots)))
             barrier.wait()
 
+        highest = partial(all_reduce, of=lambda each: each.amax(dim=0))
         try:
-            return work(rank, Ranks(all_reduce, world, sequence_parallel))
+            return work(rank, Ranks(all_reduce, world, sequence_parallel, all_reduce_max=highest))
         except BaseException:
             barrier.abort()
             raise
@@ -69,11 +72,18 @@ def taken(batch: Batch, rows: Sequence[int]) -> Batch:
     return {name: value[list(rows)] for name, value in batch.items()}
 
 
-def step_of(batch: Batch, ranks: Ranks, micro: int, **options: object) -> tuple[MiniBatchUpdate, Tensor]:
+def step_of(
+    batch: Batch, ranks: Ranks, micro: int, terms: Sequence[Term] = TERMS, **options: object
+) -> tuple[MiniBatchUpdate, Tensor]:
     """A step on these rows in micro-batches of `micro`, and the gradient of its losses on their log-probabilities."""
-    update = MiniBatchUpdate(TERMS, batch, ranks, **options)
+    update = MiniBatchUpdate(terms, batch, ranks, **options)
     leaf = batch["log_probs"].clone().requires_grad_()
-    for rows in torch.arange(len(leaf)).split(micro):
+    batch, computed = {name: value.clone() for name, value in batch.items()}, torch.arange(len(leaf))
+    if update.rows is not None:
+        computed = update.rows
+        for mask in ("response_mask", "prefix_mask"):
+            batch[mask][computed[update.silent]] = 0
+    for rows in computed.split(micro):
         update.loss({**taken(batch, rows.tolist()), "log_probs": leaf[rows]}).backward()
     return update, leaf.grad
 
@@ -112,6 +122,86 @@ def test_counts_records_and_gradients_are_those_of_the_whole(
     torch.testing.assert_close(averaged, gradient, atol=1e-12, rtol=1e-12)
 
 
+POLICY = TERMS[:3]  # without an entropy bonus, which acts on every row
+
+
+def half_idle(random_batch: Callable) -> Batch:
+    """Rows of which every other one has no advantage; the first half of them all, so that ranks that get blocks differ."""
+    batch = random_batch(4, rows=ROWS, width=WIDTH)
+    batch["advantages"][: ROWS // 2] = 0
+    batch["advantages"][ROWS // 2 :: 3] = 0
+    return batch
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("micro", [1, 3, 12])
+def test_rows_without_a_gradient_are_left_out_of_nothing_but_the_work(random_batch: Callable, world: int, micro: int) -> None:
+    batch, scales = half_idle(random_batch), {"rl": 0.75}
+    leaf = batch["log_probs"].clone().requires_grad_()
+    loss, metrics = compute_loss(POLICY, {**batch, "log_probs": leaf}, scales=scales)
+    gradient = torch.autograd.grad(loss, leaf)[0]
+    learning = gradient.abs().sum(dim=-1) > 0
+    trained = batch["response_mask"].bool().any(dim=-1)
+    assert int((trained & ~learning).sum()) > 0
+    per_rank = ROWS // world
+
+    def work(rank: int, ranks: Ranks) -> tuple:
+        own = taken(batch, range(rank * per_rank, (rank + 1) * per_rank))
+        update, found = step_of(own, ranks, micro, terms=POLICY, scales=scales, skips=True)
+        record = UpdateRecord()
+        record.add(update, 1.0, stepped=True)
+        return update, found, record.reduced(ranks)
+
+    results = on_ranks(world, work)
+    assert len({len(update.rows) for update, _, _ in results}) == 1, "ranks run as many forward passes"
+    most = max(int(part.sum()) for part in learning.split(per_rank))
+    assert len(results[0][0].rows) == most < per_rank
+    found = torch.cat([own if own is not None else torch.zeros(per_rank, WIDTH) for _, own, _ in results]) / world
+    torch.testing.assert_close(found, gradient, atol=1e-12, rtol=1e-12)
+    exact = [name for name in metrics if name.endswith(("_loss", "_rho")) or "clipfrac" in name]
+    assert len(exact) == 8
+    alone = compute_loss(POLICY, taken(batch, learning.nonzero().flatten().tolist()), scales=scales)[1]
+    for _, _, record in results:
+        assert record.pop("skipped_rows") == [int((trained & ~learning).sum())]
+        assert record.keys() == metrics.keys()
+        for name in metrics:
+            value = metrics[name] if name in exact else alone[name]
+            assert record[name] == pytest.approx([value.item()], rel=1e-12, abs=1e-15), name
+
+
+def test_where_no_row_has_a_gradient_one_is_computed_in_silence(random_batch: Callable) -> None:
+    """An optimizer step is taken all the same, as it is when all rows are computed: decay and moments go on."""
+    batch = random_batch(4, rows=ROWS, width=WIDTH)
+    for name in ("advantages", "sft_weight"):
+        batch[name][:] = 0
+    update, gradient = step_of(batch, Ranks(), micro=ROWS, terms=POLICY, skips=True)
+    assert not update.empty and update.rows.tolist() == [0] and update.silent.tolist() == [True]
+    assert gradient is not None and not gradient.any()
+    assert update.shares["on_p"] == 0 and update.shares["total_loss"] == 0
+
+
+@pytest.mark.parametrize("term", TERMS, ids=lambda term: term.name)
+def test_a_term_acts_on_the_rows_that_get_a_gradient_of_it(term: Term, random_batch: Callable) -> None:
+    for seed in range(8):
+        batch = random_batch(seed, rows=ROWS, width=WIDTH)
+        batch["advantages"][::2] = 0
+        leaves = {name: batch[name].clone().requires_grad_() for name in ("log_probs", "entropys")}
+        loss, _ = compute_loss([term], {**batch, **leaves})
+        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        moved = sum(gradient.abs().sum(dim=-1) for gradient in gradients if gradient is not None) > 0
+        acted_on = term.acts_on(batch)
+        assert not bool((moved & ~acted_on).any()), "never too few"
+        if term.name != "rl":  # whose clip may take a row's gradient away, which is known only when it has been computed
+            assert torch.equal(moved, acted_on)
+
+
+def test_a_term_that_is_only_measured_acts_on_its_members(random_batch: Callable) -> None:
+    """`use_kl_loss` with a coefficient of 0 reports how far the policy has gone: over all rows."""
+    batch = random_batch(1, rows=ROWS, width=WIDTH)
+    measured = Term("kl", KL(), Members("on"), TOKEN_MEAN, coefficient=0.0)
+    assert torch.equal(measured.acts_on(batch), Members("on").mask(batch).any(dim=-1))
+
+
 def test_one_all_reduce_of_a_length_that_the_terms_alone_decide(random_batch: Callable) -> None:
     shapes = []
     ranks = Ranks(lambda tensor: shapes.append(tuple(tensor.shape)))
@@ -119,6 +209,9 @@ def test_one_all_reduce_of_a_length_that_the_terms_alone_decide(random_batch: Ca
         MiniBatchUpdate(TERMS, random_batch(4, rows=rows, width=WIDTH), ranks)
     # on, demo, on*rl_weight, demo*sft_weight, trained: tokens and rows of each
     assert shapes == [(10,), (10,)]
+    shapes.clear()
+    MiniBatchUpdate(TERMS, random_batch(4, rows=3, width=WIDTH), ranks, skips=True)
+    assert shapes == [(20,)], "of all rows, and of those that learn"
 
 
 def test_ranks_that_hold_the_same_rows_count_them_once() -> None:

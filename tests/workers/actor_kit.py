@@ -30,6 +30,7 @@ BASE = (
     "actor_rollout_ref.rollout.n=4",
     "actor_rollout_ref.actor.grad_clip=1e9",
     "fusion.max_grad_norm=null",
+    "fusion.skip_zero_advantage=false",  # what the model sees is then all of a batch; test_skipping.py sets it
 )
 
 

@@ -90,6 +90,7 @@ class FusionConfig:
     share_prompts: bool
     first_step_is_current: bool
     engine_log_probs_are_old: bool
+    skip_zero_advantage: bool
     allow_tempered_nll: bool
     lr_schedule: LRSchedule | None
     agg: AggregationSettings

@@ -39,12 +39,13 @@ def member_sets(terms: Sequence[Term]) -> list[Members]:
     return list(sets.values())
 
 
-def count_members(terms: Sequence[Term], tensors: Mapping[str, Tensor]) -> dict[str, Count]:
+def count_members(terms: Sequence[Term], tensors: Mapping[str, Tensor], rows: Tensor | None = None) -> dict[str, Count]:
     """Tokens and rows of every member set.
 
     Args:
         terms: the objective.
         tensors: at least `response_mask` (B, T), `prefix_mask` (B, T) if there is one, and the row-weight streams named.
+        rows: (B,) bool, those that are counted; None: all.
 
     Returns:
         key of a member set -> Count of 0-dim float64 tensors (exact for any number of tokens, and additive over ranks).
@@ -54,7 +55,7 @@ def count_members(terms: Sequence[Term], tensors: Mapping[str, Tensor]) -> dict[
     """
     counts = {}
     for members in member_sets(terms):
-        mask = members.mask(tensors)
+        mask = members.mask(tensors) if rows is None else members.mask(tensors)[rows]
         counts[members.key] = Count(mask.sum(dtype=torch.float64), mask.any(dim=-1).sum(dtype=torch.float64))
     return counts
 
@@ -64,6 +65,7 @@ def compute_loss(
     tensors: Mapping[str, Tensor],
     counts: Counts | None = None,
     scales: Mapping[str, float] | None = None,
+    measured: Counts | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Σ_k scale_k · coefficient_k · L_k for the rows given, each L_k normalised by its global count.
 
@@ -73,6 +75,8 @@ def compute_loss(
         counts: global counts from `count_members`; None counts the tensors given. On a device they cost no copy if they are on it
             already, in the dtype of `log_probs` (as `MiniBatchUpdate` has them).
         scales: factors by term name, for coefficients that are only known with the batch (HPT's share of prompts); 1 if absent.
+        measured: where rows without a gradient are left out, the counts of the others. Means of what the model gives are then over
+            those; losses, ρ and clipped shares, to which a row without a gradient adds 0, stay means over all.
 
     Returns:
         (loss, metrics): a 0-dim tensor to call `backward()` on, and detached 0-dim tensors by name. Both are *additive
@@ -91,6 +95,7 @@ def compute_loss(
     _check(terms, tensors, read)
     tensors = _silenced(tensors, read)
     counts = count_members(terms, tensors) if counts is None else counts
+    measured = counts if measured is None else measured
     log_probs = tensors["log_probs"]
     # Connected to the graph even when every term is empty: each rank must run the same number of backward passes.
     total = 0.0 * torch.where(token_class(tensors, "trained"), log_probs, 0.0).sum()
@@ -105,34 +110,37 @@ def compute_loss(
         total = total + value * (term.coefficient * scale)
         metrics[f"{term.name}_loss"] = value.detach()
         if isinstance(term.loss, PolicyGradient):
-            own = at_least_one(_to_dtype(counts[term.members.key], log_probs).tokens)
+            own, seen = (at_least_one(_to_dtype(each[term.members.key], log_probs).tokens) for each in (counts, measured))
             for name, quantity in term.loss.statistics(tensors).items():
-                metrics[f"{term.name}_{name}"] = torch.where(members, quantity, 0.0).sum() / own
+                among = own if name.startswith("clipfrac") else seen
+                metrics[f"{term.name}_{name}"] = torch.where(members, quantity, 0.0).sum() / among
             rho = torch.where(members, term.loss.rho(tensors), 0.0) * (term.coefficient * scale)
             effective_rho += rho if row_weight is None else rho * row_weight.unsqueeze(-1)
     metrics["total_loss"] = total.detach()
-    metrics.update(_statistics(tensors, counts, effective_rho))
+    metrics.update(_statistics(tensors, counts, measured, effective_rho))
     return total, metrics
 
 
-def _statistics(tensors: Mapping[str, Tensor], counts: Counts, rho: Tensor) -> dict[str, Tensor]:
-    """Means over on-policy and over demonstration tokens."""
+def _statistics(tensors: Mapping[str, Tensor], counts: Counts, measured: Counts, rho: Tensor) -> dict[str, Tensor]:
+    """Means over on-policy and over demonstration tokens: of ρ over those of `counts`, of all else over those of `measured`."""
     log_probs = tensors["log_probs"].detach()
     on, demo = (token_class(tensors, which) for which in ("on", "demo"))
-    n_on, n_demo = (at_least_one(_to_dtype(counts[which], log_probs).tokens) for which in ("on", "demo"))
+    all_on, all_demo, n_on, n_demo = (
+        at_least_one(_to_dtype(among[which], log_probs).tokens) for among in (counts, measured) for which in ("on", "demo")
+    )
     p = log_probs.exp()
     statistics = {
         "on_p": torch.where(on, p, 0.0).sum() / n_on,
-        "on_rho": torch.where(on, rho, 0.0).sum() / n_on,
+        "on_rho": torch.where(on, rho, 0.0).sum() / all_on,
         "demo_p": torch.where(demo, p, 0.0).sum() / n_demo,
-        "demo_rho": torch.where(demo, rho, 0.0).sum() / n_demo,
+        "demo_rho": torch.where(demo, rho, 0.0).sum() / all_demo,
         "demo_nll": torch.where(demo, -log_probs, 0.0).sum() / n_demo,
     }
     if "hint" in counts:
         hint = token_class(tensors, "hint")
-        statistics["hint_p"] = torch.where(hint, p, 0.0).sum() / at_least_one(_to_dtype(counts["hint"], log_probs).tokens)
+        statistics["hint_p"] = torch.where(hint, p, 0.0).sum() / at_least_one(_to_dtype(measured["hint"], log_probs).tokens)
     if "entropys" in tensors:
-        trained = at_least_one(sum(_to_dtype(counts[which], log_probs).tokens for which in ("on", "demo")))
+        trained = at_least_one(sum(_to_dtype(measured[which], log_probs).tokens for which in ("on", "demo")))
         statistics["entropy"] = torch.where(on | demo, tensors["entropys"].detach(), 0.0).sum() / trained
     if "old_log_probs" in tensors:
         difference = torch.clamp(tensors["old_log_probs"] - log_probs, min=-LOG_RATIO_BOUND, max=LOG_RATIO_BOUND)

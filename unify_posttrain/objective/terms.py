@@ -233,6 +233,22 @@ class Term:
         """Every stream that this term reads from the batch, besides masks and the model's own outputs."""
         return (*self.loss.streams, *self.members.streams, *self.normaliser.streams)
 
+    def acts_on(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """(B,) bool: the rows that can change the value of this term or its gradient. An advantage of 0 is a factor of all that a
+        policy gradient does with a token; every other loss acts on all its members.
+
+        Args:
+            tensors: masks and the streams that the term reads; not the model's outputs.
+
+        Raises:
+            KeyError: see `Members.mask`; or no stream of the advantage.
+        """
+        members = self.members.mask(tensors)
+        if isinstance(self.loss, PolicyGradient):
+            advantage = self.loss.advantage
+            members = members & ((stream(tensors, advantage, self) if isinstance(advantage, str) else members * advantage) != 0)
+        return members.any(dim=-1)
+
     @property
     def needs_prefix_mask(self) -> bool:
         """Whether a batch without `prefix_mask` is an error."""

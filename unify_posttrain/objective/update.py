@@ -7,7 +7,7 @@
             record.empty += 1                                      # on every rank alike
             continue
         optimizer.zero_grad()
-        for micro_batch in split(mini_batch):
+        for micro_batch in split(mini_batch):                      # of update.rows alone, if it skips the others
             update.loss({**micro_batch, **model(micro_batch)}).backward()
         norm = clip_gradient(model)
         stepped = may_step(norm, max_grad_norm)
@@ -23,7 +23,7 @@ micro-batches. B rows, T response tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -47,12 +47,14 @@ class Ranks:
         world: how many take part in it.
         sequence_parallel: how many of them hold the same rows, and so count each of their tokens.
         device: where `all_reduce` wants its tensors.
+        all_reduce_max: takes the maximum over them, in place.
     """
 
     all_reduce: Callable[[Tensor], object] = _alone
     world: int = 1
     sequence_parallel: int = 1
     device: torch.device | str | int = "cpu"
+    all_reduce_max: Callable[[Tensor], object] = _alone
 
     @property
     def data_parallel(self) -> int:
@@ -65,13 +67,22 @@ class Ranks:
         self.all_reduce(shares)
         return (shares / self.sequence_parallel).cpu()
 
+    def largest(self, number: int) -> int:
+        """The largest `number` of any rank; collective."""
+        found = torch.tensor(number, device=self.device)
+        self.all_reduce_max(found)
+        return int(found)
+
 
 class MiniBatchUpdate:
     """One optimizer step: global counts when it is made, a loss per micro-batch, and the shares of its metrics.
 
     Attributes:
+        rows: (B',) indices of the rows that have to be computed, as many on every rank and at least one; None: all of them.
+        silent: (B',) bool, which of `rows` are there for their number alone; their masks have to be 0.
         counts: key of a member set -> its size over all ranks (see `count_members`).
-        shares: metric of `compute_loss` -> this rank's share, added up over the micro-batches so far.
+        shares: metric of `compute_loss` -> this rank's share, added up over the micro-batches so far; with `skips` also
+            `skipped_rows`, whose gradient is 0.
     """
 
     def __init__(
@@ -82,8 +93,9 @@ class MiniBatchUpdate:
         *,
         scales: Mapping[str, float] | None = None,
         old_is_current: bool = False,
+        skips: bool = False,
     ) -> None:
-        """Counts the members; collective, one all-reduce of a vector whose length depends on the terms alone.
+        """Counts the members; collective, one all-reduce of a vector whose length depends on the terms alone, with `skips` another.
 
         Args:
             terms: the objective.
@@ -92,17 +104,26 @@ class MiniBatchUpdate:
             scales: factors by term name (see `compute_loss`).
             old_is_current: no optimizer step has been taken yet on the batch that this mini-batch is cut from, and the policy is
                 taken for the one that sampled it (see :func:`old_is_current`).
+            skips: leave out rows that no term acts on (`Term.acts_on`), which get no gradient, such as GRPO's groups that are all
+                right or all wrong. They stay in the counts, so that the gradient is that of all rows; `shares` of what the model
+                gives (probabilities, entropies, ratios) are then means over the others.
 
         Raises:
             KeyError: a row weight is missing, or `prefix_mask` where a term acts on demonstrations or hints.
         """
         self.terms, self.ranks, self.scales, self.old_is_current = terms, ranks, scales, old_is_current
-        local = count_members(terms, streams)
-        vector = ranks.total(torch.stack([torch.as_tensor(value) for count in local.values() for value in count]))
-        self.counts = _by_set(local, vector)
+        learning = _learning(terms, streams) if skips else None
+        self.rows: Tensor | None = None
+        self.silent = torch.zeros(0, dtype=torch.bool)
+        if learning is not None:
+            self.rows, self.silent = _with_equally_many(learning, ranks)
+        counted = [count_members(terms, streams, rows) for rows in (None, *(() if learning is None else (learning,)))]
+        numbers = [number for counts in counted for count in counts.values() for number in count]
+        self._keys, self._vector = tuple(counted[0]), ranks.total(torch.stack([torch.as_tensor(number) for number in numbers]))
+        self.counts = _by_set(self._keys, self._vector)[0]
+        self._skipped = 0 if learning is None else int((~learning & streams["response_mask"].bool().any(dim=-1)).sum())
         self.shares: dict[str, Tensor] = {}
-        self._vector = vector
-        self._counts_beside: dict[tuple[torch.device, torch.dtype], dict[str, Count]] = {}
+        self._counts_beside: dict[tuple[torch.device, torch.dtype], list[dict[str, Count]]] = {}
         self._broken: list[tuple[Tensor, Sequence[object]]] = []
 
     @property
@@ -127,17 +148,21 @@ class MiniBatchUpdate:
         self._broken.append(((~torch.isfinite(log_probs) & mask).any(dim=-1), labels))
         if self.old_is_current and "old_log_probs" in tensors:
             tensors = {**tensors, "old_log_probs": old_is_current(tensors)}
-        loss, metrics = compute_loss(self.terms, tensors, self._counts_for(log_probs), self.scales)
+        counts, *measured = self._counts_for(log_probs)
+        loss, metrics = compute_loss(self.terms, tensors, counts, self.scales, *measured)
+        if self.rows is not None and not self.shares:  # beside the others, on their device
+            self.shares["skipped_rows"] = log_probs.new_full((), self._skipped)
         for name, value in metrics.items():
             self.shares[name] = self.shares[name] + value if name in self.shares else value
         return loss * self.ranks.data_parallel
 
-    def _counts_for(self, log_probs: Tensor) -> dict[str, Count]:
-        """`counts` in the dtype and on the device of `log_probs`. They are brought there once and all together: with every copy the
-        host waits until the device has done all that it was given, and each micro-batch reads some twenty of them."""
+    def _counts_for(self, log_probs: Tensor) -> list[dict[str, Count]]:
+        """`counts`, and where rows are skipped those of the others, in the dtype and on the device of `log_probs`. They are brought
+        there once and all together: with every copy the host waits until the device has done all that it was given, and each
+        micro-batch reads some twenty of them."""
         place = (log_probs.device, log_probs.dtype)
         if place not in self._counts_beside:
-            self._counts_beside[place] = _by_set(self.counts, self._vector.to(device=place[0], dtype=place[1]))
+            self._counts_beside[place] = _by_set(self._keys, self._vector.to(device=place[0], dtype=place[1]))
         return self._counts_beside[place]
 
     def suspects(self) -> list[str]:
@@ -151,9 +176,27 @@ class MiniBatchUpdate:
         return list(dict.fromkeys(named))
 
 
-def _by_set(keys: Iterable[str], vector: Tensor) -> dict[str, Count]:
-    """Tokens and rows of every member set, which stand in pairs in `vector`."""
-    return {key: Count(*vector[2 * i : 2 * i + 2]) for i, key in enumerate(keys)}
+def _by_set(keys: Sequence[str], vector: Tensor) -> list[dict[str, Count]]:
+    """Tokens and rows of every member set, which stand in pairs in `vector`: of all rows, then of those that are computed."""
+    pairs = [Count(*pair) for pair in vector.unflatten(0, (-1, 2))]
+    return [dict(zip(keys, pairs[start:], strict=False)) for start in range(0, len(pairs), len(keys))]
+
+
+def _learning(terms: Sequence[Term], streams: Mapping[str, Tensor]) -> Tensor:
+    """(B,) bool: the rows that some term acts on."""
+    learning = torch.zeros(len(streams["response_mask"]), dtype=torch.bool, device=streams["response_mask"].device)
+    for term in terms:
+        learning |= term.acts_on(streams)
+    return learning
+
+
+def _with_equally_many(learning: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """Indices, in order, of the rows that learn, and of so many others that each rank has as many as any, and one at least: a
+    forward pass of a sharded model is a matter of all ranks, and an optimizer step without a gradient still decays. Beside them
+    which are the others."""
+    wanted = ranks.largest(max(1, int(learning.sum())))
+    rows = torch.argsort(learning.to(torch.int8), descending=True, stable=True)[:wanted].sort().values
+    return rows, ~learning[rows]
 
 
 def old_is_current(tensors: Mapping[str, Tensor]) -> Tensor:

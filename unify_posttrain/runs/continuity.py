@@ -108,6 +108,7 @@ HARMLESS = (
     "*use_dynamic_bsz",
     "*_offload",
     *_below("fusion", "logits_chunk trim_padding share_prompts first_step_is_current engine_log_probs_are_old"),
+    *_below("fusion", "skip_zero_advantage"),
 )
 # The rest of what HARMLESS names one key of.
 REFUSED_REST = (f"{_MODEL}.override_config*", "critic.model.override_config*")

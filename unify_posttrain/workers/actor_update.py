@@ -83,18 +83,18 @@ class ActorUpdate(ABC):
         grad_clip = data.meta_info["grad_clip"] if replay else self.grad_clip
         mini_batches = self._mini_batches(self._select(data, terms))
         ranks, record = worker_ranks(self.ulysses_sequence_parallel_size), UpdateRecord()
-        single_pass = epochs == 1 and not replay
+        single_pass, skips = epochs == 1 and not replay, self.config.fusion.skip_zero_advantage
         for _ in range(epochs):
             for number, mini_batch in enumerate(mini_batches):
                 scales = mini_batch.meta_info.get("term_scales")
                 only = len(mini_batches) == 1 and epochs == 1
                 first = single_pass and number == 0 and self.config.fusion.first_step_is_current
-                update = MiniBatchUpdate(terms, mini_batch.batch, ranks, scales=scales, old_is_current=only or first)
+                update = MiniBatchUpdate(terms, mini_batch.batch, ranks, scales=scales, old_is_current=only or first, skips=skips)
                 if update.empty:
                     record.empty += 1
                     continue
                 self.actor_optimizer.zero_grad()
-                self._accumulate(mini_batch, update)
+                self._accumulate(_computed(mini_batch, update), update)
                 grad_norm, stepped = self._clip_and_step(grad_clip)
                 suspects = [] if stepped else update.suspects()
                 if suspects:
@@ -145,6 +145,17 @@ class ActorUpdate(ABC):
             return grad_norm, False
         self.actor_optimizer.step()
         return grad_norm, True
+
+
+def _computed(mini_batch: DataProto, update: MiniBatchUpdate) -> DataProto:
+    """The rows that `update` wants to be computed."""
+    if update.rows is None or (len(update.rows) == len(mini_batch) and not bool(update.silent.any())):
+        return mini_batch
+    rows = mini_batch.select_idxs(update.rows)
+    for mask in ("response_mask", "prefix_mask"):
+        if mask in rows.batch:
+            rows.batch[mask][update.silent] = 0
+    return rows
 
 
 def clip_gradient(module: nn.Module, limit: float) -> float:

@@ -24,7 +24,7 @@ FUSION = {
     "fusion/mask_frac": "rl_kept",
     "fusion/hint_p": "hint_p",
 }
-UPDATE_METRICS = (*FUSION, "fusion/optimizer_steps", "fusion/grad_skipped", "fusion/empty_updates")
+UPDATE_METRICS = (*FUSION, "fusion/optimizer_steps", "fusion/skipped_rows", "fusion/grad_skipped", "fusion/empty_updates")
 
 # Those of single algorithms: present in every run, 0 where they mean nothing.
 OWN_METRICS = tuple(dict.fromkeys(name for cls in ALGORITHMS.values() for name in cls.own_metrics))
@@ -77,6 +77,7 @@ def verl_metrics(
     own = {name: source for name, source in algorithm.own_metrics.items() if source is not None}
     metrics.update({name: mean(source) for name, source in {**FUSION, **own}.items()})
     metrics["fusion/optimizer_steps"] = float(steps - grad_skipped)
+    metrics["fusion/skipped_rows"] = sum(record.get("skipped_rows", ()))
     metrics["fusion/grad_skipped"] = float(grad_skipped)
     metrics["fusion/empty_updates"] = float(steps_without_members)
     return metrics

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.distributed as dist
 from verl.utils.device import get_device_id
 
@@ -10,4 +12,5 @@ from unify_posttrain.objective.update import Ranks
 
 def worker_ranks(sequence_parallel_size: int) -> Ranks:
     """All processes of the default group; `sequence_parallel_size` of them hold the same rows."""
-    return Ranks(dist.all_reduce, dist.get_world_size(), sequence_parallel_size, get_device_id())
+    highest = partial(dist.all_reduce, op=dist.ReduceOp.MAX)
+    return Ranks(dist.all_reduce, dist.get_world_size(), sequence_parallel_size, get_device_id(), highest)
