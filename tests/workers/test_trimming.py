@@ -71,6 +71,36 @@ def test_log_probs_and_entropies_stay() -> None:
         torch.testing.assert_close(trimmed[name][attended], whole[name][attended], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("share", ["true", "false"])
+def test_rows_of_a_length_come_into_one_micro_batch(share: str) -> None:
+    """So that few of them are filled up to the length of others; prompts stay together where they are shared."""
+    batch = make_batch(rows=10, demonstrations=0)
+    batch.meta_info["mini_batches"] = 1
+    batch.batch["old_log_probs"][:] = -3.0
+    lengths = [2, 9, 2, 9, 2, 9, 2, 9, 2, 9]
+    attention, masks = batch.batch["attention_mask"], batch.batch["response_mask"]
+    for row, length in enumerate(lengths):
+        attention[row, PROMPT:] = masks[row] = (torch.arange(RESPONSE) < length).long()
+    for name in ("input_ids", "attention_mask"):  # rows 0, 4, 8 and 1, 5, 9 share a prompt
+        batch.batch[name][:, :PROMPT] = batch.batch[name][[0, 1, 2, 3, 0, 1, 2, 3, 0, 1], :PROMPT]
+    batch.batch["position_ids"] = (attention.cumsum(-1) - 1).clamp(min=0)
+    settings = {"ppo_micro_batch_size_per_gpu": 5}
+    flags = "algorithm=grpo", "actor_rollout_ref.actor.ppo_epochs=1", f"fusion.share_prompts={share}"
+    whole, sorted_ = (make_actor(*flags, flag, module=make_model(), settings=settings) for flag in (OFF, ON))
+    widths: list[int] = []
+    forward = sorted_._forward_columns
+
+    def watched(columns: Any, *rest: Any) -> Any:
+        widths.append(columns["responses"].shape[-1])
+        return forward(columns, *rest)
+
+    sorted_._forward_columns = watched
+    expected, found = whole.update_policy(batch), sorted_.update_policy(batch)
+    assert widths == [2, 9]
+    assert gradient_distance(whole.gradients[0], sorted_.gradients[0]) < 1e-6
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
 def test_packed_rows_are_left_alone() -> None:
     packed = make_actor("algorithm=hpt", ON, settings={"use_remove_padding": True})
     assert not packed.trim_padding and make_actor("algorithm=hpt", ON).trim_padding

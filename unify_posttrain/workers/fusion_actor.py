@@ -39,7 +39,8 @@ class FusionActor(ActorUpdate, ChunkedForward):
 
     def _mini_batches(self, data: DataProto) -> list[DataProto]:
         parts = super()._mini_batches(data)
-        return [together(part) for part in parts] if self.shares else parts
+        cut_by_rows = self.trim_padding and not self.config.use_dynamic_bsz  # by tokens, verl sorts them itself
+        return [together(part, self.shares, cut_by_rows) for part in parts] if self.shares or cut_by_rows else parts
 
     def _backward(self, micro_batch: DataProto, update: MiniBatchUpdate) -> None:
         micro_batch = micro_batch.to(get_device_id())

@@ -118,14 +118,26 @@ def can_share(model: nn.Module) -> bool:
     return keeps and reads_all and not draws and not getattr(model, "is_gradient_checkpointing", False)
 
 
-def together(mini_batch: DataProto) -> DataProto:
-    """The rows of a mini-batch, those that share a prompt beside each other, so that they come into one micro-batch. Prompts stand
-    in the order they are met in."""
+def together(mini_batch: DataProto, shared: bool = True, trimmed: bool = False) -> DataProto:
+    """The rows of a mini-batch in another order: what saves work stands in one micro-batch.
+
+    Args:
+        mini_batch: B rows with T response columns.
+        shared: rows that share a prompt stand beside each other, so that it is computed once. Prompts stand in the order they are
+            met in.
+        trimmed: prompts, or rows, stand in the order of their longest response, so that the rows of a micro-batch have few columns
+            of padding.
+    """
     columns, shown = mini_batch.batch, mini_batch.non_tensor_batch.get(PICTURES)
-    if not _are_pictures(shown):
-        return mini_batch
-    numbers = _numbers(columns["input_ids"], columns["attention_mask"], columns["responses"].shape[-1], shown)
-    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    width = columns["responses"].shape[-1]
+    numbers = list(range(len(mini_batch)))
+    if shared and _are_pictures(shown):
+        numbers = _numbers(columns["input_ids"], columns["attention_mask"], width, shown)
+    longest = [0] * len(numbers)
+    if trimmed:
+        for number, length in zip(numbers, columns["attention_mask"][:, -width:].sum(dim=-1).tolist(), strict=True):
+            longest[number] = max(longest[number], length)
+    order = sorted(range(len(numbers)), key=lambda row: (longest[numbers[row]], numbers[row]))
     return mini_batch if order == list(range(len(order))) else mini_batch.select_idxs(torch.tensor(order))
 
 
