@@ -21,7 +21,7 @@ COMMANDS = ("train", "prepare", "export", "evaluate", "report", "explain", "quic
 LAYERS = (
     ("text", "redaction", "devices"),
     ("output", "chat"),
-    ("objective", "experience", "typos", "sweeps", "cpu_compat", "paths", "untrusted", "hydra_records"),
+    ("objective", "experience", "typos", "sweeps", "cpu_compat", "paths", "untrusted", "hydra_records", "hydra_mode"),
     ("backend",),
     ("phase_files", "shapes", "released_keys"),
     ("config",),

@@ -23,6 +23,7 @@ from hydra.errors import CompactHydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from unify_posttrain.backend.seams import completed
+from unify_posttrain.hydra_mode import composed_once
 from unify_posttrain.output import guarded_output
 from unify_posttrain.paths import check_written, expand_environment, expand_home, tidy
 from unify_posttrain.phase_files import expand_phases, file_chain
@@ -267,7 +268,8 @@ def _run_command(main: Callable[[], None], config_name: str) -> None:
         sys.exit(f"error: {error}")
     os.environ[FULL_ERROR] = "1"  # Hydra would otherwise print its error, several lines of it, and exit
     try:
-        main()
+        with composed_once(arguments):
+            main()
     except CompactHydraException as error:
         if given == "1":
             raise

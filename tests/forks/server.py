@@ -22,6 +22,7 @@ from tests.forks.workers import FIRST_JOB, JOB_ID, RAYLET_PID
 LARGEST = 1 << 17
 PACKAGE = Path(__file__).resolve().parents[2] / "unify_posttrain"
 LIBRARIES = ("torch", "verl", "ray", "transformers", "hydra", "omegaconf", "tensordict", "datasets", "safetensors", "tokenizers")
+DAEMONS = ("ray.dashboard.agent", "ray._private.log_monitor", "ray._private.process_watcher")
 MODELS = ("transformers.models.qwen2.modeling_qwen2", "transformers.models.auto.modeling_auto")
 
 
@@ -55,7 +56,7 @@ def imported_by_the_package() -> set[str]:
 
 def preload() -> None:
     with drawing_no_identifiers():
-        for name in (*sorted(imported_by_the_package()), *MODELS):
+        for name in (*sorted(imported_by_the_package()), *MODELS, *DAEMONS):
             try:
                 importlib.import_module(name)
             except ImportError:

@@ -1,4 +1,5 @@
-"""Ray's workers from a fork: what raylet starts hands its arguments, environment and files to a process that has imported already.
+"""Ray's workers and daemons from a fork: what is started in their place hands its arguments, environment and files to a process
+that has imported already.
 
 Every command that may start Ray has such a process, forked before it does anything else: its workers are then below it in the tree
 of processes, and share its imports. Raylet runs `worker.py`, which asks that process and ends. In the fork Ray's own
@@ -25,6 +26,8 @@ PR_SET_PDEATHSIG = 1
 LARGEST = 1 << 17
 ADDRESS = "UNIFY_TEST_FORKS"  # of the socket, for worker.py
 PROGRAM = Path(__file__).with_name("worker.py")
+DAEMON = Path(__file__).with_name("daemon.py")
+DAEMONS = ("dashboard/agent.py", "_private/runtime_env/agent/main.py", "_private/log_monitor.py")  # below Ray's folder
 # Ray reads these two once, while it is loaded. The server gives the one the name of the first job of every cluster, and the other a
 # process that lives as long as itself.
 JOB_ID, RAYLET_PID = "RAY_JOB_ID", "RAY_RAYLET_PID"
@@ -38,7 +41,7 @@ class BecomeAnother(Exception):
 
 def prepare(own_path: list[str]) -> None:
     """Fork the process that forks workers, and let Ray start workers through it."""
-    from ray._private import ray_constants
+    from ray._private import ray_constants, services
 
     folder = tempfile.mkdtemp(prefix="forks")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -53,10 +56,22 @@ def prepare(own_path: list[str]) -> None:
     listener.close()
     os.environ[ADDRESS] = os.path.join(folder, "socket")
     ray_constants.SETUP_WORKER_FILENAME = str(PROGRAM)  # joined to Ray's folder, which an absolute path replaces
+    start = services.start_ray_process
+
+    def start_forking(command: list[str], *arguments: Any, **more: Any) -> Any:
+        for daemon in DAEMONS:  # one is a command, the others are in raylet's arguments
+            path = os.path.join(services.RAY_PATH, daemon)
+            command = [f"{DAEMON} {path}".join(each.split(path)) if each != path else each for each in command]
+            place = command.index(path) if path in command else None
+            command = command if place is None else [*command[:place], str(DAEMON), *command[place:]]
+        return start(command, *arguments, **more)
+
+    services.start_ray_process = start_forking
 
 
 def _serve(listener: socket.socket, folder: str, own_path: list[str]) -> None:
-    """Fork workers until the command ends, and end each with its raylet, which a worker would look for by itself."""
+    """Fork workers until the command ends, and end each with its raylet, which a worker would look for by itself, or with the
+    process that was started in its place."""
     os.setsid()  # a signal to the group of the command is not for workers (trainer/sessions.py)
     raylets: dict[int, int] = {}  # of the workers
 
@@ -82,7 +97,7 @@ def _serve(listener: socket.socket, folder: str, own_path: list[str]) -> None:
                 listener.close()
                 _become(request, files, connection, own_path)
             if worker:
-                raylets[worker] = int(request["environment"][RAYLET_PID])
+                raylets[worker] = int(request.get("daemon_of") or request["environment"][RAYLET_PID])
             for file in files:
                 os.close(file)
             connection.close()
@@ -102,8 +117,12 @@ def _become(request: dict[str, Any], files: list[int], connection: socket.socket
     take_place(request["environment"], request["folder"], files)
     os.nice(request["nice"] - os.nice(0))
     connection.send(str(os.getpid()).encode())
-    connection.close()
-    program, *arguments = _decided(request["arguments"])
+    if "daemon_of" in request:
+        os.environ[RAYLET_PID] = str(os.getppid())  # an agent ends when it has another parent
+        program, *arguments = request["arguments"]
+    else:
+        connection.close()
+        program, *arguments = _decided(request["arguments"])
     sys.path[:] = search_path(os.path.dirname(program), os.environ, own_path)
     sys.argv[:] = [program, *arguments]
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
@@ -130,7 +149,8 @@ def _read_environment_again() -> None:
 
     Config.initialize("")
     importlib.reload(ray_constants)
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if "OMP_NUM_THREADS" in os.environ:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def _decided(arguments: list[str]) -> list[str]:

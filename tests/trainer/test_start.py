@@ -107,6 +107,43 @@ def test_ray_starts_what_a_run_needs(starts: Starts) -> None:
     assert parameter.RayParams is usual and services.start_api_server is dashboard
 
 
+class Cluster:
+    """Stands for what Ray knows of a cluster: the node is there when it has been asked for a few times."""
+
+    def __init__(self, comes_after: float) -> None:
+        self.asked, self.comes_after = 0, comes_after
+
+    def _initialize_global_state(self, options: str) -> None:
+        assert options == "options of 127.0.0.1:1"
+
+    def node_table(self) -> list[dict[str, str]]:
+        self.asked += 1
+        return [{"NodeID": "another"}, *([{"NodeID": "ours"}] if self.asked > self.comes_after else [])]
+
+    def disconnect(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("comes_after", [0, 3, float("inf")])
+def test_the_node_is_asked_for_when_it_is_there(comes_after: float, starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray asks at once, and a second later again; one that never comes is left to it."""
+    known, found = Cluster(comes_after), []
+
+    def node(address: str, identifier: str) -> dict[str, int]:
+        found.append((address, identifier, known.asked))
+        return {"node_manager_port": 7}
+
+    monkeypatch.setattr(services, "get_node", node)
+    monkeypatch.setattr(services, "_get_gcs_client_options", lambda address: f"options of {address}")
+    monkeypatch.setattr("ray._private.state.GlobalState", lambda: known)
+    monkeypatch.setattr(cluster, "NODE_SECONDS", 0.5)
+    with cluster.only_what_a_run_needs():
+        assert services.get_node("127.0.0.1:1", "ours") == {"node_manager_port": 7}
+    ((address, identifier, asked),) = found
+    assert (address, identifier) == ("127.0.0.1:1", "ours") and services.get_node is node
+    assert asked == comes_after + 1 if comes_after < 4 else asked > 4
+
+
 @pytest.mark.slow
 def test_a_cluster_of_a_run_works_and_is_gone_at_once(tmp_path: Path) -> None:
     """In a process of its own. The names of processes are those of Ray's daemons."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 START_ATTEMPTS = 3
+NODE_SECONDS = 30.0  # as long as Ray waits for its node
 RAY_TIMED_OUT = "timed out during startup"
 # Every worker guards its logs as this process does.
 SETUP_HOOK = "unify_posttrain.output.guard_logs"
@@ -92,20 +94,36 @@ def only_what_a_run_needs() -> Iterator[None]:
 
     Its autoscaler has nothing to scale, and answers no request to end, for which `ray.shutdown` waits a second. A dashboard under
     `include_dashboard=false` serves nothing, and Ray waits until it is there. Agents all want one port: beside another cluster on
-    the machine an agent waits for it for three seconds, and Ray for the agent.
+    the machine an agent waits for it for three seconds, and Ray for the agent. Ray asks for its own node too early, and sleeps for
+    a second before it asks again.
     """
-    params, dashboard = parameter.RayParams, services.start_api_server
+    params, dashboard, node = parameter.RayParams, services.start_api_server, services.get_node
 
     def start_api_server(include_dashboard: bool | None, *arguments: Any, **more: Any) -> Any:
         # What Ray's own function returns where a dashboard that nobody insists on does not start.
         return (None, None) if include_dashboard is False else dashboard(include_dashboard, *arguments, **more)
 
     parameter.RayParams = partial(params, dashboard_agent_listen_port=0, no_monitor=True)
-    services.start_api_server = start_api_server
+
+    def get_node(address: str, identifier: str) -> Any:
+        _wait_for_node(address, identifier)
+        return node(address, identifier)
+
+    services.start_api_server, services.get_node = start_api_server, get_node
     try:
         yield
     finally:
-        parameter.RayParams, services.start_api_server = params, dashboard
+        parameter.RayParams, services.start_api_server, services.get_node = params, dashboard, node
+
+
+def _wait_for_node(address: str, identifier: str) -> None:
+    """Until the cluster knows the node. One that never comes is left to Ray, which then says what it knows."""
+    known = ray._private.state.GlobalState()
+    known._initialize_global_state(services._get_gcs_client_options(address))
+    deadline = time.monotonic() + NODE_SECONDS
+    while time.monotonic() < deadline and identifier not in (each["NodeID"] for each in known.node_table()):
+        time.sleep(0.02)
+    known.disconnect()
 
 
 @contextmanager
