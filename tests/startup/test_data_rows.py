@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import fingerprint
 
 from tests.chat_models import QWEN3, save_chat_model
 from unify_posttrain.config import compose_config
@@ -290,3 +291,25 @@ def test_a_row_of_json_that_cannot_be_held_is_named(models: Mapping[str, Path], 
     file.write_text(json.dumps(row()) + "\n{\n")
     with pytest.raises(ValueError, match=r"^data file: .*rows\.jsonl, line 2: invalid JSON"):
         check_data(config([str(file)], (), models["qwen3"], "grpo"))
+
+
+def test_lengths_of_few_prompts_are_counted_and_of_many_remembered(check: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To make a fingerprint of tokenizer and configuration, under which `datasets` would find them again, takes longer."""
+    hashed = []
+    making = fingerprint.Hasher.hash
+
+    def hash_of(value: Any) -> str:
+        hashed.append(value)
+        return making(value)
+
+    def named() -> int:
+        return sum(getattr(value, "__name__", "") == "_lengths" for value in hashed)
+
+    monkeypatch.setattr(fingerprint.Hasher, "hash", staticmethod(hash_of))
+    long = row(prompt=[{"role": "user", "content": "a long question " * 300}])
+    found = check([row(), long, row()])
+    assert named() == 0
+    monkeypatch.setattr("unify_posttrain.startup.dataset.WORTH_REMEMBERING", 1)
+    again = check([row(), long, row()])
+    assert named() > 0
+    assert [len(data) for data in found.datasets] == [len(data) for data in again.datasets] == [2, 2]
