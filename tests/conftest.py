@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,27 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return OneEndToEnd(config, log)
 
 
-@pytest.fixture(autouse=True)
-def the_environment_is_as_it_was() -> Iterator[None]:
+@contextmanager
+def environment_kept() -> Iterator[None]:
     """Code under test leaves variables to its own process; commands that later tests start would inherit them."""
     before = dict(os.environ)
     yield
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def the_environment_is_as_before_the_module() -> Iterator[None]:
+    """What a module's own fixtures start, such as Ray, leaves some, too."""
+    with environment_kept():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def the_environment_is_as_it_was() -> Iterator[None]:
+    with environment_kept():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

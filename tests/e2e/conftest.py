@@ -20,6 +20,7 @@ import yaml
 
 from tests import forks
 from tests.devices import NO_GPU
+from tests.forks import client
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMING = ("timing", "perf/")
@@ -67,7 +68,10 @@ class World:
         self, name: str, *overrides: str, check: bool = True, timeout: int = 600, alone: bool = False
     ) -> subprocess.CompletedProcess:
         """Run to the end; `alone`: in a process that shares nothing with others, as a user starts it."""
-        done = (forks.run if self.forks and not alone else subprocess.run)(
+        shares = self.forks and not alone and client.known_libraries()
+        if shares:  # a run by itself takes three times as long
+            assert not client.server().others(self.environment), "a test before this one has left variables behind"
+        done = (forks.run if shares else subprocess.run)(
             self.command(name, *overrides), env=self.environment, capture_output=True, text=True, timeout=timeout, cwd=self.home
         )
         if check and done.returncode:

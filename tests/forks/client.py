@@ -66,8 +66,11 @@ class Server:
 
     def suits(self, environment: Mapping[str, str]) -> bool:
         """Whether what the server has imported is what a command with this environment would have imported."""
-        names = {name for name, _ in environment.items() ^ self.environment.items()}
-        return names <= READ_LATE
+        return not self.others(environment)
+
+    def others(self, environment: Mapping[str, str]) -> set[str]:
+        """Variables whose value is another one, of those that may be read while something is imported."""
+        return {name for name, _ in environment.items() ^ self.environment.items()} - READ_LATE
 
     def fork(self, request: Mapping[str, Any], files: Sequence[int]) -> int:
         """Identifier of the new process, which is a child of this one."""
