@@ -92,6 +92,7 @@ def test_ray_accepts_as_many_ranks_as_tests_and_benchmarks_start(monkeypatch: py
     assert Manager.get_current_process_visible_accelerator_ids() == []
 
 
+@pytest.mark.slow
 def test_a_run_on_cpu_sees_no_gpu_of_the_machine_and_a_run_on_gpus_all() -> None:
     """As many names as ranks, none of them a GPU's: torch finds nothing, and Ray has room."""
     model = "actor_rollout_ref.model.path=none"

@@ -83,6 +83,7 @@ def test_rollouts_of_a_group_that_are_graded_at_once_ask_once(counting: Counting
     assert {each["gold_ok"] for each in scored} == {0.0} and counting.asked == ["gold"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gold", DEEP, ids=["braces", "parentheses", "lists", "roots"])
 @pytest.mark.parametrize("version", [4, 6])
 def test_deep_nesting_is_one_row(gold: str, version: int, counting: Counting) -> None:

@@ -136,6 +136,7 @@ def test_a_terminal_that_is_gone_does_not_stop_the_saving(tmp_path: Path) -> Non
     assert process.wait() == 0 and (tmp_path / "checkpoint").read_text() == "saved"
 
 
+@pytest.mark.slow
 def test_timeout_signals_its_child_twice_and_that_is_one_request() -> None:
     """coreutils' own `timeout`, which signals the child and then the child's group."""
     code = (

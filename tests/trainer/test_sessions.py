@@ -62,6 +62,7 @@ def test_a_loader_apart_is_where_it_was_after_a_resume() -> None:
     assert len(list(second)) == len(whole) - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_group_does_not_end_the_loading(number: signal.Signals) -> None:
     """torch takes a loading process that dies for an error of the run. Signalled at once, while the processes come up."""

@@ -14,6 +14,7 @@ from tests.ranks import run_ranks
 from unify_posttrain.algorithms import ALGORITHMS
 
 from .actor_kit import gradient_distance, make_actor, make_batch, make_model, start_group
+from .packed_kit import FEW
 
 SKIPPING = {"fusion.skip_zero_advantage": True}
 NO_BONUS = "actor_rollout_ref.actor.entropy_coeff=0"  # an entropy bonus acts on every row
@@ -21,6 +22,7 @@ TOLERANCE = 1e-6
 EXACT = ("loss", "clipfrac", "clipfrac_lower", "rho_on_mean", "rho_demo_mean", "grad_norm", "optimizer_steps")
 
 
+EVERY = [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in sorted(ALGORITHMS)]
 # Whether a row of theirs has a gradient, its probabilities or those of the rows beside it decide.
 WEIGHED_BY_THE_MODEL = ("online_sft", "prefix_rft")
 
@@ -69,7 +71,7 @@ def test_every_algorithm_takes_the_gradient_of_all_rows(name: str) -> None:
     assert sum(rows) <= 16 - found["fusion/skipped_rows"]
 
 
-@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+@pytest.mark.parametrize("name", EVERY)
 def test_the_rows_left_out_are_those_without_a_gradient(name: str) -> None:
     """Row by row, as each would be trained alone; one optimizer step, whose ratios are 1, so that no clip takes a gradient away."""
     batch = idle_batch(mini_batches=1)
