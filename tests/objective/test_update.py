@@ -169,6 +169,11 @@ def test_rows_without_a_gradient_are_left_out_of_nothing_but_the_work(random_bat
             assert record[name] == pytest.approx([value.item()], rel=1e-12, abs=1e-15), name
 
 
+def test_ranks_that_cannot_agree_on_rows_are_refused(random_batch: Callable) -> None:
+    with pytest.raises(ValueError, match="all_reduce_max"):
+        MiniBatchUpdate(POLICY, random_batch(4, rows=3, width=WIDTH), Ranks(lambda tensor: None, world=2), skips=True)
+
+
 def test_where_no_row_has_a_gradient_one_is_computed_in_silence(random_batch: Callable) -> None:
     """An optimizer step is taken all the same, as it is when all rows are computed: decay and moments go on."""
     batch = random_batch(4, rows=ROWS, width=WIDTH)

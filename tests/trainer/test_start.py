@@ -111,7 +111,7 @@ def test_ray_starts_what_a_run_needs(starts: Starts) -> None:
 def test_metrics_are_collected_where_a_dashboard_shows_them(
     dashboard: bool | None, metrics: str | None, starts: Starts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And where the user says so. Their thread is not there otherwise: it has taken runs down."""
+    """And where the user says so. Their thread is not there otherwise."""
     for name in cluster.NO_METRICS:
         monkeypatch.delenv(name, raising=False)
     cluster.start_ray(config(include_dashboard=dashboard))

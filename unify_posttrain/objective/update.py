@@ -68,7 +68,13 @@ class Ranks:
         return (shares / self.sequence_parallel).cpu()
 
     def largest(self, number: int) -> int:
-        """The largest `number` of any rank; collective."""
+        """The largest `number` of any rank; collective.
+
+        Raises:
+            ValueError: there are several, and no way to ask them.
+        """
+        if self.world > 1 and self.all_reduce_max is _alone:
+            raise ValueError(f"{self.world} ranks skip rows together: give Ranks its all_reduce_max")
         found = torch.tensor(number, device=self.device)
         self.all_reduce_max(found)
         return int(found)
