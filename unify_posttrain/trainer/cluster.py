@@ -39,8 +39,8 @@ RAY_VARIABLES = {
     "RAY_raylet_client_connect_timeout_milliseconds": "20",
     "RAY_raylet_client_num_connect_attempts": "500",
 }
-# Without a dashboard nobody reads Ray's metrics. The thread of each process that exports them is suspected, not known, to have ended
-# runs by a broken heap (Agent.md).
+# Without a dashboard nobody reads Ray's metrics. The thread of each process that exports them is suspected, not known, to have
+# ended runs by a broken heap (Agent.md).
 NO_METRICS = {"RAY_enable_open_telemetry": "0", "RAY_enable_metrics_collection": "0"}
 
 
