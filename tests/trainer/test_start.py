@@ -107,21 +107,6 @@ def test_ray_starts_what_a_run_needs(starts: Starts) -> None:
     assert parameter.RayParams is usual and services.start_api_server is dashboard
 
 
-@pytest.mark.parametrize(("dashboard", "metrics"), [(False, "0"), (True, None), (None, None)])
-def test_metrics_are_collected_where_a_dashboard_shows_them(
-    dashboard: bool | None, metrics: str | None, starts: Starts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And where the user says so. Their thread is not there otherwise."""
-    for name in cluster.NO_METRICS:
-        monkeypatch.delenv(name, raising=False)
-    cluster.start_ray(config(include_dashboard=dashboard))
-    assert {os.environ.get(name) for name in cluster.NO_METRICS} == {metrics}
-    for name in cluster.NO_METRICS:
-        monkeypatch.setenv(name, "1")
-    cluster.start_ray(config(include_dashboard=False))
-    assert {os.environ.get(name) for name in cluster.NO_METRICS} == {"1"}
-
-
 class Cluster:
     """Stands for what Ray knows of a cluster: the node is there when it has been asked for a few times."""
 

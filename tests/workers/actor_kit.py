@@ -18,6 +18,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from unify_posttrain import cpu_compat
 from unify_posttrain.config import compose_config
 from unify_posttrain.experience.rows import object_column
+from unify_posttrain.workers.process_group import use_one_thread
 
 PROMPT, RESPONSE, VOCABULARY = 6, 10, 50
 BASE = (
@@ -57,6 +58,7 @@ def start_group(rank: int = 0, world: int = 1, meeting: str | None = None) -> No
     """A process group, once per process: gloo, and NCCL for what lies on a GPU. Ranks meet in a file, so that no port can be
     taken."""
     cpu_compat.install()
+    use_one_thread()
     if not dist.is_initialized():
         meeting = meeting or tempfile.mktemp()
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

@@ -39,9 +39,6 @@ RAY_VARIABLES = {
     "RAY_raylet_client_connect_timeout_milliseconds": "20",
     "RAY_raylet_client_num_connect_attempts": "500",
 }
-# Without a dashboard nobody reads Ray's metrics. The thread of each process that exports them is suspected, not known, to have
-# ended runs by a broken heap (Agent.md).
-NO_METRICS = {"RAY_enable_open_telemetry": "0", "RAY_enable_metrics_collection": "0"}
 
 
 @contextmanager
@@ -77,7 +74,7 @@ def start_ray(config: DictConfig) -> None:
     given = OmegaConf.to_container(config.ray_kwargs.get("ray_init", OmegaConf.create()), resolve=True)
     runtime_env = OmegaConf.merge(get_ppo_ray_runtime_env(), given.pop("runtime_env", None) or {})
     runtime_env.setdefault("worker_process_setup_hook", SETUP_HOOK)
-    for name, value in {**RAY_VARIABLES, **(NO_METRICS if given.get("include_dashboard") is False else {})}.items():
+    for name, value in RAY_VARIABLES.items():
         os.environ.setdefault(name, value)
     for attempt in range(1, START_ATTEMPTS + 1):
         try:

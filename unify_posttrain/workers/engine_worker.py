@@ -21,13 +21,12 @@ from verl.utils.profiler import DistProfiler
 from verl.workers.config.optimizer import build_optimizer
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-from unify_posttrain import cpu_compat
 from unify_posttrain.backend.seams import critic_parts
 from unify_posttrain.rollout import register_engines
 from unify_posttrain.workers import engine as engines
+from unify_posttrain.workers import process_group
 from unify_posttrain.workers.engine_actor import EngineActor, EngineCritic, EnginePolicy
 from unify_posttrain.workers.finite import check_resumed, check_weights
-from unify_posttrain.workers.loopback import keep_on_loopback
 from unify_posttrain.workers.optimizers import (
     HeldRate,
     detach_settings,
@@ -45,11 +44,9 @@ GIB = 1024**3
 
 
 def _prepare() -> None:
-    cpu_compat.install()
     register_engines()
     engines.register()
-    keep_on_loopback()
-    cpu_compat.join_process_group()
+    process_group.join()
 
 
 class EngineWorker(ActorRolloutRefWorker):

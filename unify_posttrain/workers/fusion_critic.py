@@ -20,10 +20,9 @@ from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.critic import DataParallelPPOCritic
 from verl.workers.fsdp_workers import CriticWorker
 
-from unify_posttrain import cpu_compat
+from unify_posttrain.workers import process_group
 from unify_posttrain.workers.critic_update import CriticUpdate
 from unify_posttrain.workers.finite import check_resumed, check_weights
-from unify_posttrain.workers.loopback import keep_on_loopback
 from unify_posttrain.workers.micro_batches import forward_in_step
 from unify_posttrain.workers.optimizers import detach_settings, keeping_settings
 from unify_posttrain.workers.transport import reply
@@ -63,9 +62,7 @@ class FusionCriticWorker(CriticWorker):
     """verl's critic worker with our critic in it. The name must not be `Worker`: verl finds its base class by that."""
 
     def __init__(self, config: Any) -> None:
-        cpu_compat.install()
-        keep_on_loopback()
-        cpu_compat.join_process_group()
+        process_group.join()
         super().__init__(config)
 
     def _build_critic_model_optimizer(self, config: Any) -> Any:

@@ -16,12 +16,11 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config.optimizer import build_optimizer
 from verl.workers.fsdp_workers import AsyncActorRolloutRefWorker
 
-from unify_posttrain import cpu_compat
 from unify_posttrain.rollout import register_engines
+from unify_posttrain.workers import process_group
 from unify_posttrain.workers.finite import check_resumed, check_weights
 from unify_posttrain.workers.forward import ChunkedForward
 from unify_posttrain.workers.fusion_actor import FusionActor
-from unify_posttrain.workers.loopback import keep_on_loopback
 from unify_posttrain.workers.optimizers import (
     HeldRate,
     detach_settings,
@@ -39,10 +38,8 @@ class PortableWorker(AsyncActorRolloutRefWorker):
     """verl's worker, able to run without CUDA and to find our engines; otherwise untouched."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        cpu_compat.install()
         register_engines()
-        keep_on_loopback()
-        cpu_compat.join_process_group()
+        process_group.join()
         super().__init__(*args, **kwargs)
 
     def _build_model_optimizer(self, *args: Any, role: str = "actor", **kwargs: Any) -> Any:
