@@ -119,6 +119,7 @@ def register_resolvers() -> None:
         "part": _part,
         "episode_steps": _episode_steps,
         "ray_cpus": _ray_cpus,
+        "lanes": passive_threads_per_rank,
         "passive_threads": lambda ranks: str(passive_threads_per_rank(ranks)),  # an environment variable must be text
         "add": lambda *numbers: sum(numbers),
         "tokens_per_gpu": lambda prompt, response: 2 * (prompt + response),

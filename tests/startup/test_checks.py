@@ -95,6 +95,8 @@ def test_good_input_passes_and_is_described(compose, algorithm) -> None:
         (["trainer.unify_strategy=balance"], r"unify_strategy='balance'.*switch, soft, no"),
         (["trainer.switch_gate=1", "fusion.hpt.switch_gate=2"], r"switch_gate=1 and fusion\.hpt\.switch_gate=2"),
         (["actor_rollout_ref.rollout.custom.portions=0"], r"rollout\.custom\.portions=0 must be .* at least 1"),
+        (["actor_rollout_ref.rollout.custom.lanes=0"], r"rollout\.custom\.lanes=0 must be .* at least 1"),
+        (["actor_rollout_ref.rollout.custom.lanes=two"], r"rollout\.custom\.lanes=two must be"),
         (["actor_rollout_ref.rollout.custom.portions=null"], r"rollout\.custom\.portions=None must be"),
         (["data.train_batch_size=15"], r"train_batch_size=15 must be a multiple of .*ppo_mini_batch_size=8"),
         (["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=48"], r"64 rows.*ppo_micro_batch_size_per_gpu=48 does not divide"),

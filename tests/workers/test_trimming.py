@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from verl import DataProto
 
-from unify_posttrain.workers.trimming import kept_columns, on_trimmed
+from unify_posttrain.workers.trimming import kept_columns, narrow_cuts, on_trimmed
 
 from .actor_kit import PROMPT, RESPONSE, gradient_distance, make_actor, make_batch, make_model
 
@@ -145,3 +149,56 @@ def test_positions_of_several_kinds_are_cut_in_their_last_dimension() -> None:
     }
     assert on_trimmed(forward, micro_batch)["log_probs"].tolist() == [[7.0, 0.0]]
     assert seen["position_ids"].shape == (1, 4, 2) and seen["input_ids"].tolist() == [[1, 2]] and seen["pad_token_id"] == 0
+
+
+def columns_of(lengths: Sequence[int], ends: Sequence[int]) -> int:
+    """Columns that are computed, rows cut at `ends`."""
+    return sum((end - start) * max(lengths[start:end]) for start, end in itertools.pairwise([0, *ends]))
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=11).map(sorted), st.integers(1, 5))
+def test_no_cut_computes_fewer_columns(lengths: list[int], most: int) -> None:
+    rows, parts = len(lengths), -(-len(lengths) // most)
+    ends = narrow_cuts(lengths, most)
+    assert len(ends) == parts and ends[-1] == rows
+    assert all(0 < end - start <= most for start, end in itertools.pairwise([0, *ends]))
+    others = ([*cuts, rows] for cuts in itertools.combinations(range(1, rows), parts - 1))
+    allowed = [each for each in others if all(end - start <= most for start, end in itertools.pairwise([0, *each]))]
+    assert columns_of(lengths, ends) == min(columns_of(lengths, each) for each in allowed)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "ends"),
+    [
+        ([7] * 137, [64, 128, 137]),  # nothing to save: as verl cuts
+        ([7] * 128, [64, 128]),
+        ([39] * 120 + [59] * 17, [64, 120, 137]),  # demonstrations by themselves
+        ([5], [1]),
+        ([], []),
+    ],
+)
+def test_where_rows_are_cut(lengths: list[int], ends: list[int]) -> None:
+    assert narrow_cuts(lengths, 64) == ends
+
+
+def test_long_rows_take_a_micro_batch_for_themselves() -> None:
+    """Eleven short rows and two long ones, whatever their order: of three micro-batches one is wide. Gradients stay."""
+    found = []
+    for flag in (OFF, ON):
+        batch = make_batch(rows=13, demonstrations=0, hints=0, padding=0)
+        long = torch.zeros(13, dtype=torch.bool)
+        long[[2, 9]] = True
+        ends = torch.where(long, RESPONSE, 3).unsqueeze(-1)
+        batch.batch["response_mask"] = (torch.arange(RESPONSE) < ends).long()
+        batch.batch["attention_mask"] = torch.cat([torch.ones(13, PROMPT, dtype=torch.long), batch.batch["response_mask"]], dim=1)
+        batch.batch["position_ids"] = (batch.batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        batch.meta_info["mini_batches"] = 1
+        module = Watched()
+        actor = make_actor(
+            "algorithm=grpo", flag, "fusion.share_prompts=false", module=module, settings={"ppo_micro_batch_size_per_gpu": 6}
+        )
+        actor.update_policy(batch)
+        found.append((actor.gradients[0], module.widths))
+    (whole, wide), (trimmed, narrow) = found
+    assert len(wide) == len(narrow) == 3 and sorted(narrow) == [PROMPT + 3, PROMPT + 3, PROMPT + RESPONSE]
+    assert gradient_distance(whole, trimmed) < 1e-6

@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from unify_posttrain.evaluation.requests import EngineSettings, Output, Request
-from unify_posttrain.rollout.decoding import decode_batch, end_tokens
+from unify_posttrain.rollout.decoding import end_tokens
+from unify_posttrain.rollout.lanes import Lanes
 from unify_posttrain.rollout.pictures import banned_bias, picture_inputs
 from unify_posttrain.rollout.sampling import SamplingParams
 from unify_posttrain.untrusted.loading import flaws_of
@@ -50,6 +51,7 @@ class HFEngine:
         if bad is not None:
             raise ValueError(f"model {folder}: {bad} holds NaN or infinite numbers in {settings.dtype}; take an earlier checkpoint")
         self.model: Any = model.to(device).eval()
+        self.lanes: Any = Lanes(self.model, torch.get_num_threads())
         self.banned = banned_bias(tokenizer) if sees else {}
         self.eos_ids = end_tokens(str(folder), tokenizer.eos_token_id)
         if not self.eos_ids:
@@ -83,7 +85,7 @@ class HFEngine:
         params = [self._params(request) for request in batch]
         prompts = [request.prompt_ids for request in batch]
         pictures = [picture_inputs(self.processor, request.images) for request in batch]
-        decoded = decode_batch(self.model, prompts, params, self.eos_ids, self.pad_id, pictures)
+        decoded = self.lanes.decode_batch(prompts, params, self.eos_ids, self.pad_id, pictures)
         return [Output(each.token_ids, truncated=each.token_ids[-1] not in self.eos_ids) for each in decoded]
 
     def _params(self, request: Request) -> SamplingParams:
@@ -103,7 +105,8 @@ class HFEngine:
         return SamplingParams.from_request(sampling, room)
 
     def close(self) -> None:
-        self.model = None
+        self.lanes.close()
+        self.lanes = self.model = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -10,7 +10,6 @@ makes the function of ARGUMENT, which is JSON. `confined`: children only compute
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
@@ -27,9 +26,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from unify_posttrain.mortal import die_with_parent
 from unify_posttrain.rewards.confinement import LATE, LateImports, confine
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 DETAIL_CHARACTERS = 300  # a reply without a value has to fit one atomic write
 ROOM_MB = 64  # what a function must at least be left
 GONE = 0  # exit code of a child whose input has ended
@@ -155,7 +154,7 @@ def _serve(
     function: Callable[[Any], Any], timeout: float, memory_mb: int, limit_mb: int, progress: Progress, late: LateImports | None
 ) -> None:
     """A child's life; it never returns."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     resource.setrlimit(resource.RLIMIT_AS, (limit_mb << 20, limit_mb << 20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     folder = os.open(".", os.O_RDONLY)

@@ -7,7 +7,7 @@ taken once, rows that have ended leave the batch, and nothing is done in Python 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,9 +62,18 @@ def decode_batch(
     pictures: Sequence[Inputs] | None = None,
 ) -> list[Decoded]:
     """One response per prompt, in the order of the prompts; see :func:`decode`."""
-    (finished,) = decode(model, prompts, params, eos_ids, pad_id, portion=len(prompts), pictures=pictures)
-    rows = zip(finished.token_ids.tolist(), finished.log_probs, finished.lengths.tolist(), strict=True)
-    return [Decoded(ids[:length], log_probs[:length]) for ids, log_probs, length in rows]
+    return in_order(decode(model, prompts, params, eos_ids, pad_id, portion=len(prompts), pictures=pictures), len(prompts))
+
+
+def in_order(parts: Iterable[Finished], rows: int) -> list[Decoded]:
+    """The responses of all parts, by row."""
+    found: dict[int, Decoded] = {}
+    for part in parts:
+        for row, ids, log_probs, length in zip(
+            part.rows.tolist(), part.token_ids.tolist(), part.log_probs, part.lengths.tolist(), strict=True
+        ):
+            found[row] = Decoded(ids[:length], log_probs[:length])
+    return [found[row] for row in range(rows)]
 
 
 @torch.inference_mode()

@@ -17,7 +17,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from unify_posttrain import cpu_compat
-from unify_posttrain.rollout.decoding import Finished, decode, decode_batch
+from unify_posttrain.rollout.decoding import Finished
+from unify_posttrain.rollout.lanes import Lanes
 from unify_posttrain.rollout.pictures import Inputs, picture_inputs, picture_key, picture_keys
 from unify_posttrain.rollout.rows import Requests, Responses
 from unify_posttrain.rollout.sampling import SamplingParams
@@ -54,6 +55,7 @@ class HFServer:
         dtype: of the weights.
         override_config: settings of the model configuration, e.g. attn_implementation.
         trust_remote_code: run code that comes with the folder.
+        lanes: processes that decode a batch, a thread each; where there is no CUDA.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class HFServer:
         dtype: str,
         override_config: Mapping[str, Any],
         trust_remote_code: bool = False,
+        lanes: int = 1,
     ) -> None:
         cpu_compat.install()
         # One thread computes, from the beginning on. OpenMP gives each that does threads of its own. As soon as those of a process
@@ -80,6 +83,7 @@ class HFServer:
         options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code}
         model = self.pool.submit(chosen.from_config, config, **options).result()
         self.model = model.to(self.device).eval()
+        self.lanes = Lanes(self.model, lanes)
         self.model_path, self.trust_remote_code, self.sees = model_path, trust_remote_code, sees
         self.pad_id, self.eos_ids = pad_id, eos_ids
         self.response_length, self.max_context = response_length, max_context
@@ -179,7 +183,7 @@ class HFServer:
         for start in range(0, len(order), self.max_batch):
             rows = order[start : start + self.max_batch]
             given = [prompts[row] for row in rows], [params[row] for row in rows]
-            parts = decode(self.model, *given, self.eos_ids, self.pad_id, requests.portion, [shown[row] for row in rows])
+            parts = self.lanes.decode(*given, self.eos_ids, self.pad_id, requests.portion, [shown[row] for row in rows])
             answers = (_responses(part, np.array(rows), want_log_probs) for part in parts)
             # The loop answers control calls while the pool's one thread decodes, and selects what has ended.
             while (answer := await loop.run_in_executor(self.pool, next, answers, None)) is not None:
@@ -219,7 +223,7 @@ class HFServer:
         from verl.workers.rollout.replica import TokenOutput
 
         prompts, params = [request.prompt_ids for request in batch], [request.params for request in batch]
-        decoded = decode_batch(self.model, prompts, params, self.eos_ids, self.pad_id, [request.pictures for request in batch])
+        decoded = self.lanes.decode_batch(prompts, params, self.eos_ids, self.pad_id, [request.pictures for request in batch])
         return [
             TokenOutput(
                 token_ids=each.token_ids,

@@ -27,6 +27,7 @@ def start_server(replica_rank: int, rollout: Any, model: Any) -> Any:
         replica_rank: which replica.
         rollout, model: verl's nodes `actor_rollout_ref.rollout` and `.model`.
     """
+    custom = rollout.custom or {}
     path, trust = model.path, bool(model.get("trust_remote_code", False))
     tokenizer = hf_tokenizer(path, trust_remote_code=trust)
     return (
@@ -44,7 +45,8 @@ def start_server(replica_rank: int, rollout: Any, model: Any) -> Any:
             response_length=rollout.response_length,
             max_context=rollout.max_model_len or rollout.prompt_length + rollout.response_length,
             max_batch=rollout.max_num_seqs,
-            gather_seconds=(rollout.custom or {})["gather_seconds"],
+            gather_seconds=custom["gather_seconds"],
+            lanes=custom.get("lanes", 1),
             dtype=rollout.dtype,
             trust_remote_code=trust,
             override_config=OmegaConf.to_container(OmegaConf.create(model.get("override_config", {}))),

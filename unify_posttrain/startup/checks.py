@@ -195,6 +195,12 @@ def _check_hardware(config: DictConfig) -> None:
             )
         if not rollout.get("custom") or "gather_seconds" not in rollout.custom:
             raise ValueError("rollout.name=hf needs actor_rollout_ref.rollout.custom.gather_seconds; hardware=cpu sets it")
+        lanes = rollout.custom.get("lanes", 1)
+        if not isinstance(lanes, int) or isinstance(lanes, bool) or lanes < 1:
+            raise ValueError(
+                f"actor_rollout_ref.rollout.custom.lanes={lanes} must be a number of processes that decode, at least 1; "
+                "hardware=cpu takes as many as a rank has threads"
+            )
         if actor.strategy != "fsdp2":
             raise ValueError(
                 f"actor_rollout_ref.actor.strategy={actor.strategy} cannot run on CPU; use fsdp2 (hardware=cpu sets it)"

@@ -131,8 +131,11 @@ class ActorUpdate(ABC):
 
     def _accumulate(self, mini_batch: DataProto, update: MiniBatchUpdate) -> None:
         """Forward, loss and backward of every micro-batch."""
-        for micro_batch in micro_batches(mini_batch, self.config, self.ulysses_sequence_parallel_size):
+        for micro_batch in self._micro_batches(mini_batch):
             self._backward(micro_batch, update)
+
+    def _micro_batches(self, mini_batch: DataProto) -> list[DataProto]:
+        return micro_batches(mini_batch, self.config, self.ulysses_sequence_parallel_size)
 
     def _clip_and_step(self, grad_clip: float) -> tuple[float, bool]:
         """Clip, then step unless the norm is not finite or above `fusion.max_grad_norm`. Returns (norm, stepped)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from unify_posttrain.workers.actor_update import ActorUpdate
 from unify_posttrain.workers.forward import ChunkedForward
 from unify_posttrain.workers.micro_batches import forward_in_step
 from unify_posttrain.workers.shared_prompts import together
+from unify_posttrain.workers.trimming import narrow_cuts
 
 
 class FusionActor(ActorUpdate, ChunkedForward):
@@ -38,9 +40,20 @@ class FusionActor(ActorUpdate, ChunkedForward):
         return super().update_policy(data)
 
     def _mini_batches(self, data: DataProto) -> list[DataProto]:
-        parts = super()._mini_batches(data)
-        cut_by_rows = self.trim_padding and not self.config.use_dynamic_bsz  # by tokens, verl sorts them itself
-        return [together(part, self.shares, cut_by_rows) for part in parts] if self.shares or cut_by_rows else parts
+        parts, trims = super()._mini_batches(data), self._trims_by_rows
+        return [together(part, self.shares, trims) for part in parts] if self.shares or trims else parts
+
+    def _micro_batches(self, mini_batch: DataProto) -> list[DataProto]:
+        if not self._trims_by_rows:
+            return super()._micro_batches(mini_batch)
+        width = mini_batch.batch["responses"].shape[-1]
+        lengths = mini_batch.batch["attention_mask"][:, -width:].sum(dim=-1).tolist()
+        ends = narrow_cuts(lengths, self.config.ppo_micro_batch_size_per_gpu)
+        return [mini_batch.slice(start, end) for start, end in pairwise([0, *ends])]
+
+    @property
+    def _trims_by_rows(self) -> bool:
+        return self.trim_padding and not self.config.use_dynamic_bsz  # by tokens, verl sorts rows itself
 
     def _backward(self, micro_batch: DataProto, update: MiniBatchUpdate) -> None:
         micro_batch = micro_batch.to(get_device_id())

@@ -6,7 +6,8 @@ are packed (`use_remove_padding`) that costs nothing; on a CPU, where they canno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor
@@ -35,6 +36,34 @@ def on_trimmed(forward: Forward, micro_batch: Mapping[str, Any]) -> dict[str, Te
     cut |= {name: micro_batch[name][..., :last] for name in OF_RESPONSES if name in micro_batch}
     outputs = forward({**micro_batch, **cut})
     return {name: pad(value, (0, width - last)) for name, value in outputs.items()}
+
+
+def narrow_cuts(lengths: Sequence[int], most: int) -> list[int]:
+    """Where to cut rows into micro-batches so that the fewest columns are computed: few long rows take a small one for themselves.
+
+    Args:
+        lengths: (B,) attended columns of each row, rows of similar lengths beside each other, the shortest ones first.
+        most: rows of a micro-batch. There are as many micro-batches as verl cuts, ceil(B / most), so that ranks with as many rows
+            agree.
+
+    Returns:
+        The ends of the micro-batches, B the last one. As verl cuts them where nothing is saved.
+    """
+    rows, parts = len(lengths), -(-len(lengths) // most)
+    widest = list(accumulate(lengths, max))
+    reached: dict[int, tuple[int, list[int]]] = {0: (0, [])}  # end of a part -> columns computed so far, the ends before
+    for part in range(1, parts + 1):
+        left = parts - part
+        ends = range(max(part, rows - left * most), min(part * most, rows - left) + 1)
+        reached = {
+            end: min(
+                (cost + (end - start) * widest[end - 1], -start, [*cuts, end])
+                for start, (cost, cuts) in reached.items()
+                if 0 < end - start <= most
+            )[::2]
+            for end in ends
+        }
+    return reached[rows][1]
 
 
 def kept_columns(attention_mask: Tensor, width: int) -> tuple[int, int]:
