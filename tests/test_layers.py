@@ -19,7 +19,7 @@ COMMANDS = ("train", "prepare", "export", "evaluate", "report", "explain", "quic
 # Rooms (folders and single modules) from low to high. A module imports its own room and rooms of lower layers, nothing else: two
 # rooms of one layer do not know each other, commands excepted.
 LAYERS = (
-    ("text", "redaction", "devices"),
+    ("text", "redaction", "devices", "mortal"),
     ("output", "chat"),
     ("objective", "experience", "typos", "sweeps", "cpu_compat", "paths", "untrusted", "hydra_records", "hydra_mode"),
     ("backend",),
@@ -41,7 +41,7 @@ KNOWN: dict[str, set[str]] = {
     "objective": set(),
     "experience": {"chat"},  # where prompt and target meet: text, as everywhere
     "measures": set(),
-    "rewards": set(),
+    "rewards": {"mortal"},
     "algorithms": {"objective", "experience", "config"},  # the last for the arithmetic of episodes
     "output": {"text", "redaction"},
     "backend": {"cpu_compat"},
@@ -52,6 +52,7 @@ KNOWN: dict[str, set[str]] = {
     "rollout": {
         "chat",
         "cpu_compat",
+        "mortal",
         "untrusted",
         "experience",
         "rewards",

@@ -26,6 +26,7 @@ from unify_posttrain.rollout import hf_server
 from unify_posttrain.rollout.agent_loop import NEW_TOKENS_COLUMN, PREFIX_COLUMN, PREFIX_TRAINED_COLUMN, SEED_COLUMN
 from unify_posttrain.rollout.batches import AnswersBatches
 from unify_posttrain.rollout.hf_server import HFServer
+from unify_posttrain.rollout.lanes import Lanes
 from unify_posttrain.rollout.manager import RolloutManager
 from unify_posttrain.rollout.rows import Requests
 from unify_posttrain.rollout.sampling import SeededSampler
@@ -119,7 +120,7 @@ def test_one_thread_of_a_server_computes(folder: Path, monkeypatch: pytest.Monke
 
     noted(hf_server.AutoModelForCausalLM, "from_config")
     noted(hf_server, "_copy")
-    noted(hf_server, "decode_batch")
+    noted(Lanes, "_start")
     noted(hf_server, "_responses")
     noted(SeededSampler, "draw")
 
@@ -130,7 +131,7 @@ def test_one_thread_of_a_server_computes(folder: Path, monkeypatch: pytest.Monke
             pass
 
     asyncio.run(serve(make_server(folder)))
-    assert set(threads) == {"from_config", "_copy", "decode_batch", "_responses", "draw"}
+    assert set(threads) == {"from_config", "_copy", "_start", "_responses", "draw"}
     assert len(set.union(*threads.values())) == 1
     assert threading.current_thread().name not in threads["_copy"]
 
