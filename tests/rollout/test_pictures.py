@@ -16,6 +16,7 @@ from tests.tiny_vision import picture, prompt
 from unify_posttrain.backend.seams import rope_inputs
 from unify_posttrain.config import compose_config
 from unify_posttrain.experience.pictures import picture_references
+from unify_posttrain.rollout import lanes
 from unify_posttrain.rollout.agent_loop import SeededSingleTurnAgentLoop
 from unify_posttrain.rollout.decoding import decode_batch
 from unify_posttrain.rollout.pictures import GRIDS, VISION_TOKENS, PictureReader, banned_bias
@@ -181,6 +182,22 @@ def test_greedy_decoding_is_transformers_generate_in_a_mixed_batch(processor, re
         assert decoded.token_ids == whole[0, ids.shape[1] :].tolist()
         model.model.rope_deltas = None
     assert found[1].token_ids == found[4].token_ids != found[5].token_ids
+
+
+def test_several_processes_see_the_same(reader, model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows whose prompts differ in their picture alone, dealt to two processes."""
+    monkeypatch.setattr(lanes, "ROWS", 2)
+    messages = [prompt("How many?", picture(84, 56, each)) for each in (7, 8)] + [PROMPTS["two"], PROMPTS["text"]]
+    seen = [reader.read(each) for each in messages]
+    batch = [each.ids for each in seen], [greedy(9)] * len(seen), [-1], 0, [each.inputs for each in seen]
+    two = lanes.Lanes(model, 2)
+    try:
+        found = two.decode_batch(*batch)
+    finally:
+        two.close()
+    expected = decode_batch(model, *batch)
+    assert [each.token_ids for each in found] == [each.token_ids for each in expected]
+    assert found[0].token_ids != found[1].token_ids
 
 
 def test_log_probs_are_those_of_the_training_forward(reader, model) -> None:

@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 import unify_posttrain
 
@@ -93,18 +92,20 @@ class Device(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = _tensors((*args, *kwargs.values()))
         on_device = any(isinstance(each, DeviceTensor) for each in tensors)
         if _waits(func, args, kwargs, tensors, on_device) and (site := self._site()):
             self.waits[f"{site} {func.overloadpacket.__name__}"] += 1
         if kwargs.get("device") is not None:
             on_device, kwargs["device"] = torch.device(kwargs["device"]).type == NAME, torch.device("cpu")
-        result = func(*tree_map_only(DeviceTensor, _numbers, args), **tree_map_only(DeviceTensor, _numbers, kwargs))
+        result = func(
+            *_mapped(DeviceTensor, _numbers, args), **{name: _mapped(DeviceTensor, _numbers, each) for name, each in kwargs.items()}
+        )
         if func.overloadpacket is aten.copy_:
             return args[0]
         if not on_device:
             return result
-        return return_and_correct_aliasing(func, args, kwargs, tree_map_only(Tensor, DeviceTensor, result))
+        return return_and_correct_aliasing(func, args, kwargs, _mapped(Tensor, DeviceTensor, result))
 
     def _site(self) -> str | None:
         """Innermost "file function" of the code that asked, if it is one of the folder."""
@@ -120,9 +121,27 @@ def _numbers(tensor: DeviceTensor) -> Tensor:
     return tensor.numbers
 
 
+def _mapped(kind: type, change: Callable[[Any], Any], value: Any) -> Any:
+    """Arguments and results of operations are nested in lists and tuples alone: torch's pytrees take half of the time for that."""
+    if isinstance(value, kind):
+        return change(value)
+    return type(value)([_mapped(kind, change, each) for each in value]) if isinstance(value, list | tuple) else value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for each in value for tensor in _tensors(each)] if isinstance(value, list | tuple) else []
+
+
+@cache
+def _names(func: Any) -> list[str]:
+    return [argument.name for argument in func._schema.arguments]
+
+
 def _waits(func: Any, args: Any, kwargs: dict[str, Any], tensors: list[Tensor], on_device: bool) -> bool:
     """Whether the host waits for the device. Refuses what CUDA refuses."""
-    given = {**dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)), **kwargs}
+    given = {**dict(zip(_names(func), args, strict=False)), **kwargs}
     if func.overloadpacket in (aten.copy_, aten._to_copy):
         target = given["self"].device if func.overloadpacket is aten.copy_ else given.get("device")
         crosses = target is not None and tensors[-1].device.type != torch.device(target).type
@@ -131,9 +150,7 @@ def _waits(func: Any, args: Any, kwargs: dict[str, Any], tensors: list[Tensor], 
         return False
     brought_over = _meet(func, given, tensors)
     if func.overloadpacket in INDEXING:  # their size depends on the numbers of masks alone
-        return brought_over or any(
-            each.dtype in (torch.bool, torch.uint8) for each in tree_leaves(given["indices"]) if each is not None
-        )
+        return brought_over or any(each.dtype in (torch.bool, torch.uint8) for each in _tensors(given["indices"]))
     return brought_over or bool(WAIT & set(func.tags))
 
 
@@ -149,7 +166,7 @@ def _meet(func: Any, given: dict[str, Any], tensors: list[Tensor]) -> bool:
     if any(each.is_meta for each in here):
         raise WrongDeviceError(f"{func}: a tensor was made on the device unseen, and so without numbers; teach `present` that way")
     if func.overloadpacket in INDEXING and isinstance(given["self"], DeviceTensor):
-        indices = {id(each) for each in tree_leaves(given["indices"])}
+        indices = {id(each) for each in _tensors(given["indices"])}
         here = [each for each in here if id(each) not in indices]
         if not here:
             return True

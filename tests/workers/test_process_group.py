@@ -15,7 +15,7 @@ from tests.ranks import run_ranks
 from unify_posttrain.runs.listeners import GLOO_INTERFACE
 from unify_posttrain.workers import process_group
 
-ROUNDS, AT_ONCE = 300, 16
+ROUNDS, AT_ONCE = 100, 16
 
 
 def join(rank: int, port: int, ranks: int) -> None:
