@@ -20,7 +20,9 @@ from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
-from omegaconf import DictConfig, _utils, base, grammar_parser
+from omegaconf import DictConfig, OmegaConf, _utils, base, grammar_parser
+
+from unify_posttrain.config import conf_dir
 
 Files = tuple[tuple[str, int | None], ...]
 
@@ -101,6 +103,24 @@ class Parsed:
         return pickle.loads(self._kept[key])
 
 
+class Loaded:
+    """Files of conf/ as OmegaConf loads them: those who ask for defaults, sources and writers of files read the same ones again and
+    again. Others are read as ever."""
+
+    def __init__(self) -> None:
+        self._load = OmegaConf.load
+        self._kept: dict[tuple, bytes] = {}
+
+    def load(self, file: Any) -> Any:
+        """As `OmegaConf.load`."""
+        if not isinstance(file, str | Path) or not Path(file).is_relative_to(conf_dir()):
+            return self._load(file)
+        key = (str(file), _stamp(str(file)))
+        if key not in self._kept:
+            self._kept[key] = pickle.dumps(self._load(file))
+        return pickle.loads(self._kept[key])
+
+
 def remember() -> None:
     """Let Hydra remember what it reads and composes, in this process from now on."""
     Plugins.instance()  # registers the source of files, which is not the class that an import would give
@@ -111,3 +131,4 @@ def remember() -> None:
         module.parse = cache(grammar_parser.parse)
     config_loader_impl.create_defaults_list = kept.order
     ConfigLoaderImpl._compose_config_from_defaults_list = lambda loader, defaults, repo: kept.merge(loader, defaults, repo)
+    OmegaConf.load = Loaded().load

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import OrderedDict
@@ -13,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from tests import composing
 from tests.scheduling import OneEndToEnd
 from unify_posttrain.config import compose_config
 
@@ -46,6 +48,23 @@ def test_what_is_remembered_is_what_hydra_composes() -> None:
     plain = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
     for _ in range(2):
         assert "".join(OmegaConf.to_yaml(compose_config(selection)) for selection in SELECTIONS) == plain
+
+
+def test_files_of_conf_are_parsed_once_and_every_reader_has_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(composing, "conf_dir", lambda: tmp_path / "conf")
+    (tmp_path / "conf").mkdir()
+    for folder in (tmp_path, tmp_path / "conf"):
+        file = folder / "one.yaml"
+        file.write_text("value: 1\nlist: [1]\nother: ${value}\n")
+        first = OmegaConf.load(file)
+        first.value, first.list[0] = 2, 2
+        again = OmegaConf.load(str(file))
+        assert (again.value, list(again.list), again.other) == (1, [1], 1) and first.other == 2
+        file.write_text("value: 3\n")
+        os.utime(file, ns=(1, 1))
+        assert OmegaConf.load(file) == {"value": 3}
+        with pytest.raises(FileNotFoundError):
+            OmegaConf.load(folder / "none.yaml")
 
 
 def test_a_file_that_changes_is_read_again_and_values_are_never_remembered(tmp_path: Path) -> None:
