@@ -65,14 +65,17 @@ def test_settings_that_change_again_and_again_leave_few_pools() -> None:
 
 
 @pytest.mark.slow
-def test_functions_of_users_that_change_leave_few_pools() -> None:
+def test_functions_of_users_that_change_leave_few_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five as many as are kept, which is made two here: each takes a second to start."""
+    calling.gatherers.close()
+    monkeypatch.setattr(calling.gatherers, "_most", 2)
     before = workers_of_this_process()
-    for number in range(10):
+    for number in range(5):
         protection = Protection(True, 1, 5.0 + number, 512, 60.0, 0.5, 3, 1000)
         settings = as_settings({"path": FILE, "name": "compute_score", "reward_kwargs": {}}, protection)
         assert json.loads(settings)["protection"]["timeout_seconds"] == 5.0 + number
         assert calling.compute_score_sync("sums", "int", "1", None, settings=settings)["score"] == 1.0
-    assert len(workers_of_this_process() - before) <= 8
+    assert 0 < len(workers_of_this_process() - before) <= 2
     calling.gatherers.close()
     assert workers_of_this_process() <= before
 

@@ -15,7 +15,7 @@ from unify_posttrain.rewards.trial import rows_to_try, try_reward
 
 pytestmark = pytest.mark.slow
 
-PROTECTION = replace(Protection.from_node(compose_config([]).reward.protection), timeout_seconds=2.0, memory_mb=2048)
+PROTECTION = replace(Protection.from_node(compose_config([]).reward.protection), timeout_seconds=1.0, memory_mb=2048)
 
 
 def calls(*texts: str) -> list[dict]:
@@ -41,7 +41,7 @@ def test_a_sound_function_passes_and_leaves_nothing_here() -> None:
         ("raise", "ValueError: no"),
         ("exit", "SystemExit: 3"),
         ("os exit", r"4 of 4 calls failed \(4 crash\).*exit code 5"),
-        ("spin", r"4 timeout\).*no result within 2\.0 s"),
+        ("spin", r"4 timeout\).*no result within 1\.0 s"),
         ("memory", "more than 2048 MB"),
         ("nan", r"4 no score\).*gave no score: nan"),
     ],
